@@ -1,0 +1,31 @@
+# shellcheck shell=bash
+# The environment of a recipe. Sourced from the recipe's directory, egs2/<corpus>/dus1.
+
+MAIN_ROOT=$(cd ../../.. && pwd)
+export MAIN_ROOT
+
+"${MAIN_ROOT}/tools/setup.sh" || return 1
+. "${DUS_VENV:-${MAIN_ROOT}/tools/venv}/bin/activate"
+
+export PATH="${PWD}/utils:${PATH}"
+export PYTHONPATH="${MAIN_ROOT}${PYTHONPATH:+:${PYTHONPATH}}"
+export PYTHONIOENCODING=UTF-8
+# Kaldi tables are sorted by bytes.
+export LC_ALL=C
+
+# Many jobs run at once. To let each have more threads: OMP_NUM_THREADS=4 ./run.sh
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+# NCCL must not choose a virtual network interface.
+export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker,virbr,vmnet,vboxnet}"
+
+if ! command -v nvidia-smi > /dev/null; then
+    # On a CPU, glibc hands big activation buffers back to the kernel at every step and
+    # faults them in again, which costs several times the computation itself.
+    export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-10000000000}"
+    export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-20000000000}"
+fi
+
+if [ -f local/path.sh ]; then
+    . local/path.sh
+fi

@@ -1,0 +1,19 @@
+"""Multimodal Depth Up-Scaling: speech for a frozen text LLM by inserted layers.
+
+Imports are lazy, so that a command line which needs none of it starts at once.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["Speech2Text", "upscale"]
+
+
+def __getattr__(name):
+    if name == "Speech2Text":
+        from espnet_dus.search.speech2text import Speech2Text
+
+        return Speech2Text
+    if name == "upscale":
+        from espnet_dus.upscale import upscale
+
+        return upscale
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Transcribe a data set with a trained model (stage 12)."""
+
+from espnet_dus.bin import user_errors
+
+
+def get_parser():
+    """Build the command's parser; the options are those of ESPnet's asr_inference."""
+    from espnet2.utils import config_argparse
+    from espnet2.utils.types import str2triple_str, str_or_none
+
+    parser = config_argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log_level", default="INFO", help="verbosity")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--ngpu", type=int, default=0, help="0 or 1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--data_path_and_name_and_type",
+        type=str2triple_str,
+        required=True,
+        action="append",
+        help="such as dump/raw/test/wav.scp,speech,sound",
+    )
+    parser.add_argument("--key_file", type=str_or_none, help="utterances to transcribe")
+    parser.add_argument("--dus_train_config", required=True, help="config.yaml")
+    parser.add_argument("--dus_model_file", required=True, help="a checkpoint")
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="utterances at a time"
+    )
+    parser.add_argument(
+        "--maxlenratio",
+        type=float,
+        default=1.0,
+        help="at most so many tokens for a speech position",
+    )
+    return parser
+
+
+@user_errors
+def main(cmd=None):
+    """Run the command."""
+    import logging
+
+    args = get_parser().parse_args(cmd)
+    logging.getLogger().setLevel(args.log_level)
+    from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
+
+    from espnet_dus.search.decode import decode
+    from espnet_dus.search.speech2text import Speech2Text
+
+    set_all_random_seed(args.seed)
+    speech2text = Speech2Text(
+        args.dus_train_config,
+        args.dus_model_file,
+        "cuda" if args.ngpu else "cpu",
+        args.maxlenratio,
+    )
+    decode(
+        speech2text,
+        args.data_path_and_name_and_type,
+        args.key_file,
+        args.output_dir,
+        args.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""CTC on the output of a layer: its units, made in stage 5, and its head.
+
+The units are `llm` (the base LM's own tokens, those that occur in the training text: the
+output is a draft that the LLM can verify as it stands), `bpe` (SentencePiece) or `char`.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Iterable, List, Sequence, Tuple, Union
+
+import torch
+from espnet2.asr.ctc import CTC
+
+from espnet_dus.io import atomic_path, write_text
+
+BLANK = 0
+UNKNOWN = 1
+UNIT_TYPES = ("llm", "bpe", "char")
+SPACE = "<space>"
+
+
+class CTCUnits:
+    """A list of CTC units and the way from a transcript to their ids and back.
+
+    A directory holds `units.json` (type and units; id 0 is the blank, id 1 the unknown)
+    and, for `bpe`, `bpe.model`.
+
+    Args:
+        directory: Made by `CTCUnits.make`.
+        tokenizer: The base LM's tokenizer; `llm` units need it.
+
+    Raises:
+        ValueError: The directory holds no units.
+    """
+
+    def __init__(self, directory: Union[str, Path], tokenizer=None):
+        path = Path(directory) / "units.json"
+        if not path.is_file():
+            raise ValueError(f"ctc_units: {path} is missing; stage 5 makes it")
+        content = json.loads(path.read_text("utf-8"))
+        self.type: str = content["type"]
+        self.units: List[str] = content["units"]
+        self.ids = {unit: i for i, unit in enumerate(self.units)}
+        self.tokenizer = tokenizer
+        if self.type == "bpe":
+            from sentencepiece import SentencePieceProcessor
+
+            self.bpe = SentencePieceProcessor(str(Path(directory) / "bpe.model"))
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def encode(self, text: str) -> List[int]:
+        """Give the unit ids of a transcript; a unit not in the list is the unknown."""
+        return [self.ids.get(p, UNKNOWN) for p in self._pieces(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Give the text of unit ids; blank and unknown have none."""
+        pieces = [self.units[i] for i in ids if i not in (BLANK, UNKNOWN)]
+        if self.type == "llm":
+            return self.tokenizer.convert_tokens_to_string(pieces).strip()
+        if self.type == "bpe":
+            return self.bpe.decode_pieces(pieces)
+        return "".join(pieces).replace(SPACE, " ")
+
+    def _pieces(self, text: str) -> List[str]:
+        if self.type == "llm":
+            return self.tokenizer.tokenize(text)
+        if self.type == "bpe":
+            return self.bpe.encode_as_pieces(text)
+        return [SPACE if c == " " else c for c in text]
+
+    @classmethod
+    def make(
+        cls,
+        directory: Union[str, Path],
+        unit_type: str,
+        texts: Sequence[str],
+        tokenizer,
+        nbpe: int = 500,
+    ) -> "CTCUnits":
+        """Make the units of a training text.
+
+        Args:
+            directory: Where they are to stand.
+            unit_type: `llm`, `bpe` or `char`.
+            texts: The training transcripts.
+            tokenizer: The base LM's.
+            nbpe: Number of SentencePiece units.
+
+        Raises:
+            ValueError: An unknown type, no text, or a text too small for `nbpe`.
+        """
+        directory = Path(directory)
+        if unit_type not in UNIT_TYPES:
+            raise ValueError(
+                f"ctc_token_type: {unit_type!r} is not one of {', '.join(UNIT_TYPES)}"
+            )
+        if not any(texts):
+            raise ValueError("no training text to make CTC units of")
+        directory.mkdir(parents=True, exist_ok=True)
+        if unit_type == "llm":
+            found = {piece for text in texts for piece in tokenizer.tokenize(text)}
+        elif unit_type == "bpe":
+            found = _train_sentencepiece(directory / "bpe.model", texts, nbpe)
+        else:
+            found = {SPACE if c == " " else c for text in texts for c in text}
+        units = ["<blank>", "<unk>"] + sorted(found - {"<unk>"})
+        content = {"type": unit_type, "units": units}
+        text = json.dumps(content, ensure_ascii=False, indent=0)
+        write_text(directory / "units.json", text + "\n")
+        logging.info(f"{directory}: {len(units)} CTC units of type {unit_type}")
+        return cls(directory, tokenizer)
+
+
+def _train_sentencepiece(path: Path, texts: Sequence[str], nbpe: int) -> set:
+    import sentencepiece
+
+    with atomic_path(path) as temporary:
+        prefix = temporary.with_suffix("")
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_prefix=str(prefix),
+                vocab_size=nbpe,
+                model_type="unigram",
+                character_coverage=1.0,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"SentencePiece could not make nbpe = {nbpe} units of {len(texts)} "
+                f"transcripts; take fewer: {error}"
+            ) from error
+        prefix.with_suffix(".vocab").unlink()
+        prefix.with_suffix(".model").rename(temporary)
+    model = sentencepiece.SentencePieceProcessor(str(path))
+    pieces = range(model.vocab_size())
+    return {model.id_to_piece(i) for i in pieces if not model.is_control(i)}
+
+
+class CTCHead(torch.nn.Module):
+    """A norm (the residual stream has none) and ESPnet's CTC.
+
+    Args:
+        hidden_size: Of the layer it reads (D).
+        num_units: Units, the blank included (U).
+        dropout_rate: Dropout on what it reads.
+    """
+
+    def __init__(self, hidden_size: int, num_units: int, dropout_rate: float = 0.1):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(hidden_size)
+        self.ctc = CTC(num_units, hidden_size, dropout_rate)
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        units_BN: torch.Tensor,
+        unit_lengths_B: torch.Tensor,
+    ) -> torch.Tensor:
+        """Give the CTC loss per unit, a scalar.
+
+        Args:
+            x_BSD: (B, S, D) hidden states of the speech positions.
+            lengths_B: (B,) their number.
+            units_BN: (B, N) unit ids.
+            unit_lengths_B: (B,) their number.
+        """
+        mean_over_batch = self.ctc(
+            self.norm(x_BSD.float()), lengths_B, units_BN, unit_lengths_B
+        )
+        return mean_over_batch * len(lengths_B) / unit_lengths_B.sum()
+
+    @torch.no_grad()
+    def greedy(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
+        """Give the unit ids of the best path of each utterance."""
+        best_BS = self.ctc.argmax(self.norm(x_BSD.float()))
+        results = []
+        for path, length in zip(best_BS.tolist(), lengths_B.tolist()):
+            path = path[:length]
+            changes = [u for i, u in enumerate(path) if i == 0 or u != path[i - 1]]
+            results.append([unit for unit in changes if unit != BLANK])
+        return results
+
+
+def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
+    """Find the layer that the CTC head reads.
+
+    Args:
+        lm: The adapted LM.
+        ctc_layer: `inserted:K` (the K-th inserted layer from 0; -1: the last) or
+            `base:K` (base layer K), for arms that insert none.
+
+    Returns:
+        Its place in `lm.model.layers`.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    from espnet_dus.upscale import inserted_layers
+
+    inserted = list(inserted_layers(lm))
+    base = [i for i in range(len(lm.model.layers)) if i not in inserted]
+    family, _, number = ctc_layer.partition(":")
+    places = {"inserted": inserted, "base": base}.get(family)
+    try:
+        return places[int(number)]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"ctc_layer: {ctc_layer!r} names no layer; expected inserted:K with K below "
+            f"{len(inserted)}, or base:K with K below {len(base)} (-1: the last)"
+        ) from error
+
+
+def word_errors(
+    references: Sequence[str], hypotheses: Sequence[str]
+) -> Tuple[int, int]:
+    """Count word errors and reference words, for the training log."""
+    import jiwer
+
+    pairs = [(r, h) for r, h in zip(references, hypotheses) if r.strip()]
+    if not pairs:
+        return 0, 0
+    out = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
+    errors = out.substitutions + out.deletions + out.insertions
+    return errors, out.hits + out.substitutions + out.deletions

@@ -1,0 +1,1 @@
+"""From a corpus to the batches of training: data directories, audio, dump."""

@@ -1,0 +1,179 @@
+"""From an utterance on disk to one in a batch, and what becomes of a bad one."""
+
+import logging
+from pathlib import Path
+from typing import Any, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
+
+import numpy as np
+from espnet2.train.collate_fn import CommonCollateFn
+from espnet2.train.dataset import AbsDataset
+from espnet2.train.preprocessor import CommonPreprocessor
+
+from espnet_dus.ctc import CTCUnits
+
+
+class TooManyBadUtterances(RuntimeError):
+    """More utterances are bad than the user allows."""
+
+
+class BadUtterances:
+    """Counts utterances that cannot be used, up to a limit.
+
+    They are kept in a file, one a line, so that the processes of a data loader and the
+    ranks of a distributed run count together, and the user can look at them.
+
+    Args:
+        path: The file: `<utterance id> <reason>` a line.
+        limit: How many (distinct) utterances may be left out.
+    """
+
+    def __init__(self, path: Path, limit: int):
+        self.path = Path(path)
+        self.limit = limit
+
+    def add(self, utt_id: str, reason: Exception) -> None:
+        """Count an utterance.
+
+        Raises:
+            TooManyBadUtterances: There are more than `limit`.
+        """
+        reason = " ".join(str(reason).split())
+        known = self._known()
+        if utt_id not in known:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{utt_id} {reason}\n")
+            known.add(utt_id)
+            logging.warning(
+                f"utterance {utt_id} is left out ({len(known)} of at most {self.limit}): "
+                f"{reason}"
+            )
+        if len(known) > self.limit:
+            raise TooManyBadUtterances(
+                f"utterance {utt_id}: {reason}. {len(known)} bad utterance(s), "
+                f"{self.limit} are allowed (--max_bad_utterances); see {self.path}"
+            )
+
+    def _known(self) -> set:
+        if not self.path.is_file():
+            return set()
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return {line.split(maxsplit=1)[0] for line in lines if line.strip()}
+
+
+class DUSPreprocessor(CommonPreprocessor):
+    """ESPnet's preprocessor; also checks the utterance and adds the CTC units.
+
+    Args:
+        ctc_units: To make `text_ctc` of the transcript, or None.
+        bad_utterances: Where a bad utterance goes; None: it is an error.
+        min_length: Fewest samples (or feature frames) that the speech embedder takes.
+        kwargs: ESPnet's.
+    """
+
+    def __init__(
+        self,
+        ctc_units: Optional[CTCUnits] = None,
+        bad_utterances: Optional[BadUtterances] = None,
+        min_length: int = 1,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.ctc_units = ctc_units
+        self.bad_utterances = bad_utterances
+        self.min_length = min_length
+
+    def __call__(self, uid: str, data: Dict[str, Any]) -> Dict[str, np.ndarray]:
+        """Process an utterance; a bad one comes out empty, which the collation drops.
+
+        Raises:
+            TooManyBadUtterances: It is bad, and no more are allowed.
+        """
+        try:
+            self._check(uid, data)
+        except ValueError as error:
+            if self.bad_utterances is None:
+                raise
+            self.bad_utterances.add(uid, error)
+            return {}
+        units = None
+        if self.ctc_units is not None and isinstance(data.get(self.text_name), str):
+            text = self.text_cleaner(data[self.text_name])
+            units = np.array(self.ctc_units.encode(text), dtype=np.int64)
+        data = super().__call__(uid, data)
+        if units is not None:
+            data["text_ctc"] = units
+        return data
+
+    def _check(self, uid: str, data: Dict[str, Any]) -> None:
+        speech = data[self.speech_name]
+        if len(speech) < self.min_length:
+            raise ValueError(
+                f"utterance {uid}: {len(speech)} samples or frames, the subsampling needs "
+                f"{self.min_length}; raise --min_wav_duration (stage 4)"
+            )
+        if not np.isfinite(speech).all():
+            raise ValueError(f"utterance {uid}: NaN or infinite values in the speech")
+        text = data.get(self.text_name)
+        if isinstance(text, str) and not text.strip():
+            raise ValueError(f"utterance {uid}: the transcript is empty")
+
+
+class FaultTolerantDataset(AbsDataset):
+    """ESPnet's dataset, which gives an empty utterance where one cannot be read.
+
+    Args:
+        dataset: ESPnet's.
+        bad_utterances: Where an unreadable utterance is counted.
+    """
+
+    def __init__(self, dataset: AbsDataset, bad_utterances: BadUtterances):
+        self.dataset = dataset
+        self.bad_utterances = bad_utterances
+
+    def has_name(self, name: str) -> bool:
+        """Tell whether there is data of a name."""
+        return self.dataset.has_name(name)
+
+    def names(self) -> Tuple[str, ...]:
+        """Give the names of the data."""
+        return self.dataset.names()
+
+    def __repr__(self) -> str:
+        return repr(self.dataset)
+
+    def __getitem__(self, uid: str) -> Tuple[str, Dict[str, Any]]:
+        try:
+            return self.dataset[uid]
+        except TooManyBadUtterances:
+            raise
+        except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+            self.bad_utterances.add(uid, error)
+            return uid, {}
+
+
+class DUSCollateFn(CommonCollateFn):
+    """ESPnet's collation, without the bad utterances."""
+
+    def __init__(self):
+        super().__init__(float_pad_value=0.0, int_pad_value=-1)
+
+    def __call__(
+        self, data: Collection[Tuple[str, Dict[str, np.ndarray]]]
+    ) -> Tuple[List[str], Dict[str, Any]]:
+        """Give ids and padded tensors; both empty if every utterance is bad."""
+        good = [(uid, utterance) for uid, utterance in data if utterance]
+        return super().__call__(good) if good else ([], {})
+
+
+class NonEmptyBatches:
+    """An iterator over batches without those of which nothing is left."""
+
+    def __init__(self, batches: Iterable):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tuple[List[str], Dict[str, Any]]]:
+        return (batch for batch in self.batches if batch[0])

@@ -1,0 +1,445 @@
+"""Stage 3: dump audio, or the frontend's features, in one format and at one rate.
+
+The layout is that of ESPnet's stage 3. What is finished is noted utterance by utterance
+in the journal `.done`, so that a second run does only what is missing or has changed.
+"""
+
+import functools
+import hashlib
+import io
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple, Union
+from urllib.parse import quote
+
+import kaldiio
+import soundfile
+
+from espnet_dus.data.audio import AudioError, read_audio, to_pcm16
+from espnet_dus.data.data_dir import (
+    DataDir,
+    Utterance,
+    explain_write_errors,
+    first_few,
+)
+from espnet_dus.io import atomic_path, write_scp, write_text
+
+# The frontend of the recipes: training on `raw` computes the same features itself.
+FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80)
+BLOCK_SIZE = 1000  # utterances in one ark, and what an interruption loses at most
+SECONDS_BETWEEN_REPORTS = 10
+
+
+class Record(NamedTuple):
+    """One finished utterance, as a line of the journal.
+
+    Attributes:
+        num_samples: Length in samples at the dump's rate.
+        num_frames: Length in feature frames, 0 for audio.
+        size: Bytes of the file that holds it.
+        location: The file below the dump directory; in an ark, with `:offset`.
+        digest: Of all that the result depends on. It stands last, so that a line that
+            was cut short never looks finished.
+    """
+
+    num_samples: int
+    num_frames: int
+    size: int
+    location: str
+    digest: str
+
+    @property
+    def file(self) -> str:
+        """The file below the dump directory."""
+        return self.location.rsplit(":", 1)[0]
+
+
+Done = Dict[str, Record]
+Faults = Dict[str, str]
+
+
+@dataclass(frozen=True)
+class Dump:
+    """What is written where.
+
+    Attributes:
+        out_dir: The dump directory.
+        feats_type: `raw` or `fbank`.
+        fs: Sampling rate in Hz.
+        audio_format: `flac` or `wav`, for `raw`.
+        allow_pipes: Whether commands in wav.scp are run.
+    """
+
+    out_dir: Path
+    feats_type: str
+    fs: int
+    audio_format: str
+    allow_pipes: bool
+
+    def samples(self, utterance: Utterance):
+        """Read an utterance as 16-bit samples, the same for audio and features."""
+        return to_pcm16(read_audio(utterance, self.fs, self.allow_pipes))
+
+    def digests(self, utterances: List[Utterance]) -> Dict[str, str]:
+        """Digest the sources (path, size, time of change) and options by utterance."""
+        kind = self.audio_format if self.feats_type == "raw" else str(FBANK_CONF)
+
+        @functools.lru_cache(maxsize=1024)  # segments share their recording
+        def source(wav: str) -> Tuple:
+            try:
+                status = os.stat(wav)
+            except OSError:  # a command, or no such file, which reading will say
+                return (wav,)
+            return wav, status.st_size, status.st_mtime_ns
+
+        return {
+            utterance.id: hashlib.blake2b(
+                repr((source(utterance.wav), utterance[2:], self.fs, kind)).encode(),
+                digest_size=8,
+            ).hexdigest()
+            for utterance in utterances
+        }
+
+
+def format_data(
+    data_dir: Union[str, Path],
+    out_dir: Union[str, Path],
+    feats_type: str = "raw",
+    fs: int = 16000,
+    audio_format: str = "flac",
+    nj: int = 1,
+    max_bad_utterances: int = 0,
+    allow_pipes: bool = False,
+) -> None:
+    """Dump a data directory.
+
+    Segments are cut, speeds applied, rates converted. `raw` writes 16-bit audio files
+    and wav.scp; `fbank` writes log-mel features (frames x 80, float32) and feats.scp,
+    and no audio. Both write utt2num_samples. Faulty audio is listed in full in
+    `out_dir`/bad_utterances.
+
+    Args:
+        data_dir: The Kaldi data directory.
+        out_dir: The dump directory.
+        feats_type: `raw` or `fbank`.
+        fs: Sampling rate in Hz.
+        audio_format: `flac` or `wav`, for `raw`.
+        nj: Number of processes.
+        max_bad_utterances: Up to so many utterances with faulty audio are left out
+            with a warning; more are an error.
+        allow_pipes: Whether to run commands that stand in wav.scp.
+
+    Raises:
+        ValueError: The data directory is not valid, an option is out of range, or too
+            many utterances are faulty.
+        OSError: A file cannot be written.
+    """
+    if feats_type not in ("raw", "fbank") or audio_format not in ("flac", "wav"):
+        raise ValueError(
+            "expected feats_type raw or fbank and audio_format flac or wav, got "
+            f"{feats_type} and {audio_format}"
+        )
+    if nj < 1:
+        raise ValueError(f"expected a number of processes (nj) from 1 on, got {nj}")
+    out_dir = Path(out_dir)
+    if Path(data_dir).resolve() == out_dir.resolve():
+        raise ValueError(f"{out_dir}: cannot be both the input and the output")
+    data = DataDir.read(data_dir)
+    data.validate(empty_text=True)
+    dump = Dump(out_dir, feats_type, fs, audio_format, allow_pipes)
+
+    utterances = data.utterances()
+    digests = dump.digests(utterances)
+    journal = out_dir / ".done"
+    recorded = _read_journal(journal)
+    done = _still_good(recorded, digests, out_dir)
+    pending = [utterance for utterance in utterances if utterance.id not in done]
+    logging.info("%s: %d to do, %d done before", out_dir, len(pending), len(done))
+    faults: Faults = {}
+    if pending:
+        # While `text` stands, the directory is whole.
+        (out_dir / "text").unlink(missing_ok=True)
+        for stray in (out_dir / "data").rglob(".*.tmp.*"):  # of a killed run
+            stray.unlink()
+        first_ark = 1 + max(map(_ark_number, recorded.values()), default=0)
+        work = functools.partial(_dump_block, dump=dump, digests=digests)
+        progress = _Progress(str(out_dir), len(pending))
+        # Closed, so that an error here also ends the processes.
+        with closing(_run(work, _blocks(pending, first_ark, nj), nj)) as finished:
+            for new, bad in finished:
+                _append_journal(journal, new)
+                done.update(new)
+                faults.update(bad)
+                progress.add(len(new), len(bad))
+    _report_faults(faults, out_dir, len(utterances), max_bad_utterances)
+    _write_tables(data, done, dump)
+    _tidy(journal, recorded, done, out_dir)
+
+
+def _write_tables(data: DataDir, done: Done, dump: Dump) -> None:
+    kept = data.subset(done).tables
+    tables = {name: kept[name] for name in ("text", "utt2spk")}
+    tables["utt2num_samples"] = {key: str(done[key].num_samples) for key in done}
+    attributes = {"feats_type": dump.feats_type, "fs": str(dump.fs)}
+    if dump.feats_type == "raw":
+        attributes["audio_format"] = dump.audio_format
+        index = "wav.scp"
+    else:
+        attributes["feats_dim"] = str(FBANK_CONF["n_mels"])
+        tables["utt2num_frames"] = {key: str(done[key].num_frames) for key in done}
+        index = "feats.scp"
+    tables[index] = {key: f"{dump.out_dir / done[key].location}" for key in done}
+    DataDir(dump.out_dir, tables, attributes).write(dump.out_dir)
+    seconds = sum(record.num_samples for record in done.values()) / dump.fs
+    logging.info("%s: %d utterances, %.2f h", dump.out_dir, len(done), seconds / 3600)
+
+
+def _report_faults(faults: Faults, out_dir: Path, total: int, allowed: int) -> None:
+    report = out_dir / "bad_utterances"
+    if not faults:
+        report.unlink(missing_ok=True)
+        return
+    with explain_write_errors(report):
+        write_scp(report, faults)
+    message = first_few(
+        f"audio that cannot be used (all in {report})", [*faults.values()]
+    )
+    if len(faults) == total:
+        raise ValueError(f"{message}\nno utterance is left")
+    if len(faults) > allowed:
+        raise ValueError(
+            f"{message}\nmend these, or leave them out with --max_bad_utterances "
+            f"{len(faults)}; what is finished stays"
+        )
+    logging.warning("left out: %s", message)
+
+
+# The journal
+
+
+def _read_journal(journal: Path) -> Done:
+    records: Done = {}
+    if journal.exists():
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            fields = line.split(" ")
+            if len(fields) == 6:  # a line that was cut short is an utterance to redo
+                key, samples, frames, size, location, digest = fields
+                records[key] = Record(
+                    int(samples), int(frames), int(size), location, digest
+                )
+    return records
+
+
+def _journal_lines(records: Done) -> str:
+    return "".join(
+        " ".join(map(str, (key, *record))) + "\n" for key, record in records.items()
+    )
+
+
+def _append_journal(journal: Path, records: Done) -> None:
+    # The line break first: an earlier run may have been stopped within a line.
+    with explain_write_errors(journal):
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with journal.open("a", encoding="utf-8") as file:
+            file.write("\n" + _journal_lines(records))
+
+
+def _still_good(recorded: Done, digests: Dict[str, str], out_dir: Path) -> Done:
+    @functools.lru_cache(maxsize=1024)  # utterances share their ark
+    def size(file: str) -> int:
+        try:
+            return os.stat(out_dir / file).st_size
+        except OSError:
+            return -1
+
+    return {
+        key: record
+        for key, record in recorded.items()
+        if digests.get(key) == record.digest and size(record.file) == record.size
+    }
+
+
+def _tidy(journal: Path, recorded: Done, done: Done, out_dir: Path) -> None:
+    """Remove the files that only earlier runs needed, and their lines."""
+    needed = {record.file for record in done.values()}
+    for file in {record.file for record in recorded.values()} - needed:
+        (out_dir / file).unlink(missing_ok=True)
+    with explain_write_errors(journal):
+        write_text(journal, _journal_lines(done))
+
+
+# The work
+
+
+def _blocks(
+    pending: List[Utterance], first_ark: int, nj: int
+) -> List[Tuple[int, List[Utterance]]]:
+    """Divide the work: neighbours stay together, and no process idles for long."""
+    size = min(BLOCK_SIZE, -(-len(pending) // (4 * nj)))
+    starts = range(0, len(pending), size)
+    return [
+        (number, pending[start : start + size])
+        for number, start in enumerate(starts, first_ark)
+    ]
+
+
+def _ark_number(record: Record) -> int:
+    name = Path(record.file).name.split(".")
+    return int(name[1]) if name[0] == "feats" and name[-1] == "ark" else 0
+
+
+def _run(work: Callable, blocks: List, nj: int) -> Iterator[Tuple[Done, Faults]]:
+    if nj == 1:
+        yield from map(work, blocks)
+        return
+    # Not fork: torch and libsndfile keep threads and locks that a fork would break.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(nj, mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(work, block) for block in blocks]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process was killed, most likely for want of memory; run again with a "
+            "smaller nj: what is finished stays"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Each of nj processes would start a thread per core for its small matrices.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # When the main process is killed, the pool's processes would wait for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class _Progress:
+    """Say now and then how far the work is and how long it will take."""
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total = what, total
+        self.count = self.bad = 0
+        self.start = self.reported = time.monotonic()
+
+    def add(self, good: int, bad: int) -> None:
+        self.count += good + bad
+        self.bad += bad
+        now = time.monotonic()
+        if now - self.reported < SECONDS_BETWEEN_REPORTS and self.count < self.total:
+            return
+        self.reported = now
+        rate = self.count / max(now - self.start, 1e-3)
+        logging.info(
+            "%s: %d of %d utterances, %d bad, %.0f/s, %s left",
+            self.what,
+            self.count,
+            self.total,
+            self.bad,
+            rate,
+            timedelta(seconds=round((self.total - self.count) / rate)),
+        )
+
+
+def _dump_block(
+    block: Tuple[int, List[Utterance]], dump: Dump, digests: Dict[str, str]
+) -> Tuple[Done, Faults]:
+    number, utterances = block
+    if dump.feats_type == "raw":
+        return _dump_audio(utterances, dump, digests)
+    return _dump_fbank(utterances, f"data/feats.{number}.ark", dump, digests)
+
+
+def _dump_audio(
+    utterances: List[Utterance], dump: Dump, digests: Dict[str, str]
+) -> Tuple[Done, Faults]:
+    done, faults = {}, {}
+    for utterance in utterances:
+        try:
+            samples = dump.samples(utterance)
+        except AudioError as error:
+            faults[utterance.id] = str(error)
+            continue
+        # 256 folders, since file systems dislike millions of files in one. A key may
+        # hold any character; as a file name it must not leave the folder.
+        folder = hashlib.blake2b(utterance.id.encode(), digest_size=1).hexdigest()
+        name = f"{quote(utterance.id, safe='')}.{dump.audio_format}"
+        location = f"data/{folder}/{name}"
+        # Encoded in memory: libsndfile does not say that a disk is full.
+        encoded = io.BytesIO()
+        soundfile.write(
+            encoded, samples, dump.fs, format=dump.audio_format, subtype="PCM_16"
+        )
+        path = dump.out_dir / location
+        with explain_write_errors(path), atomic_path(path) as temporary:
+            size = temporary.write_bytes(encoded.getvalue())
+        done[utterance.id] = Record(
+            len(samples), 0, size, location, digests[utterance.id]
+        )
+    return done, faults
+
+
+def _dump_fbank(
+    utterances: List[Utterance], ark: str, dump: Dump, digests: Dict[str, str]
+) -> Tuple[Done, Faults]:
+    done, faults = {}, {}
+    features_of = _frontend(dump.fs)
+    path = dump.out_dir / ark
+    with explain_write_errors(path), atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            for utterance in utterances:
+                try:
+                    samples = dump.samples(utterance)
+                    features = features_of(utterance, samples)
+                except AudioError as error:
+                    faults[utterance.id] = str(error)
+                    continue
+                offset = file.tell() + len(f"{utterance.id} ".encode())
+                kaldiio.save_ark(file, {utterance.id: features})
+                done[utterance.id] = Record(
+                    len(samples),
+                    len(features),
+                    0,
+                    f"{ark}:{offset}",
+                    digests[utterance.id],
+                )
+            size = file.tell()
+    if not done:
+        path.unlink()
+    return {key: record._replace(size=size) for key, record in done.items()}, faults
+
+
+@functools.lru_cache(maxsize=1)
+def _frontend(fs: int) -> Callable:
+    """Make the function that turns 16-bit samples into features (frames x mels)."""
+    import torch
+    from espnet2.asr.frontend.default import DefaultFrontend
+
+    frontend = DefaultFrontend(fs=fs, **FBANK_CONF).eval()
+
+    def features_of(utterance: Utterance, samples):
+        if len(samples) <= FBANK_CONF["n_fft"] // 2:
+            raise AudioError(
+                f"utterance {utterance.id}: {utterance.wav}: {len(samples)} samples "
+                "are too few for one feature frame"
+            )
+        speech = torch.from_numpy(samples).float()[None] / 32768.0
+        with torch.no_grad():
+            features, _ = frontend(speech, torch.tensor([len(samples)]))
+        return features[0].numpy()
+
+    return features_of

@@ -1,0 +1,370 @@
+"""The whole model: frontend, speech embedder, adapted LM, losses.
+
+    speech -> features -> SpecAug, normalization -> speech embedder -+
+                                                                     v
+    [speech][prompt][transcript] -> base LM with inserted layers -> LM head -> cross-entropy
+                                          | output of one layer
+                                          +-> CTC head -> CTC loss
+
+Dimensions: B utterances, S speech positions, N transcript tokens, T positions of the
+joined sequence, D hidden, V vocabulary, M target positions of the batch.
+"""
+
+import logging
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from espnet2.torch_utils.device_funcs import force_gatherable
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+
+from espnet_dus.base_lm import Identity
+from espnet_dus.checkpoint import keep_only_trained, parameter_counts
+from espnet_dus.ctc import CTCHead, CTCUnits, ctc_layer_index, word_errors
+from espnet_dus.sequence import Sequence, join
+from espnet_dus.speech_embedder import SpeechEmbedder
+
+# Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
+LENGTH_MULTIPLE = 16
+
+
+class FeatureModel(AbsESPnetModel):
+    """The frontend alone, for collecting statistics: no base LM need be loaded."""
+
+    def __init__(self, frontend: Optional[torch.nn.Module]):
+        super().__init__()
+        self.frontend = frontend
+        # ESPnet builds an optimizer in this stage too, and it wants a parameter
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, **batch):
+        """Not to be trained."""
+        raise RuntimeError("this model only collects statistics")
+
+    def collect_feats(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_
+    ) -> Dict[str, torch.Tensor]:
+        """Give features (B, F, M) and their lengths (B,)."""
+        feats, lengths = extract_features(self.frontend, speech, speech_lengths)
+        return {"feats": feats, "feats_lengths": lengths}
+
+
+class ESPnetDUSModel(AbsESPnetModel):
+    """Speech recognition by an adapted text LLM.
+
+    Args:
+        lm: The adapted LM (see `adaptation.adapt`).
+        tokenizer: The base LM's.
+        identity: The base LM's.
+        frontend: Raw speech to features, or None where the input is features.
+        specaug: SpecAugment or None.
+        normalize: Normalization of features or None.
+        speech_embedder: Features to the LM's embedding space.
+        ctc: The CTC head, or None.
+        ctc_units: Its units.
+        prompt: Text between speech and transcript.
+        ctc_layer: The layer it reads, see `ctc.ctc_layer_index`.
+        ctc_weight: Its share of the loss; the cross-entropy has the rest.
+        ctc_warmup_epochs: That many first epochs train CTC alone. The forward pass then
+            stops at `ctc_layer`, so that the layers above cost nothing.
+        lsm_weight: Label smoothing of the cross-entropy.
+
+    Raises:
+        ValueError: Contradictory options.
+    """
+
+    def __init__(
+        self,
+        lm: torch.nn.Module,
+        tokenizer,
+        identity: Identity,
+        frontend: Optional[torch.nn.Module],
+        specaug: Optional[torch.nn.Module],
+        normalize: Optional[torch.nn.Module],
+        speech_embedder: SpeechEmbedder,
+        ctc: Optional[CTCHead],
+        ctc_units: Optional[CTCUnits],
+        prompt: str = "",
+        ctc_layer: str = "inserted:-1",
+        ctc_weight: float = 0.3,
+        ctc_warmup_epochs: int = 0,
+        lsm_weight: float = 0.0,
+        extract_feats_in_collect_stats: bool = True,
+    ):
+        super().__init__()
+        if not 0 <= ctc_weight <= 1:
+            raise ValueError(f"ctc_weight: {ctc_weight} is not in [0, 1]")
+        if ctc is None and (ctc_weight > 0 or ctc_warmup_epochs > 0):
+            raise ValueError(
+                f"ctc_weight is {ctc_weight} and ctc_warmup_epochs {ctc_warmup_epochs}, "
+                "but there is no CTC head: give --ctc_units (stage 5 makes them)"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the base LM's tokenizer has no EOS token")
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.frontend = frontend
+        self.specaug = specaug
+        self.normalize = normalize
+        self.speech_embedder = speech_embedder
+        self.ctc = ctc
+        self.ctc_units = ctc_units
+        self.ctc_layer = None if ctc is None else ctc_layer_index(lm, ctc_layer)
+        self.ctc_weight = ctc_weight
+        self.ctc_warmup_epochs = ctc_warmup_epochs
+        self.ctc_only = ctc_weight == 1
+        self.lsm_weight = lsm_weight
+        self.extract_feats_in_collect_stats = extract_feats_in_collect_stats
+        self.prompt_ids: List[int] = tokenizer(
+            prompt, add_special_tokens=False
+        ).input_ids
+        self.eos_id: int = tokenizer.eos_token_id
+        counts = parameter_counts(self)
+        share = counts["trained"] / max(counts["total"], 1)
+        logging.info(
+            f"trained parameters: {counts['trained']:,} of {counts['total']:,} "
+            f"({share:.1%}), frozen: {counts['frozen']:,}"
+        )
+        keep_only_trained(self, "lm", identity)
+
+    # -- modes and precision -----------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the model the epoch (from 1), on which the CTC warm-up depends."""
+        self.ctc_only = self.ctc_weight == 1 or epoch <= self.ctc_warmup_epochs
+
+    def train(self, mode: bool = True) -> "ESPnetDUSModel":
+        """Set training mode, but keep what is frozen in eval mode (dropout, statistics)."""
+        super().train(mode)
+        for module in self.lm.modules():
+            own = list(module.parameters())
+            if own and not any(p.requires_grad for p in own):
+                module.eval()
+        return self
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "ESPnetDUSModel":
+        # ESPnet moves a model to --train_dtype, float32, right after it was built: the
+        # frozen base LM is to keep the precision it was loaded in.
+        def keep_frozen_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+            return moved.to(tensor.dtype) if frozen else moved
+
+        return super()._apply(keep_frozen_dtype, recurse)
+
+    def autocast(self) -> torch.autocast:
+        """Compute the trained float32 parts in the base LM's precision."""
+        dtype = self.lm.get_input_embeddings().weight.dtype
+        device = self.lm.device.type
+        return torch.autocast(
+            device, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)
+        )
+
+    # -- training ----------------------------------------------------------------------
+
+    def forward(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: torch.Tensor,
+        text_lengths: torch.Tensor,
+        text_ctc: Optional[torch.Tensor] = None,
+        text_ctc_lengths: Optional[torch.Tensor] = None,
+        **_,
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
+        """Compute the loss of a batch.
+
+        Args:
+            speech: (B, samples) or, as features, (B, F, M).
+            speech_lengths: (B,).
+            text: (B, N) token ids of the base LM, padded at the right.
+            text_lengths: (B,).
+            text_ctc: (B, N') CTC unit ids.
+            text_ctc_lengths: (B,).
+
+        Returns:
+            The loss, statistics for the log, and the batch size as their weight.
+        """
+        with self.autocast():
+            speech_BSD, lengths_B = self.embed_speech(speech, speech_lengths)
+            stats: Dict[str, Optional[torch.Tensor]] = {}
+            if self.ctc_only:
+                text, text_lengths = text[:, :0], torch.zeros_like(text_lengths)
+            seq = self.join_text(speech_BSD, lengths_B, text, text_lengths)
+            hidden_BTD, ctc_BTD = self.run_lm(seq)
+        loss = 0.0
+        if not self.ctc_only:
+            ce, acc = self._cross_entropy(hidden_BTD, lengths_B, text, text_lengths)
+            loss = (1 - self.ctc_weight) * ce
+            stats.update(loss_ce=ce.detach(), acc=acc)
+        else:
+            # no token was predicted: an epoch of this kind is never the best by accuracy
+            stats.update(acc=torch.zeros((), device=speech_BSD.device))
+        if self.ctc is not None and (self.ctc_weight > 0 or self.ctc_only):
+            ctc_BSD = ctc_BTD[:, : speech_BSD.size(1)]  # speech stands first
+            ctc_loss = self.ctc(ctc_BSD, lengths_B, text_ctc, text_ctc_lengths)
+            loss = loss + (1.0 if self.ctc_only else self.ctc_weight) * ctc_loss
+            stats.update(loss_ctc=ctc_loss.detach())
+            if not self.training:
+                stats.update(
+                    wer_ctc=self._ctc_wer(
+                        ctc_BSD, lengths_B, text_ctc, text_ctc_lengths
+                    )
+                )
+        stats.update(loss=loss.detach())
+        return force_gatherable((loss, stats, len(lengths_B)), loss.device)
+
+    def collect_feats(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_
+    ) -> Dict[str, torch.Tensor]:
+        """Give features (B, F, M) and their lengths (B,)."""
+        feats, lengths = extract_features(self.frontend, speech, speech_lengths)
+        return {"feats": feats, "feats_lengths": lengths}
+
+    def embed_speech(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Give speech embeddings (B, S, D) and their lengths (B,)."""
+        with torch.autocast(self.lm.device.type, enabled=False):
+            feats, lengths = extract_features(self.frontend, speech, speech_lengths)
+            if self.specaug is not None and self.training:
+                feats, lengths = self.specaug(feats, lengths)
+            if self.normalize is not None:
+                feats, lengths = self.normalize(feats, lengths)
+        return self.speech_embedder(feats, lengths)
+
+    def join_text(
+        self,
+        speech_BSD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        text_BN: torch.Tensor,
+        text_lengths_B: torch.Tensor,
+        pad_side: str = "right",
+    ) -> Sequence:
+        """Put prompt and text behind the speech: [speech][prompt][text].
+
+        For CTC alone (no text at all) the prompt is left out too.
+        """
+        if not self.ctc_only:
+            prompt_BP = text_BN.new_tensor(self.prompt_ids).expand(len(text_BN), -1)
+            text_BN = torch.cat([prompt_BP, text_BN.clamp(min=0)], dim=1)
+            text_lengths_B = text_lengths_B + len(self.prompt_ids)
+        text_BND = self.lm.get_input_embeddings()(text_BN)
+        dtype = self.lm.get_input_embeddings().weight.dtype
+        multiple = LENGTH_MULTIPLE if pad_side == "right" else 1
+        return join(
+            speech_BSD.to(dtype),
+            lengths_B,
+            text_BND,
+            text_lengths_B,
+            pad_side,
+            multiple,
+        )
+
+    def run_lm(self, seq: Sequence) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """Run the LM without its head on a right-padded sequence.
+
+        Returns:
+            Hidden states (B, T, D) after the final norm, and those of the CTC layer
+            (B, T, D) or None. With `ctc_only` the former are not to be used.
+        """
+        # Nothing that is causal looks at padding on the right, and what is not goes by
+        # the speech mask: no attention mask, so that the fast kernels can be used.
+        with self._capture_ctc_layer() as captured:
+            hidden_BTD = self.lm.model(
+                inputs_embeds=seq.inputs_BTD,
+                speech_mask=seq.speech_mask_BT,
+                use_cache=False,
+            ).last_hidden_state
+        return hidden_BTD, captured.get("hidden")
+
+    @contextmanager
+    def _capture_ctc_layer(self) -> Iterator[Dict[str, torch.Tensor]]:
+        """Keep the CTC layer's output; with `ctc_only`, let the forward pass end there."""
+        captured: Dict[str, torch.Tensor] = {}
+        if self.ctc_layer is None:
+            yield captured
+            return
+        layer = self.lm.model.layers[self.ctc_layer]
+        handle = layer.register_forward_hook(
+            lambda module, args, output: captured.update(hidden=output)
+        )
+        config = self.lm.model.config
+        num_layers = config.num_hidden_layers
+        if self.ctc_only:
+            config.num_hidden_layers = self.ctc_layer + 1  # HF's loop goes so far
+        try:
+            yield captured
+        finally:
+            handle.remove()
+            config.num_hidden_layers = num_layers
+
+    def _cross_entropy(
+        self,
+        hidden_BTD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        text_BN: torch.Tensor,
+        text_lengths_B: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy and accuracy on transcript and EOS.
+
+        The LM head runs on the positions that predict these and on no others: 49k logits
+        on every speech frame would cost more than the whole inserted stack.
+        """
+        steps_N = torch.arange(text_BN.size(1) + 1, device=text_BN.device)
+        wanted_BN = steps_N[None] <= text_lengths_B[:, None]
+        # the last position before the transcript predicts its first token
+        places_BN = (lengths_B + len(self.prompt_ids) - 1)[:, None] + steps_N[None]
+        targets_BN = torch.nn.functional.pad(text_BN, (0, 1)).masked_fill(
+            steps_N[None] == text_lengths_B[:, None], self.eos_id
+        )
+        rows_BN = torch.arange(len(text_BN), device=text_BN.device)[:, None]
+        hidden_MD = hidden_BTD[
+            rows_BN.expand_as(places_BN)[wanted_BN], places_BN[wanted_BN]
+        ]
+        logits_MV = self.lm.lm_head(hidden_MD).float()
+        targets_M = targets_BN[wanted_BN]
+        loss = torch.nn.functional.cross_entropy(
+            logits_MV, targets_M, label_smoothing=self.lsm_weight
+        )
+        acc = (logits_MV.detach().argmax(-1) == targets_M).float().mean()
+        return loss, acc
+
+    def _ctc_wer(self, ctc_BSD, lengths_B, units_BN, unit_lengths_B) -> torch.Tensor:
+        """Word error rate of the CTC head's best paths, in percent."""
+        references = [
+            self.ctc_units.decode(ids[:length])
+            for ids, length in zip(units_BN.tolist(), unit_lengths_B.tolist())
+        ]
+        hypotheses = map(self.ctc_units.decode, self.ctc.greedy(ctc_BSD, lengths_B))
+        errors, words = word_errors(references, list(hypotheses))
+        return torch.tensor(100.0 * errors / max(words, 1), device=ctc_BSD.device)
+
+
+def extract_features(
+    frontend: Optional[torch.nn.Module],
+    speech: torch.Tensor,
+    speech_lengths: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Give features (B, F, M), longest first-dimension trimmed, and their lengths."""
+    speech = speech[:, : int(speech_lengths.max())]
+    if frontend is None:
+        return speech, speech_lengths
+    return frontend(speech, speech_lengths)
+
+
+class Hypothesis(NamedTuple):
+    """One result of a search.
+
+    Attributes:
+        text: The transcript.
+        token: The base LM's tokens.
+        token_int: Their ids.
+        score: Sum of their log-probabilities, EOS included.
+    """
+
+    text: str
+    token: List[str]
+    token_int: List[int]
+    score: float

@@ -1,0 +1,64 @@
+"""A trained model as one Python object: waveforms in, transcripts out."""
+
+from pathlib import Path
+from typing import List, Optional, Sequence, Union
+
+import numpy as np
+import torch
+
+from espnet_dus.model import Hypothesis
+from espnet_dus.search.greedy import greedy_search
+from espnet_dus.task import DUSTask
+
+Waveform = Union[np.ndarray, torch.Tensor]
+
+
+class Speech2Text:
+    """Transcribes speech with a trained model.
+
+    Args:
+        dus_train_config: The `config.yaml` of the training.
+        dus_model_file: A checkpoint, such as `valid.acc.ave.pth`.
+        device: `cpu`, `cuda` or `cuda:N`.
+        maxlenratio: At most so many tokens for a speech position.
+
+    Examples:
+        >>> speech2text = Speech2Text("exp/dus_x/config.yaml", "exp/dus_x/latest.pth")
+        >>> speech, rate = soundfile.read("speech.wav")
+        >>> text, token, token_int, score = speech2text(speech)[0]
+    """
+
+    def __init__(
+        self,
+        dus_train_config: Union[str, Path],
+        dus_model_file: Union[str, Path],
+        device: str = "cpu",
+        maxlenratio: float = 1.0,
+    ):
+        self.model, self.train_args = DUSTask.build_model_from_file(
+            dus_train_config, dus_model_file, device
+        )
+        self.model.eval()
+        self.device = device
+        self.maxlenratio = maxlenratio
+
+    def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> List[Hypothesis]:
+        """Transcribe one utterance, or a batch.
+
+        Args:
+            speech: Samples (samples,) at the training data's rate, or features (F, M) if
+                the model was trained on features; or a list of such.
+
+        Returns:
+            A hypothesis for each utterance.
+
+        Raises:
+            TooShortUttError: An utterance is too short for the subsampling.
+        """
+        batch = speech if isinstance(speech, (list, tuple)) else [speech]
+        batch = [torch.as_tensor(s).to(torch.float32) for s in batch]
+        lengths = torch.tensor([len(s) for s in batch], device=self.device)
+        padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
+        return greedy_search(
+            self.model, padded.to(self.device), lengths, self.maxlenratio
+        )

@@ -1,0 +1,295 @@
+"""The ESPnet task: options, and how the parts are built from them."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.layers.global_mvn import GlobalMVN
+from espnet2.layers.utterance_mvn import UtteranceMVN
+from espnet2.tasks.abs_task import AbsTask
+from espnet2.torch_utils.initialize import initialize
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import int_or_none, str2bool, str_or_none
+
+from espnet_dus.adaptation import ARMS, adapt
+from espnet_dus.base_lm import load_base_lm
+from espnet_dus.ctc import CTCHead, CTCUnits
+from espnet_dus.data.dataset import (
+    BadUtterances,
+    DUSCollateFn,
+    DUSPreprocessor,
+    FaultTolerantDataset,
+    NonEmptyBatches,
+)
+from espnet_dus.model import ESPnetDUSModel, FeatureModel
+from espnet_dus.speech_embedder import SUBSAMPLING, SpeechEmbedder
+from espnet_dus.trainer import DUSTrainer
+
+frontend_choices = ClassChoices(
+    "frontend", {"default": DefaultFrontend}, None, "default"
+)
+specaug_choices = ClassChoices("specaug", {"specaug": SpecAug}, optional=True)
+normalize_choices = ClassChoices(
+    "normalize",
+    {"global_mvn": GlobalMVN, "utterance_mvn": UtteranceMVN},
+    default="utterance_mvn",
+    optional=True,
+)
+
+BASE_LM_CONF = {"dtype": "auto", "attn_implementation": None}
+EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
+
+
+class DUSTask(AbsTask):
+    """Training, statistics and loading of `ESPnetDUSModel`, as ESPnet runs its tasks."""
+
+    num_optimizers = 1
+    class_choices_list = [frontend_choices, specaug_choices, normalize_choices]
+    trainer = DUSTrainer
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+        """Add the options of this task: ESPnet's names where ESPnet has them."""
+        group = parser.add_argument_group(description="Model")
+        parser.set_defaults(required=parser.get_default("required") + ["base_lm"])
+        group.add_argument("--base_lm", type=str_or_none, help="base LM directory")
+        group.add_argument(
+            "--base_lm_conf",
+            action=NestedDictAction,
+            default=dict(BASE_LM_CONF),
+            help="dtype: auto | float32 | bfloat16; attn_implementation: sdpa | eager ...",
+        )
+        group.add_argument(
+            "--adaptation", default="dus", choices=list(ARMS), help="the arm"
+        )
+        group.add_argument(
+            "--adaptation_conf", action=NestedDictAction, default={}, help="its options"
+        )
+        group.add_argument(
+            "--speech_embedder_conf",
+            action=NestedDictAction,
+            default=dict(EMBEDDER_CONF),
+            help="input_layer, channels, dropout_rate",
+        )
+        group.add_argument(
+            "--model_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(ESPnetDUSModel),
+            help="prompt, ctc_layer, ctc_weight, ctc_warmup_epochs, lsm_weight",
+        )
+        group.add_argument(
+            "--ctc_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(CTCHead),
+            help="dropout_rate",
+        )
+        group.add_argument(
+            "--init", type=str_or_none, help="initialization of the speech embedder"
+        )
+        group.add_argument(
+            "--input_size",
+            type=int_or_none,
+            help="features per frame, where the data holds features and no audio",
+        )
+
+        group = parser.add_argument_group(description="Preprocessing")
+        group.add_argument("--use_preprocessor", type=str2bool, default=True)
+        group.add_argument(
+            "--token_type", default="hugging_face", choices=["hugging_face"]
+        )
+        group.add_argument("--token_list", type=str_or_none, help="for the user's eyes")
+        group.add_argument(
+            "--bpemodel", type=str_or_none, help="not used: tokens are the base LM's"
+        )
+        group.add_argument("--ctc_units", type=str_or_none, help="made in stage 5")
+        group.add_argument("--non_linguistic_symbols", type=str_or_none)
+        group.add_argument("--cleaner", type=str_or_none, help="ESPnet's text cleaner")
+        group.add_argument("--g2p", type=str_or_none, choices=[None])
+        group.add_argument(
+            "--max_bad_utterances",
+            type=int,
+            default=0,
+            help="how many utterances may be left out because of faulty data",
+        )
+        for class_choices in cls.class_choices_list:
+            class_choices.add_arguments(group)
+
+    @classmethod
+    def required_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> Tuple[str, ...]:
+        """Give the data that must be there."""
+        return ("speech",) if inference else ("speech", "text")
+
+    @classmethod
+    def optional_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> Tuple[str, ...]:
+        """Give the data that may be there."""
+        return ()
+
+    @classmethod
+    def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> Callable:
+        """Build the collation."""
+        return DUSCollateFn()
+
+    @classmethod
+    def build_preprocess_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Optional[Callable]:
+        """Build the preprocessor."""
+        if not args.use_preprocessor:
+            return None
+        return DUSPreprocessor(
+            train=train,
+            token_type=args.token_type,
+            token_list=args.base_lm,  # not read for this type, but it must be given
+            bpemodel=args.base_lm,
+            text_cleaner=args.cleaner,
+            non_linguistic_symbols=args.non_linguistic_symbols,
+            ctc_units=_load_ctc_units(args),
+            bad_utterances=_bad_utterances(args),
+            min_length=_min_length(args),
+        )
+
+    @classmethod
+    def build_dataset(cls, args, iter_options, keys_to_load=None):
+        """Build ESPnet's dataset; what cannot be read is counted, not fatal."""
+        dataset = super().build_dataset(args, iter_options, keys_to_load)
+        return FaultTolerantDataset(dataset, _bad_utterances(args))
+
+    @classmethod
+    def build_streaming_iterator(cls, *args, **kwargs):
+        """Build ESPnet's iterator, without batches of which nothing is left."""
+        return NonEmptyBatches(super().build_streaming_iterator(*args, **kwargs))
+
+    @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> List[torch.optim.Optimizer]:
+        """Build the optimizer over the trained parameters only.
+
+        Raises:
+            ValueError: Nothing is trained.
+        """
+        trained = torch.nn.ParameterDict(
+            {
+                name.replace(".", "/"): parameter
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+        )
+        if not len(trained):
+            raise ValueError(
+                "no parameter is trained: check adaptation and freeze_param"
+            )
+        for prefix in args.freeze_param:
+            if not any(
+                name == prefix or name.startswith(prefix + ".")
+                for name, _ in model.named_parameters()
+            ):
+                raise ValueError(f"freeze_param: {prefix!r} matches no parameter")
+        return super().build_optimizers(args, trained)
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
+        """Build the model; for collecting statistics, the frontend alone.
+
+        Raises:
+            ValueError: Options that do not fit; the message names them.
+        """
+        if args.input_size is None:
+            frontend = frontend_choices.get_class(args.frontend)(**args.frontend_conf)
+            input_size = frontend.output_size()
+        else:
+            args.frontend, args.frontend_conf = None, {}
+            frontend, input_size = None, args.input_size
+        if getattr(args, "collect_stats", False):
+            return FeatureModel(frontend)
+
+        lm, tokenizer, identity = load_base_lm(
+            args.base_lm, **_known("base_lm_conf", args.base_lm_conf, BASE_LM_CONF)
+        )
+        embeddings = lm.get_input_embeddings().weight
+        embedder_conf = _known(
+            "speech_embedder_conf", args.speech_embedder_conf, EMBEDDER_CONF
+        )
+        speech_embedder = SpeechEmbedder(
+            input_size,
+            lm.config.hidden_size,
+            float(embeddings.float().pow(2).mean().sqrt()),
+            **embedder_conf,
+        )
+        if args.init is not None:
+            initialize(speech_embedder, args.init)
+        lm = adapt(lm, args.adaptation, **args.adaptation_conf)
+        ctc_units = _load_ctc_units(args, tokenizer)
+        ctc = None
+        if ctc_units is not None:
+            ctc = CTCHead(lm.config.hidden_size, len(ctc_units), **args.ctc_conf)
+        return ESPnetDUSModel(
+            lm=lm,
+            tokenizer=tokenizer,
+            identity=identity,
+            frontend=frontend,
+            specaug=_build(specaug_choices, args),
+            normalize=_build(normalize_choices, args),
+            speech_embedder=speech_embedder,
+            ctc=ctc,
+            ctc_units=ctc_units,
+            **_known("model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)),
+        )
+
+
+def _known(name: str, conf: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
+    """Check an option's keys.
+
+    Raises:
+        ValueError: It has a key that is not known.
+    """
+    if unknown := sorted(set(conf) - set(known)):
+        raise ValueError(
+            f"{name}: unknown key(s) {', '.join(unknown)}; expected some of "
+            f"{', '.join(known)}"
+        )
+    return {**known, **conf}
+
+
+def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
+    name = getattr(args, choices.name)
+    if name is None:
+        return None
+    return choices.get_class(name)(**getattr(args, f"{choices.name}_conf"))
+
+
+def _load_ctc_units(args: argparse.Namespace, tokenizer=None) -> Optional[CTCUnits]:
+    if args.ctc_units is None:
+        return None
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(args.base_lm, local_files_only=True)
+    return CTCUnits(args.ctc_units, tokenizer)
+
+
+def _bad_utterances(args: argparse.Namespace) -> Optional[BadUtterances]:
+    if getattr(args, "output_dir", None) is None:
+        return None
+    path = Path(args.output_dir) / "bad_utterances.txt"
+    return BadUtterances(path, args.max_bad_utterances)
+
+
+def _min_length(args: argparse.Namespace) -> int:
+    """Fewest samples, or feature frames, that give one speech position."""
+    input_layer = args.speech_embedder_conf.get("input_layer", "conv2d8")
+    frames = SUBSAMPLING[input_layer][1]
+    if args.input_size is not None:
+        return frames
+    conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}
+    hop, window = conf["hop_length"], conf["n_fft"]
+    return frames * hop if conf["center"] else (frames - 1) * hop + window

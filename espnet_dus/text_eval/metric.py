@@ -1,0 +1,107 @@
+"""One form for every text metric, so that two models are compared item by item."""
+
+from dataclasses import dataclass
+from typing import Dict, List
+
+import numpy as np
+
+KINDS = ("mean", "perplexity")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as what each item contributes to it.
+
+    The ratio of the summed values to the summed weights is the score of kind `mean`
+    (an accuracy has values 0 or 1 and weights 1); its exponential is the score of kind
+    `perplexity` (values are negative log probabilities in nats, weights are tokens or
+    words).
+
+    Attributes:
+        kind: "mean" or "perplexity".
+        items: Value and weight of each item, shape (items, 2).
+    """
+
+    kind: str
+    items: np.ndarray
+
+    def __post_init__(self):
+        """Check the kind, and make an array of the items."""
+        if self.kind not in KINDS:
+            raise ValueError(f"metric kind {self.kind!r} is not one of {KINDS}")
+        object.__setattr__(self, "items", np.asarray(self.items, dtype=float))
+
+    @property
+    def score(self) -> float:
+        """The metric over all items."""
+        value, weight = self.items.sum(axis=0)
+        return float(
+            np.exp(value / weight) if self.kind == "perplexity" else value / weight
+        )
+
+    def residuals(self) -> np.ndarray:
+        """Share of each item in the score's sampling error, to first order, (items,)."""
+        value, weight = self.items.sum(axis=0)
+        ratio = value / weight
+        slope = np.exp(ratio) if self.kind == "perplexity" else 1.0
+        values, weights = self.items.T
+        return slope * (values - ratio * weights) / weights.mean()
+
+    def to_json(self) -> Dict:
+        """Give what `from_json` reads, with the score for a human reader."""
+        return {"kind": self.kind, "score": self.score, "items": self.items.tolist()}
+
+    @classmethod
+    def from_json(cls, stored: Dict) -> "Metric":
+        """Read what `to_json` gave."""
+        return cls(stored["kind"], stored["items"])
+
+
+def paired_delta(base: Metric, adapted: Metric) -> Dict[str, float]:
+    """Compare two models on the same items.
+
+    Args:
+        base: The metric of the untouched base LM.
+        adapted: The same metric of the adapted LM.
+
+    Returns:
+        `base`, `adapted`, `delta` (adapted minus base) and `standard_error` of the
+        delta over items (None for a single item), which the pairing makes small: items
+        that both models answer alike add nothing to it.
+
+    Raises:
+        ValueError: The two do not have the same number of items.
+    """
+    if len(base.items) != len(adapted.items):
+        raise ValueError(
+            f"{len(base.items)} items of the base LM against {len(adapted.items)} of "
+            "the adapted one: a paired comparison needs the same items"
+        )
+    difference = adapted.residuals() - base.residuals()
+    n = len(difference)
+    return {
+        "base": base.score,
+        "adapted": adapted.score,
+        "delta": adapted.score - base.score,
+        "standard_error": (
+            float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+        ),
+    }
+
+
+def spread(total: int, limit: int = None) -> List[int]:
+    """Choose `limit` of `total` items at even distances.
+
+    The first items of a file are not like the rest where it is sorted (by paradigm, by
+    article).
+
+    Args:
+        total: Number of items there are.
+        limit: Number of items wanted; None for all.
+
+    Returns:
+        Their indices, ascending.
+    """
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [index * total // limit for index in range(limit)]

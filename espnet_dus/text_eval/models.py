@@ -1,0 +1,129 @@
+"""The two LMs of a comparison: who they are, and the LMs themselves once needed."""
+
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+
+from espnet_dus.base_lm import identify, load_base_lm
+
+DTYPE = "float32"
+
+
+class Models:
+    """A base LM and, with a configuration and a checkpoint, the LM adapted from it.
+
+    Construction checks and identifies them; an LM is loaded on first use.
+
+    Args:
+        base_lm: Base LM directory.
+        config: `config.yaml` of the training run, or None for the base LM alone.
+        model_file: Its checkpoint.
+
+    Raises:
+        ValueError: Only one of `config` and `model_file` is given, one is missing, or
+            the training was on another base LM.
+    """
+
+    def __init__(
+        self,
+        base_lm: Union[str, Path],
+        config: Optional[Union[str, Path]] = None,
+        model_file: Optional[Union[str, Path]] = None,
+    ):
+        if (config is None) != (model_file is None):
+            raise ValueError(
+                "an adapted model is a training configuration and a checkpoint: give "
+                "both or, to evaluate the base LM, neither"
+            )
+        self.directory, self.config, self.model_file = base_lm, config, model_file
+        self.identity = identify(base_lm)
+        self.sha256 = {"base": self.identity.sha256}
+        if config is not None:
+            for path in (config, model_file):
+                if not Path(path).is_file():
+                    raise ValueError(f"{path}: no such file")
+            self._check_base(Path(config))
+            self.sha256["adapted"] = _sha256(self.identity.sha256, config, model_file)
+
+    def _check_base(self, config: Path) -> None:
+        # one line of a file whose token list would take seconds to parse
+        line = re.search(r"^base_lm: (.+)$", config.read_text("utf-8"), re.MULTILINE)
+        trained_on = Path(line.group(1).strip("'\"")) if line else None
+        if trained_on and trained_on.is_dir():
+            sha256 = identify(trained_on).sha256
+            if sha256 != self.identity.sha256:
+                raise ValueError(
+                    f"{config}: trained on the base LM {trained_on} (sha256 "
+                    f"{sha256[:12]}), but {self.directory} has "
+                    f"{self.identity.sha256[:12]}: compare with the former"
+                )
+
+    @cached_property
+    def _loaded_base(self):
+        lm, tokenizer, _ = load_base_lm(self.directory, dtype=DTYPE)
+        return lm.to(_device()), tokenizer
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """The untouched base LM, float32, in eval mode."""
+        return self._loaded_base[0]
+
+    @property
+    def tokenizer(self):
+        """The tokenizer of both."""
+        return self._loaded_base[1]
+
+    @cached_property
+    def adapted(self) -> torch.nn.Module:
+        """The LM inside the trained model, float32, in eval mode."""
+        from espnet_dus.task import DUSTask
+
+        model, _ = DUSTask.build_model_from_file(self.config, self.model_file)
+        return model.lm.float().eval().to(_device())
+
+
+def count_equal_tokens(
+    base: torch.nn.Module,
+    adapted: torch.nn.Module,
+    sequences: int = 4,
+    length: int = 512,
+    seed: int = 0,
+) -> int:
+    """Check whether two LMs give the same logits, bit for bit.
+
+    Args:
+        base: HF causal LM.
+        adapted: HF causal LM of the same vocabulary.
+        sequences: Number of random token sequences to look at.
+        length: Tokens of each.
+        seed: Seed of the sequences.
+
+    Returns:
+        The number of tokens on which the logits were equal: all of them, or 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = base.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocabulary, (sequences, length), generator=generator)
+    with torch.inference_mode():
+        for row in tokens.to(next(base.parameters()).device):
+            inputs = dict(input_ids=row[None], use_cache=False)
+            if not torch.equal(base(**inputs).logits, adapted(**inputs).logits):
+                return 0
+    return tokens.numel()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sha256(prefix: str, *paths: Union[str, Path]) -> str:
+    digest = hashlib.sha256(prefix.encode())
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

