@@ -117,12 +117,11 @@ class CTCUnits:
 def _train_sentencepiece(path: Path, texts: Sequence[str], nbpe: int) -> set:
     import sentencepiece
 
-    with atomic_path(path) as temporary:
-        prefix = temporary.with_suffix("")
+    with atomic_path(path) as temporary, temporary.open("wb") as model_file:
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
-                model_prefix=str(prefix),
+                model_writer=model_file,
                 vocab_size=nbpe,
                 model_type="unigram",
                 character_coverage=1.0,
@@ -133,8 +132,6 @@ def _train_sentencepiece(path: Path, texts: Sequence[str], nbpe: int) -> set:
                 f"SentencePiece could not make nbpe = {nbpe} units of {len(texts)} "
                 f"transcripts; take fewer: {error}"
             ) from error
-        prefix.with_suffix(".vocab").unlink()
-        prefix.with_suffix(".model").rename(temporary)
     model = sentencepiece.SentencePieceProcessor(str(path))
     pieces = range(model.vocab_size())
     return {model.id_to_piece(i) for i in pieces if not model.is_control(i)}

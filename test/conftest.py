@@ -54,6 +54,8 @@ def tiny_base_lm_dir(tmp_path_factory):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
+        # wide enough for each layer to matter: at 0.02 attention would add next to nothing
+        initializer_range=0.1,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -75,3 +77,173 @@ def tiny_lm(tiny_base_lm_dir):
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base_lm_dir, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(tiny_base_lm_dir)
+
+
+# -- up-scaled LMs ---------------------------------------------------------------------
+
+# kind -> options that make its layers tiny
+LAYER_CONF = {
+    "transformer": {},
+    "e_branchformer": dict(
+        linear_units=32, cgmlp_linear_units=32, cgmlp_conv_kernel=5, dropout_rate=0.0
+    ),
+}
+KINDS_AND_SCOPES = [(kind, scope) for kind in LAYER_CONF for scope in ("all", "speech")]
+
+
+@pytest.fixture(params=LAYER_CONF)
+def kind(request):
+    """Each kind of inserted layer."""
+    return request.param
+
+
+@pytest.fixture(params=KINDS_AND_SCOPES, ids="-".join)
+def kind_and_scope(request):
+    """Each kind of inserted layer in each scope."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Give a function that puts trained parameters into "any training state"."""
+    import torch
+
+    def randomise(module, seed=0, std=0.1):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data += std * noise
+        return module
+
+    return randomise
+
+
+@pytest.fixture
+def upscaled(tiny_lm, randomise):
+    """Give a function that makes an up-scaled copy of the tiny LM, in eval mode.
+
+    With a seed, its inserted layers are in some training state.
+    """
+    import copy
+
+    import torch
+
+    from espnet_dus.upscale import upscale
+
+    def make(kind, scope, positions=(-1, 1, 1, 2), seed=None, **layer_conf):
+        layer_conf = {**LAYER_CONF[kind], **layer_conf}
+        lm = copy.deepcopy(tiny_lm[0])
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            lm = upscale(lm, kind, scope, positions, **layer_conf)
+        return lm.eval() if seed is None else randomise(lm.eval(), seed)
+
+    return make
+
+
+# -- the whole model -------------------------------------------------------------------
+
+TRANSCRIPTS = ["HELLO WORLD", "HOW ARE YOU TODAY", "YES", "STOP THE DOG"]
+
+
+@pytest.fixture(scope="session")
+def transcripts():
+    """The transcripts of the tiny utterances, in their order."""
+    return TRANSCRIPTS
+
+
+@pytest.fixture(scope="session")
+def ctc_units_dirs(tmp_path_factory, tiny_base_lm_dir):
+    """CTC units of the transcripts, by type."""
+    from transformers import AutoTokenizer
+
+    from espnet_dus.ctc import UNIT_TYPES, CTCUnits
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base_lm_dir)
+    directories = {t: tmp_path_factory.mktemp("ctc") / t for t in UNIT_TYPES}
+    for unit_type, directory in directories.items():
+        CTCUnits.make(directory, unit_type, TRANSCRIPTS * 9, tokenizer, nbpe=22)
+    return directories
+
+
+@pytest.fixture(scope="session")
+def tiny_options(tiny_base_lm_dir, ctc_units_dirs):
+    """Give a function that makes the options of a tiny model, as the parser does."""
+    from espnet_dus.task import DUSTask
+
+    def make(**options):
+        args = DUSTask.get_parser().parse_args([])
+        args.base_lm = str(tiny_base_lm_dir)
+        args.base_lm_conf = {"dtype": "float32"}
+        args.adaptation_conf = dict(
+            kind="e_branchformer",
+            scope="speech",
+            positions=[0, 2],
+            **LAYER_CONF["e_branchformer"],
+        )
+        args.frontend_conf = dict(
+            fs=16000, n_fft=400, hop_length=160, n_mels=20, center=False
+        )
+        args.speech_embedder_conf = dict(channels=8, dropout_rate=0.0)
+        args.ctc_conf = dict(dropout_rate=0.0)
+        args.ctc_units = str(ctc_units_dirs["llm"])
+        args.model_conf = dict(prompt="Transcript:\n")
+        if unknown := set(options) - set(vars(args)):
+            raise ValueError(f"no such option(s): {unknown}")
+        vars(args).update(options)
+        return args
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_options):
+    """Give a function that builds a tiny ESPnetDUSModel from options."""
+    import torch
+
+    from espnet_dus.task import DUSTask
+
+    def make(**options):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return DUSTask.build_model(tiny_options(**options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noises():
+    """Give a function that makes white noise (samples,) at 16 kHz for each duration."""
+    import numpy as np
+
+    def make(*seconds, seed=0):
+        generator = np.random.default_rng(seed)
+        return [
+            (0.1 * generator.standard_normal(round(s * 16000))).astype(np.float32)
+            for s in seconds
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_batch(tiny_options, noises):
+    """Give a function that makes a batch of utterances of some durations, as training does.
+
+    `which` picks some of them: the same utterances as in the whole batch.
+    """
+    from espnet_dus.task import DUSTask
+
+    def make(*seconds, which=None, **options):
+        args = tiny_options(**options)
+        preprocess = DUSTask.build_preprocess_fn(args, train=True)
+        utterances = [
+            (f"utt{i}", preprocess(f"utt{i}", {"speech": speech, "text": text}))
+            for i, (speech, text) in enumerate(zip(noises(*seconds), TRANSCRIPTS * 9))
+        ]
+        if which is not None:
+            utterances = [utterances[i] for i in which]
+        return DUSTask.build_collate_fn(args, train=True)(utterances)[1]
+
+    return make

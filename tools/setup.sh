@@ -85,7 +85,7 @@ mkdir -p "$(dirname "${venv}")"
 exec 9> "${venv}.lock"
 if ! flock -n 9; then
     log "another setup.sh is at work on ${venv}; waiting for it"
-    :
+    flock 9
     if up_to_date; then
         exit 0
     fi

@@ -15,7 +15,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base_lm", required=True, help="base LM directory")
     parser.add_argument("--ctc_units", help="CTC units, made in stage 5")
     parser.add_argument("--text", required=True, help="real text: a plain file")
-    parser.add_argument("--wav_scp", required=True, help="its first utterance is used")
+    parser.add_argument("--speech_scp", required=True, help="its first utterance is used")
     parser.add_argument(
         "--speech_type", default="sound", choices=["sound", "kaldi_ark"]
     )
@@ -47,7 +47,7 @@ def main(cmd=None):
     options += ["--output_dir", args.out_dir, *args.train_args]
     if args.ctc_units:
         options += ["--ctc_units", args.ctc_units]
-    dataset = ESPnetDataset([(args.wav_scp, "speech", args.speech_type)])
+    dataset = ESPnetDataset([(args.speech_scp, "speech", args.speech_type)])
     speech = dataset[0][1]["speech"]
     if speech.ndim == 2:
         options += ["--input_size", str(speech.shape[1])]

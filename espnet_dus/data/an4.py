@@ -111,10 +111,11 @@ def _extract(archive: Path, root: Path) -> None:
 def prepare_an4(
     root: Union[str, Path], out_dir: Union[str, Path], num_dev: int
 ) -> Dict[str, DataDir]:
-    """Write the data directories `train_nodev`, `train_dev` and `test`.
+    """Write the data directories `train`, `train_nodev`, `train_dev` and `test`.
 
-    The split is ESPnet's: the first `num_dev` training utterances, sorted by key, are
-    the validation set. wav.scp names the .sph files, which libsndfile reads.
+    The split is ESPnet's: the first `num_dev` utterances of `train`, sorted by key, are
+    the validation set, the others `train_nodev`. wav.scp names the .sph files, which
+    libsndfile reads.
 
     Args:
         root: AN4's directory, with `etc` and `wav`.
@@ -136,6 +137,7 @@ def prepare_an4(
             f"of {len(keys)}, got {num_dev}"
         )
     sets = {
+        "train": train,
         "train_nodev": train.subset(keys[num_dev:]),
         "train_dev": train.subset(keys[:num_dev]),
         "test": _read_set(Path(root), "test"),

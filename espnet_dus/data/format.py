@@ -33,8 +33,9 @@ from espnet_dus.data.data_dir import (
 )
 from espnet_dus.io import atomic_path, write_scp, write_text
 
-# The frontend of the recipes: training on `raw` computes the same features itself.
-FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80)
+# The frontend of the recipes: training on `raw` computes the same features itself. Not
+# centred: no frame reaches beyond the signal, so features do not depend on batch mates.
+FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
 BLOCK_SIZE = 1000  # utterances in one ark, and what an interruption loses at most
 SECONDS_BETWEEN_REPORTS = 10
 
@@ -432,7 +433,7 @@ def _frontend(fs: int) -> Callable:
     frontend = DefaultFrontend(fs=fs, **FBANK_CONF).eval()
 
     def features_of(utterance: Utterance, samples):
-        if len(samples) <= FBANK_CONF["n_fft"] // 2:
+        if len(samples) < FBANK_CONF["n_fft"]:
             raise AudioError(
                 f"utterance {utterance.id}: {utterance.wav}: {len(samples)} samples "
                 "are too few for one feature frame"

@@ -142,7 +142,7 @@ def test_the_espnet_package_has_a_few_utterances(tmp_path):
     root = find_corpus("espnet", tmp_path / "downloads")
     sets = prepare_an4(root, tmp_path / "data", num_dev=1)
     sizes = {name: len(data) for name, data in sets.items()}
-    assert sizes == {"train_nodev": 4, "train_dev": 1, "test": 2}
+    assert sizes == {"train": 5, "train_nodev": 4, "train_dev": 1, "test": 2}
 
 
 def test_pydoc_text_is_two_to_three_thousand_words(tmp_path):

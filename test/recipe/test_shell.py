@@ -221,10 +221,12 @@ args = sys.argv[1:]
 call = {{"args": args, "threads": os.environ.get("OMP_NUM_THREADS")}}
 with open(os.environ["CALLS"], "a") as out:
     print(json.dumps(call), file=out)
-if args[1].endswith("dus_text_eval"):
+reports = {{"dus_text_eval": "results.md", "dus_upscale": "report.md"}}
+name = args[1].rsplit(".", 1)[1]
+if name in reports:
     out = Path(args[args.index("--out_dir") + 1])
-    (out / "results.md").write_text("perplexity 12.3\\n")
-if args[1].endswith("dus_inference"):
+    (out / reports[name]).write_text(f"report of {{name}}\\n")
+if name == "dus_inference":
     out = Path(args[args.index("--output_dir") + 1]) / "1best_recog"
     out.mkdir(parents=True, exist_ok=True)
     keys = Path(args[args.index("--key_file") + 1]).read_text().splitlines()
@@ -335,7 +337,8 @@ def test_all_stages_run_in_order(recipe):
     result = recipe("--perplexity_text", "a.txt b.txt", "--local_data_opts", "--x 1")
     assert result.returncode == 0, result.stderr
     assert "data --x 1" in result.stdout
-    assert "perplexity 12.3" in result.stdout
+    assert "report of dus_upscale" in result.stdout
+    assert "report of dus_text_eval" in result.stdout
     assert recipe.names() == [
         *["dus_format_data"] * 3,
         *["dus_filter_data"] * 2,

@@ -80,7 +80,7 @@ inference_tag=  # Suffix of the decoding directory.
 inference_config=  # Decoding configuration (YAML).
 inference_args=  # More options for decoding, stronger than --inference_config.
 inference_dus_model=valid.acc.ave.pth  # The checkpoint to decode with.
-batch_size=1  # Utterances decoded at once.
+batch_size=  # Utterances decoded at once (default: --inference_config's, or 1).
 download_model=  # A published model to decode with.
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
@@ -107,7 +107,7 @@ arguments=("$@")
 
 # ---- what was asked for
 [ $# -eq 0 ] || die "unexpected argument '$1': all arguments are options (see --help)"
-for name in stage stop_stage ngpu num_nodes nj inference_nj batch_size; do
+for name in stage stop_stage ngpu num_nodes nj inference_nj; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
 [[ ${feats_type} =~ ^(raw|fbank)$ ]] || die "--feats_type ${feats_type}: raw or fbank"
@@ -309,11 +309,13 @@ get_base_lm() {
 
 check_upscaling() { # insert the layers; prove that the model is still the base LM
     need_base_lm
-    local audio=() out_dir=${expdir}/upscale_${dus_tag}
-    if [ "${feats_type}" = raw ]; then audio=(--wav_scp "${valid_dir}/wav.scp"); fi
-    dus_alone "${out_dir}/upscale.log" upscale ${dus_config:+--config "${dus_config}"} \
-        --base_lm "${base_lm_dir}" --text "${valid_dir}/text" "${audio[@]}" \
-        --out_dir "${out_dir}"
+    local text=${perplexity_text%% *} out_dir=${expdir}/upscale_${dus_tag}
+    dus_alone "${out_dir}/upscale.log" upscale --config "${dus_config}" \
+        --base_lm "${base_lm_dir}" --ctc_units "${token_dir}/ctc" \
+        --text "${text:-${valid_dir}/text}" \
+        --speech_scp "${valid_dir}/${scp}" --speech_type "${scp_type}" \
+        --out_dir "${out_dir}" "${train_options[@]}"
+    cat "${out_dir}/report.md"
 }
 
 base_text() { # name, options: the untouched base LM on text
@@ -395,7 +397,7 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
         # shellcheck disable=SC2086
         ${cmd} --gpu "${gpu}" JOB=1:"${jobs}" "${logdir}/dus_inference.JOB.log" \
             "${python}" -m espnet_dus.bin.dus_inference \
-            --batch_size "${batch_size}" --ngpu "${gpu}" \
+            ${batch_size:+--batch_size "${batch_size}"} --ngpu "${gpu}" \
             --data_path_and_name_and_type "${data}/${scp},speech,${scp_type}" \
             --key_file "${logdir}/keys.JOB.scp" --output_dir "${logdir}/output.JOB" \
             --dus_train_config "${dus_exp}/config.yaml" \

@@ -4,10 +4,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 ./dus.sh \
     --lang en \
-    --train_set train_nodev \
+    --train_set train \
     --valid_set train_dev \
-    --test_sets "train_dev test" \
+    --test_sets "seen test" \
     --dus_config conf/train_dus.yaml \
     --inference_config conf/decode_dus.yaml \
+    --inference_dus_model train.acc.ave.pth \
     --perplexity_text data/perplexity/pydoc.txt \
     "$@"
