@@ -66,7 +66,8 @@ def fetch(
         Its identity, which also stands in `identity.json` there.
 
     Raises:
-        ValueError: The source is not understood, or not a causal LM with safetensors.
+        ValueError: The source is not understood, or not a causal LM with safetensors, or
+            something else stands in `directory`.
         RuntimeError: A download failed or is not what was expected.
     """
     directory = Path(directory)
@@ -74,6 +75,11 @@ def fetch(
         identity = identify(directory)
         logging.info(f"{directory} is complete: {identity}")
         return identity
+    if directory.exists() and any(directory.iterdir()):
+        raise ValueError(
+            f"{directory} is there, but has no {IDENTITY}, so it was not made by stage 6: "
+            "give another --out_dir (--base_lm_dir), or move it away"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=directory.parent, prefix=".fetching-"
@@ -87,11 +93,14 @@ def fetch(
             name, revision = _from_directory(Path(source), made), ""
         else:
             name, revision = source, _from_hub(source, revision, made)
+        if not any(made.glob("*.safetensors")):
+            raise ValueError(
+                f"{source}: no weights as safetensors (*.safetensors); other formats are "
+                "not read"
+            )
         _check_config(made)
         identity = Identity(name, revision, weights_sha256(made))
         write_text(made / IDENTITY, json.dumps(asdict(identity), indent=2) + "\n")
-        if directory.exists():
-            shutil.rmtree(directory)  # left by an interrupted run of something else
         made.rename(directory)
     logging.info(f"{directory}: {identity}")
     return identity

@@ -20,6 +20,14 @@ UNIT_TYPES = ("llm", "bpe", "char")
 SPACE = "<space>"
 
 
+def llm_text(transcript: str) -> str:
+    """Give a transcript as the LLM is to write it: behind a space.
+
+    The tokens of a word then do not depend on whether it is the first.
+    """
+    return f" {transcript}"
+
+
 class CTCUnits:
     """A list of CTC units and the way from a transcript to their ids and back.
 
@@ -66,7 +74,7 @@ class CTCUnits:
 
     def _pieces(self, text: str) -> List[str]:
         if self.type == "llm":
-            return self.tokenizer.tokenize(text)
+            return self.tokenizer.tokenize(llm_text(text))
         if self.type == "bpe":
             return self.bpe.encode_as_pieces(text)
         return [SPACE if c == " " else c for c in text]
@@ -101,7 +109,7 @@ class CTCUnits:
             raise ValueError("no training text to make CTC units of")
         directory.mkdir(parents=True, exist_ok=True)
         if unit_type == "llm":
-            found = {piece for text in texts for piece in tokenizer.tokenize(text)}
+            found = {p for text in texts for p in tokenizer.tokenize(llm_text(text))}
         elif unit_type == "bpe":
             found = _train_sentencepiece(directory / "bpe.model", texts, nbpe)
         else:

@@ -90,9 +90,9 @@ def run(
     for arm, conf in confs:
         varied = Namespace(**vars(args))
         varied.adaptation, varied.adaptation_conf = arm, conf
-        # no statistics before stage 10; and one CTC layer need not exist in all variants
+        # no statistics before stage 10; and a CTC layer need not exist in all variants
         varied.normalize = None
-        if every_kind:
+        if conf is not own:
             varied.model_conf = {**args.model_conf, "ctc_layer": "base:0"}
         model = DUSTask.build_model(varied).eval()
         if not results:
@@ -257,6 +257,7 @@ def draw(stack: Sequence[StackLayer], path: Path) -> Path:
         frameon=False,
     )
     axes.set_axis_off()
+    axes.set_ylim(-0.5, len(stack) - 0.5)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
     plt.close(figure)

@@ -34,8 +34,8 @@ def write_results(exp_dir: Union[str, Path]) -> str:
         raise ValueError(f"{exp_dir}: no such experiment directory")
     scores = {
         score: {
-            "/".join(path.parts[-4:-2]): read_result(path)
-            for path in sorted(exp_dir.glob(f"*/*/score_{score}/result.txt"))
+            "/".join(path.relative_to(exp_dir).parts[:-2]): read_result(path)
+            for path in sorted(exp_dir.glob(f"*/**/score_{score}/result.txt"))
         }
         for score in ("wer", "cer")
     }

@@ -154,7 +154,7 @@ class DUSTask(AbsTask):
             non_linguistic_symbols=args.non_linguistic_symbols,
             ctc_units=_load_ctc_units(args),
             bad_utterances=_bad_utterances(args),
-            min_length=_min_length(args),
+            min_length=min_length(args),
         )
 
     @classmethod
@@ -284,7 +284,7 @@ def _bad_utterances(args: argparse.Namespace) -> Optional[BadUtterances]:
     return BadUtterances(path, args.max_bad_utterances)
 
 
-def _min_length(args: argparse.Namespace) -> int:
+def min_length(args: argparse.Namespace) -> int:
     """Fewest samples, or feature frames, that give one speech position."""
     input_layer = args.speech_embedder_conf.get("input_layer", "conv2d8")
     frames = SUBSAMPLING[input_layer][1]

@@ -168,7 +168,18 @@ def ctc_units_dirs(tmp_path_factory, tiny_base_lm_dir):
 
 
 @pytest.fixture(scope="session")
-def tiny_options(tiny_base_lm_dir, ctc_units_dirs):
+def adaptation_conf():
+    """Give a function that makes the options of tiny inserted layers."""
+
+    def make(kind, scope, positions=(0, 2), **conf):
+        conf = {**LAYER_CONF[kind], **conf}
+        return dict(kind=kind, scope=scope, positions=list(positions), **conf)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_options(tiny_base_lm_dir, ctc_units_dirs, adaptation_conf):
     """Give a function that makes the options of a tiny model, as the parser does."""
     from espnet_dus.task import DUSTask
 
@@ -176,12 +187,7 @@ def tiny_options(tiny_base_lm_dir, ctc_units_dirs):
         args = DUSTask.get_parser().parse_args([])
         args.base_lm = str(tiny_base_lm_dir)
         args.base_lm_conf = {"dtype": "float32"}
-        args.adaptation_conf = dict(
-            kind="e_branchformer",
-            scope="speech",
-            positions=[0, 2],
-            **LAYER_CONF["e_branchformer"],
-        )
+        args.adaptation_conf = adaptation_conf("e_branchformer", "speech")
         args.frontend_conf = dict(
             fs=16000, n_fft=400, hop_length=160, n_mels=20, center=False
         )

@@ -9,7 +9,7 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import AbsDataset
 from espnet2.train.preprocessor import CommonPreprocessor
 
-from espnet_dus.ctc import CTCUnits
+from espnet_dus.ctc import CTCUnits, llm_text
 
 
 class TooManyBadUtterances(RuntimeError):
@@ -97,9 +97,11 @@ class DUSPreprocessor(CommonPreprocessor):
             self.bad_utterances.add(uid, error)
             return {}
         units = None
-        if self.ctc_units is not None and isinstance(data.get(self.text_name), str):
+        if isinstance(data.get(self.text_name), str):
             text = self.text_cleaner(data[self.text_name])
-            units = np.array(self.ctc_units.encode(text), dtype=np.int64)
+            if self.ctc_units is not None:
+                units = np.array(self.ctc_units.encode(text), dtype=np.int64)
+            data = {**data, self.text_name: llm_text(text)}
         data = super().__call__(uid, data)
         if units is not None:
             data["text_ctc"] = units

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 
 from espnet_dus.model import ESPnetDUSModel, Hypothesis
+from espnet_dus.upscale import SpeechMaskMixin
 
 
 class PerUtteranceLength(StoppingCriteria):
@@ -49,11 +50,13 @@ def greedy_search(
         no_text_B0 = speech_lengths.new_zeros((len(speech_lengths), 0))
         no_lengths_B = torch.zeros_like(lengths_B)
         seq = model.join_text(speech_BSD, lengths_B, no_text_B0, no_lengths_B, "left")
+        masks = {"attention_mask": seq.attention_mask_BT}
+        if isinstance(model.lm, SpeechMaskMixin):  # the other arms' LM refuses it
+            masks["speech_mask"] = seq.speech_mask_BT
         limits_B = (lengths_B * maxlenratio).ceil().clamp(min=1).long()
         generated = model.lm.generate(
             inputs_embeds=seq.inputs_BTD,
-            attention_mask=seq.attention_mask_BT,
-            speech_mask=seq.speech_mask_BT,
+            **masks,
             # our own: the base LM's may ask for sampling or penalties
             generation_config=GenerationConfig(
                 max_new_tokens=int(limits_B.max()),

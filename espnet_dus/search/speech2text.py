@@ -5,10 +5,11 @@ from typing import List, Optional, Sequence, Union
 
 import numpy as np
 import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
 from espnet_dus.model import Hypothesis
 from espnet_dus.search.greedy import greedy_search
-from espnet_dus.task import DUSTask
+from espnet_dus.task import DUSTask, min_length
 
 Waveform = Union[np.ndarray, torch.Tensor]
 
@@ -40,6 +41,7 @@ class Speech2Text:
         )
         self.model.eval()
         self.device = device
+        self.min_length = min_length(self.train_args)
         self.maxlenratio = maxlenratio
 
     def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> List[Hypothesis]:
@@ -58,6 +60,12 @@ class Speech2Text:
         batch = speech if isinstance(speech, (list, tuple)) else [speech]
         batch = [torch.as_tensor(s).to(torch.float32) for s in batch]
         lengths = torch.tensor([len(s) for s in batch], device=self.device)
+        if (shortest := int(lengths.min())) < self.min_length:
+            raise TooShortUttError(
+                f"has {shortest} samples or frames, {self.min_length} are the fewest",
+                shortest,
+                self.min_length,
+            )
         padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
         return greedy_search(
             self.model, padded.to(self.device), lengths, self.maxlenratio

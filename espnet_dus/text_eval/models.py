@@ -83,7 +83,10 @@ class Models:
         from espnet_dus.task import DUSTask
 
         model, _ = DUSTask.build_model_from_file(self.config, self.model_file)
-        return model.lm.float().eval().to(_device())
+        lm = model.lm.float().eval().to(_device())
+        # another attention kernel rounds otherwise, which is no degradation
+        lm.set_attn_implementation(self.base.config._attn_implementation)
+        return lm
 
 
 def count_equal_tokens(

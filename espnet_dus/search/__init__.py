@@ -1,0 +1,1 @@
+"""Search: from a trained model to transcripts."""
