@@ -72,9 +72,7 @@ def run(
     Raises:
         RuntimeError: The untrained model is not the base LM.
     """
-    base, _, _ = load_base_lm(
-        args.base_lm, **{**BASE_LM_CONF, **args.base_lm_conf}
-    )
+    base, _, _ = load_base_lm(args.base_lm, **{**BASE_LM_CONF, **args.base_lm_conf})
     own = dict(args.adaptation_conf)
     confs = [(args.adaptation, own)]
     if every_kind:
@@ -133,7 +131,9 @@ def check_identity(
 
     batch = torch.as_tensor(speech, dtype=torch.float32)[None]
     speech_BSD, lengths_B = model.embed_speech(batch, torch.tensor([len(speech)]))
-    seq = model.join_text(speech_BSD, lengths_B, ids[:, :32], torch.tensor([32]))
+    text_ids = ids[:, :32]
+    text_lengths = torch.tensor([text_ids.size(1)])
+    seq = model.join_text(speech_BSD, lengths_B, text_ids, text_lengths)
     length = int(seq.lengths_B)
     inputs = seq.inputs_BTD[:, :length]
     ours_s = model.lm(
@@ -146,7 +146,9 @@ def check_identity(
         torch.equal(ours, theirs),
         length,
         torch.equal(ours_s, theirs_s),
-        max(float((a - b).abs().max()) for a, b in ((ours, theirs), (ours_s, theirs_s))),
+        max(
+            float((a - b).abs().max()) for a, b in ((ours, theirs), (ours_s, theirs_s))
+        ),
     )
 
 

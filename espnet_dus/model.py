@@ -17,6 +17,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
+from transformers import GenerationConfig
 
 from espnet_dus.base_lm import Identity
 from espnet_dus.checkpoint import keep_only_trained, parameter_counts
@@ -101,6 +102,9 @@ class ESPnetDUSModel(AbsESPnetModel):
             )
         if tokenizer.eos_token_id is None:
             raise ValueError("the base LM's tokenizer has no EOS token")
+        # the base LM's own may ask for sampling or penalties, and `generate` would take
+        # from it whatever a search leaves open
+        lm.generation_config = GenerationConfig()
         self.lm = lm
         self.tokenizer = tokenizer
         self.identity = identity

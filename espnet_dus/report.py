@@ -42,8 +42,8 @@ def write_results(exp_dir: Union[str, Path]) -> str:
     texts = sorted(exp_dir.glob("**/text_eval/results.json"))
     if not any(scores.values()) and not texts:
         raise ValueError(
-            f"{exp_dir}: no <inference_tag>/<set>/score_wer/result.txt in it; decode and "
-            "score first (stages 12 and 13)"
+            f"{exp_dir}: no <inference_tag>/<set>/score_wer/result.txt in it; decode "
+            "and score first (stages 12 and 13)"
         )
     lines = ["# RESULTS", *environments(), f"## {exp_dir}", *_model(exp_dir), ""]
     for score, results in scores.items():

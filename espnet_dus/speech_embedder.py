@@ -17,6 +17,20 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
 SUBSAMPLING = {"conv2d": (Conv2dSubsampling, 7), "conv2d8": (Conv2dSubsampling8, 15)}
 
 
+def fewest_frames(input_layer: str) -> int:
+    """Give the fewest frames that give one speech position.
+
+    Raises:
+        ValueError: An unknown `input_layer`.
+    """
+    if input_layer not in SUBSAMPLING:
+        raise ValueError(
+            f"speech_embedder_conf: input_layer {input_layer!r} is not one of "
+            f"{', '.join(SUBSAMPLING)}"
+        )
+    return SUBSAMPLING[input_layer][1]
+
+
 class SpeechEmbedder(torch.nn.Module):
     """ESPnet's convolutional subsampling, then a projection. Trained in every arm.
 
@@ -43,12 +57,8 @@ class SpeechEmbedder(torch.nn.Module):
         dropout_rate: float = 0.1,
     ):
         super().__init__()
-        if input_layer not in SUBSAMPLING:
-            raise ValueError(
-                f"speech_embedder_conf: input_layer {input_layer!r} is not one of "
-                f"{', '.join(SUBSAMPLING)}"
-            )
-        subsampling, self.min_frames = SUBSAMPLING[input_layer]
+        self.min_frames = fewest_frames(input_layer)
+        subsampling, _ = SUBSAMPLING[input_layer]
         # positions are the base LM's business: no positional encoding here
         self.subsample = subsampling(input_size, channels, 0.0, torch.nn.Identity())
         self.norm = torch.nn.LayerNorm(channels)

@@ -1,8 +1,9 @@
 """The ESPnet task: options, and how the parts are built from them."""
 
 import argparse
+import inspect
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
@@ -27,7 +28,7 @@ from espnet_dus.data.dataset import (
     NonEmptyBatches,
 )
 from espnet_dus.model import ESPnetDUSModel, FeatureModel
-from espnet_dus.speech_embedder import SUBSAMPLING, SpeechEmbedder
+from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames
 from espnet_dus.trainer import DUSTrainer
 
 frontend_choices = ClassChoices(
@@ -188,7 +189,7 @@ class DUSTask(AbsTask):
             raise ValueError(
                 "no parameter is trained: check adaptation and freeze_param"
             )
-        for prefix in args.freeze_param:
+        for prefix in [] if args.collect_stats else args.freeze_param:
             if not any(
                 name == prefix or name.startswith(prefix + ".")
                 for name, _ in model.named_parameters()
@@ -204,7 +205,7 @@ class DUSTask(AbsTask):
             ValueError: Options that do not fit; the message names them.
         """
         if args.input_size is None:
-            frontend = frontend_choices.get_class(args.frontend)(**args.frontend_conf)
+            frontend = _build(frontend_choices, args)
             input_size = frontend.output_size()
         else:
             args.frontend, args.frontend_conf = None, {}
@@ -231,7 +232,8 @@ class DUSTask(AbsTask):
         ctc_units = _load_ctc_units(args, tokenizer)
         ctc = None
         if ctc_units is not None:
-            ctc = CTCHead(lm.config.hidden_size, len(ctc_units), **args.ctc_conf)
+            ctc_conf = _known("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
+            ctc = CTCHead(lm.config.hidden_size, len(ctc_units), **ctc_conf)
         return ESPnetDUSModel(
             lm=lm,
             tokenizer=tokenizer,
@@ -247,6 +249,12 @@ class DUSTask(AbsTask):
 
 
 def _known(name: str, conf: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
+    """Fill up an option with the defaults, of known keys."""
+    _check_keys(name, conf, known)
+    return {**known, **conf}
+
+
+def _check_keys(name: str, conf: Dict[str, Any], known: Iterable[str]) -> None:
     """Check an option's keys.
 
     Raises:
@@ -257,14 +265,15 @@ def _known(name: str, conf: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, 
             f"{name}: unknown key(s) {', '.join(unknown)}; expected some of "
             f"{', '.join(known)}"
         )
-    return {**known, **conf}
 
 
 def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
-    name = getattr(args, choices.name)
-    if name is None:
+    part = choices.get_class(getattr(args, choices.name))
+    if part is None:
         return None
-    return choices.get_class(name)(**getattr(args, f"{choices.name}_conf"))
+    conf = getattr(args, f"{choices.name}_conf")
+    _check_keys(f"{choices.name}_conf", conf, inspect.signature(part).parameters)
+    return part(**conf)
 
 
 def _load_ctc_units(args: argparse.Namespace, tokenizer=None) -> Optional[CTCUnits]:
@@ -286,8 +295,8 @@ def _bad_utterances(args: argparse.Namespace) -> Optional[BadUtterances]:
 
 def min_length(args: argparse.Namespace) -> int:
     """Fewest samples, or feature frames, that give one speech position."""
-    input_layer = args.speech_embedder_conf.get("input_layer", "conv2d8")
-    frames = SUBSAMPLING[input_layer][1]
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    frames = fewest_frames(embedder_conf["input_layer"])
     if args.input_size is not None:
         return frames
     conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}

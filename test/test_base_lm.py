@@ -81,7 +81,9 @@ def test_the_identity_depends_on_every_weight(source, changed):
 
 def test_bfloat16_weights_have_an_identity(source):
     weights = load_file(source / "model.safetensors")
-    save_file({n: w.bfloat16() for n, w in weights.items()}, source / "model.safetensors")
+    save_file(
+        {n: w.bfloat16() for n, w in weights.items()}, source / "model.safetensors"
+    )
     assert len(weights_sha256(source)) == 64
 
 
@@ -129,7 +131,9 @@ def test_auto_takes_bfloat16_where_the_hardware_computes_in_it(monkeypatch):
 
 
 def test_an_unknown_dtype_is_an_error_that_names_the_known():
-    with pytest.raises(ValueError, match="'int8' is not one of auto, float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match="'int8' is not one of auto, float32, bfloat16"
+    ):
         resolve_dtype("int8")
 
 

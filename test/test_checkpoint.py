@@ -127,7 +127,9 @@ def test_wrong_and_missing_keys_are_an_error_even_where_espnet_loads_leniently(b
 
 
 def test_a_checkpoint_of_another_arm_is_an_error(build):
-    with pytest.raises(RuntimeError, match=r"keys missing \(lm.model.layers.0.*, \.\.\."):
+    with pytest.raises(
+        RuntimeError, match=r"keys missing \(lm.model.layers.0.*, \.\.\."
+    ):
         build("lora").load_state_dict(build("dus").state_dict(), strict=False)
 
 

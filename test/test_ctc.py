@@ -12,6 +12,7 @@ from espnet_dus.ctc import (
     CTCHead,
     CTCUnits,
     ctc_layer_index,
+    llm_text,
     word_errors,
 )
 
@@ -52,7 +53,7 @@ def test_llm_units_are_the_base_lms_own_tokens(ctc_units_dirs, tiny_lm):
     units, tokenizer = CTCUnits(ctc_units_dirs["llm"], tiny_lm[1]), tiny_lm[1]
     tokens = [units.units[i] for i in units.encode("HOW ARE YOU")]
     assert tokenizer.convert_tokens_to_ids(tokens) == tokenizer.encode(
-        "HOW ARE YOU", add_special_tokens=False
+        llm_text("HOW ARE YOU"), add_special_tokens=False
     )
 
 

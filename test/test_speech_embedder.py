@@ -50,7 +50,9 @@ def test_the_fewest_frames_give_one_position_and_one_less_is_an_error(input_laye
     model = embedder(input_layer)
     fewest = SUBSAMPLING[input_layer][1]
     assert model(*features(fewest))[1].tolist() == [1]
-    with pytest.raises(TooShortUttError, match=f"{fewest - 1} frames, {fewest} are the"):
+    with pytest.raises(
+        TooShortUttError, match=f"{fewest - 1} frames, {fewest} are the"
+    ):
         model(*features(200, fewest - 1))
 
 

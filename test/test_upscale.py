@@ -247,9 +247,7 @@ def test_beam_search_of_a_batch_equals_that_of_each_alone(
     assert together.beam_indices.unique().numel() > 3  # the cache was reordered
     for b in range(3):
         one, mask = alone(spoken, b)
-        single = generate(
-            lm, one, torch.ones(one.shape[:2]).long(), mask, num_beams=3
-        )
+        single = generate(lm, one, torch.ones(one.shape[:2]).long(), mask, num_beams=3)
         assert single.sequences[0].tolist() == together.sequences[b].tolist()
 
 

@@ -9,9 +9,10 @@ from espnet_dus.bin import user_errors
 def get_parser() -> argparse.ArgumentParser:
     """Get the argument parser of `dus_text_eval`."""
     parser = argparse.ArgumentParser(
-        description="Perplexity and text tasks of a base LM and, with --dus_train_config "
-        "and --dus_model_file, of the model adapted from it: results.json and results.md "
-        "in OUT_DIR. An interrupted evaluation goes on where it was.",
+        description="Perplexity and text tasks of a base LM and, with "
+        "--dus_train_config and --dus_model_file, of the model adapted from it: "
+        "results.json and results.md in OUT_DIR. An interrupted evaluation goes on "
+        "where it was.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--base_lm", required=True, help="base LM directory")

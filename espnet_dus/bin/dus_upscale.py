@@ -7,15 +7,19 @@ from espnet_dus.bin import user_errors
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
+    """Build the command's parser; options it lacks are those of dus_train."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__,
+        epilog="All other options are those of dus_train.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="training configuration")
     parser.add_argument("--base_lm", required=True, help="base LM directory")
     parser.add_argument("--ctc_units", help="CTC units, made in stage 5")
     parser.add_argument("--text", required=True, help="real text: a plain file")
-    parser.add_argument("--speech_scp", required=True, help="its first utterance is used")
+    parser.add_argument(
+        "--speech_scp", required=True, help="its first utterance is used"
+    )
     parser.add_argument(
         "--speech_type", default="sound", choices=["sound", "kaldi_ark"]
     )
@@ -26,16 +30,13 @@ def get_parser() -> argparse.ArgumentParser:
         choices=["true", "false"],
         help="check every kind and scope beside the configuration's",
     )
-    parser.add_argument(
-        "train_args", nargs=argparse.REMAINDER, help="further options of dus_train"
-    )
     return parser
 
 
 @user_errors
 def main(cmd=None):
     """Run the command."""
-    args = get_parser().parse_args(cmd)
+    args, train_args = get_parser().parse_known_args(cmd)
     from pathlib import Path
 
     from espnet2.train.dataset import ESPnetDataset
@@ -44,7 +45,7 @@ def main(cmd=None):
     from espnet_dus.task import DUSTask
 
     options = ["--config", args.config, "--base_lm", args.base_lm]
-    options += ["--output_dir", args.out_dir, *args.train_args]
+    options += ["--output_dir", args.out_dir, *train_args]
     if args.ctc_units:
         options += ["--ctc_units", args.ctc_units]
     dataset = ESPnetDataset([(args.speech_scp, "speech", args.speech_type)])

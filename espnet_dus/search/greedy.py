@@ -57,7 +57,6 @@ def greedy_search(
         generated = model.lm.generate(
             inputs_embeds=seq.inputs_BTD,
             **masks,
-            # our own: the base LM's may ask for sampling or penalties
             generation_config=GenerationConfig(
                 max_new_tokens=int(limits_B.max()),
                 do_sample=False,

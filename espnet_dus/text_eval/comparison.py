@@ -128,9 +128,9 @@ def evaluate(
 class Evaluation:
     """Runs the parts of an evaluation, each once.
 
-    A part is computed for the base LM and, where the adapted model differs from it, for
-    that too. A model whose logits equal the base LM's is given the base LM's results, as
-    far as they are known already.
+    A part is computed for the base LM and, where the adapted model differs from it,
+    for that too. A model whose logits equal the base LM's is given the base LM's
+    results, as far as they are known already.
 
     Args:
         models: The models.

@@ -40,7 +40,7 @@ class Metric:
         )
 
     def residuals(self) -> np.ndarray:
-        """Share of each item in the score's sampling error, to first order, (items,)."""
+        """Share of each item in the score's error, to first order, (items,)."""
         value, weight = self.items.sum(axis=0)
         ratio = value / weight
         slope = np.exp(ratio) if self.kind == "perplexity" else 1.0

@@ -1,14 +1,18 @@
 """The two LMs of a comparison: who they are, and the LMs themselves once needed."""
 
 import hashlib
-import re
+import json
+import pickle
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Optional, Union
 
 import torch
+import yaml
 
 from espnet_dus.base_lm import identify, load_base_lm
+from espnet_dus.checkpoint import IDENTITY_KEY
 
 DTYPE = "float32"
 
@@ -46,21 +50,27 @@ class Models:
             for path in (config, model_file):
                 if not Path(path).is_file():
                     raise ValueError(f"{path}: no such file")
-            self._check_base(Path(config))
+            self._check_base()
             self.sha256["adapted"] = _sha256(self.identity.sha256, config, model_file)
 
-    def _check_base(self, config: Path) -> None:
-        # one line of a file whose token list would take seconds to parse
-        line = re.search(r"^base_lm: (.+)$", config.read_text("utf-8"), re.MULTILINE)
-        trained_on = Path(line.group(1).strip("'\"")) if line else None
-        if trained_on and trained_on.is_dir():
-            sha256 = identify(trained_on).sha256
-            if sha256 != self.identity.sha256:
-                raise ValueError(
-                    f"{config}: trained on the base LM {trained_on} (sha256 "
-                    f"{sha256[:12]}), but {self.directory} has "
-                    f"{self.identity.sha256[:12]}: compare with the former"
-                )
+    def _check_base(self) -> None:
+        try:
+            # mmap: of a checkpoint that may hold a whole LM, only this is read
+            state = torch.load(
+                self.model_file, map_location="cpu", mmap=True, weights_only=True
+            )
+            code = state[IDENTITY_KEY].to(torch.uint8).tolist()
+        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.model_file}: not the checkpoint of a training of dus_train"
+            ) from error
+        expected = json.loads(bytes(code))
+        if expected["sha256"] != self.identity.sha256:
+            raise ValueError(
+                f"{self.model_file} was trained on the base LM {expected['name']} "
+                f"(sha256 {expected['sha256'][:12]}), but {self.directory} has "
+                f"{self.identity.sha256[:12]}: compare it with the former (--base_lm)"
+            )
 
     @cached_property
     def _loaded_base(self):
@@ -82,11 +92,15 @@ class Models:
         """The LM inside the trained model, float32, in eval mode."""
         from espnet_dus.task import DUSTask
 
-        model, _ = DUSTask.build_model_from_file(self.config, self.model_file)
-        lm = model.lm.float().eval().to(_device())
-        # another attention kernel rounds otherwise, which is no degradation
-        lm.set_attn_implementation(self.base.config._attn_implementation)
-        return lm
+        # On the base LM it is compared with, in the same precision and with the same
+        # attention kernel: what these round differently is no degradation.
+        config = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
+        config.update(base_lm=str(self.directory), base_lm_conf={"dtype": DTYPE})
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "config.yaml"
+            path.write_text(yaml.safe_dump(config), encoding="utf-8")
+            model, _ = DUSTask.build_model_from_file(path, self.model_file)
+        return model.lm.eval().to(_device())
 
 
 def count_equal_tokens(

@@ -1,9 +1,9 @@
 """Perplexity of a causal LM on a text file, and how far a second LM is from it.
 
-A file is one stream of tokens from its first to its last line, headings and blank lines
-included, which is how WikiText's perplexity is usually quoted. Windows of `window` tokens
-walk over it by `stride`; each token but the first is predicted exactly once, in the
-window that gives it the longest context.
+A file is one stream of tokens from its first to its last line, headings and blank
+lines included, which is how WikiText's perplexity is usually quoted. Windows of
+`window` tokens walk over it by `stride`; each token but the first is predicted exactly
+once, in the window that gives it the longest context.
 """
 
 import logging

@@ -20,7 +20,8 @@ def markdown(results: Dict) -> str:
     lines = [
         "# Text evaluation",
         "",
-        f"- base LM: `{base['name']}` {base['revision']} sha256 `{base['sha256'][:12]}`",
+        f"- base LM: `{base['name']}` {base['revision']} sha256 "
+        f"`{base['sha256'][:12]}`",
         f"- adapted model: `{results['adapted'] or 'none'}`",
         f"- {results['dtype']}, batch size {results['batch_size']}, window "
         f"{results['window']} tokens, "
@@ -69,8 +70,9 @@ def summary_lines(results: Dict) -> List[str]:
         chosen = ", ".join(f"{task} {name}" for task, name in mean["metrics"].items())
         lines += [
             "",
-            f"Mean delta of the tasks' accuracies, in points: {100 * mean['delta']:+.2f}"
-            f"{_plus_minus(mean['standard_error'], 100)} ({chosen}).",
+            "Mean delta of the tasks' accuracies, in points: "
+            f"{100 * mean['delta']:+.2f}{_plus_minus(mean['standard_error'], 100)} "
+            f"({chosen}).",
         ]
     return lines
 

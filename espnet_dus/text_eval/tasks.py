@@ -1,4 +1,4 @@
-"""Text tasks: lm-evaluation-harness on a model object, and task files for local data."""
+"""Text tasks: lm-evaluation-harness on a model object, also with local data."""
 
 import hashlib
 import json
@@ -63,16 +63,16 @@ def load_tasks(
         The tasks, in the order of `names`.
 
     Raises:
-        ValueError: A name is unknown, a data file is missing, an item lacks a field that
-            the task needs, or a task file lacks a key.
+        ValueError: A name is unknown, a data file is missing, an item lacks a field
+            that the task needs, or a task file lacks a key.
         RuntimeError: The data of a harness task cannot be loaded.
     """
     local = {path.stem: path for path in sorted(Path(task_dir).glob("*.yaml"))}
     unknown = [name for name in names if name not in local and name not in SUITE]
     if unknown:
         raise ValueError(
-            f"unknown text task {', '.join(unknown)}; there are {', '.join(SUITE)}, and "
-            f"with local data (in {task_dir}) {', '.join(local) or 'none'}"
+            f"unknown text task {', '.join(unknown)}; there are {', '.join(SUITE)}, "
+            f"and with local data (in {task_dir}) {', '.join(local) or 'none'}"
         )
     configs = {n: _local_config(local[n], data_dir) for n in names if n in local}
     downloaded = [name for name in names if name not in local]

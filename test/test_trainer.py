@@ -1,0 +1,268 @@
+"""Checkpoints that are whole, and interruptions that change nothing."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+import yaml
+
+from espnet_dus.io import read_scp
+from espnet_dus.task import DUSTask
+from espnet_dus.trainer import DUSTrainer, atomic_torch_save
+
+
+class Killed(BaseException):
+    """Stands for a process that is no more."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, noises, transcripts):
+    """Four utterances of noise."""
+    directory = tmp_path_factory.mktemp("corpus")
+    tables = {"wav.scp": "", "text": "", "speech_shape": ""}
+    for i, speech in enumerate(noises(0.9, 0.5, 0.7, 0.4)):
+        soundfile.write(directory / f"utt{i}.wav", speech, 16000)
+        tables["wav.scp"] += f"utt{i} {directory}/utt{i}.wav\n"
+        tables["text"] += f"utt{i} {transcripts[i]}\n"
+        tables["speech_shape"] += f"utt{i} {len(speech)}\n"
+    for name, lines in tables.items():
+        (directory / name).write_text(lines)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def train(corpus, tiny_options):
+    """Give a function that trains for four epochs, in this process, into a directory."""
+
+    def run(out_dir, **options):
+        kept = ("base_lm", "base_lm_conf", "adaptation_conf", "frontend_conf")
+        kept += ("speech_embedder_conf", "model_conf", "ctc_units")
+        args = tiny_options()
+        config = {name: getattr(args, name) for name in kept}
+        # what draws random numbers is on: its state must survive an interruption too
+        config["adaptation_conf"] = {**args.adaptation_conf, "dropout_rate": 0.1}
+        config.update(
+            specaug="specaug",
+            specaug_conf={"time_mask_width_range": 20},
+            optim="adamw",
+            optim_conf={"lr": 1e-3},
+            scheduler="warmuplr",
+            scheduler_conf={"warmup_steps": 3},
+            max_epoch=4,
+            batch_type="unsorted",
+            batch_size=2,
+            num_workers=0,
+            keep_nbest_models=2,
+            best_model_criterion=[["valid", "loss", "min"]],
+            use_tensorboard=False,
+            use_matplotlib=False,
+            num_att_plot=0,
+            resume=True,
+        )
+        config.update(options)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "train.yaml").write_text(yaml.safe_dump(config))
+        command = [
+            "--config",
+            str(out_dir / "train.yaml"),
+            "--output_dir",
+            str(out_dir),
+        ]
+        for which in ("train", "valid"):
+            command += [f"--{which}_shape_file", str(corpus / "speech_shape")]
+            for name, table, kind in (
+                ("speech", "wav.scp", "sound"),
+                ("text", "text", "text"),
+            ):
+                command += [f"--{which}_data_path_and_name_and_type"]
+                command += [f"{corpus / table},{name},{kind}"]
+        DUSTask.main(cmd=command)
+        return out_dir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("exp") / "whole")
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(ours, theirs, where=""):
+    """Compare nested containers bit for bit, times left out."""
+    if isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in theirs:
+            if "time" not in str(key) and "cached" not in str(key):
+                assert_same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for i, pair in enumerate(zip(ours, theirs)):
+            assert_same(*pair, f"{where}[{i}]")
+    else:
+        assert ours == theirs, where
+
+
+def assert_same_training(ours, theirs):
+    for name in ("model", "optimizers", "schedulers", "reporter"):
+        assert_same(
+            load(ours / "checkpoint.pth")[name],
+            load(theirs / "checkpoint.pth")[name],
+            name,
+        )
+    for name in ("4epoch.pth", "valid.loss.ave.pth", "latest.pth"):
+        assert_same(load(ours / name), load(theirs / name), name)
+    assert {p.name for p in ours.glob("*epoch.pth")} == {
+        p.name for p in theirs.glob("*epoch.pth")
+    }
+
+
+def die_in_epoch(monkeypatch, number):
+    """Let the process die early in an epoch."""
+    train_one_epoch = DUSTrainer.train_one_epoch.__func__
+
+    def dying(cls, model, iterator, reporter, **kwargs):
+        if reporter.get_epoch() == number:
+            raise Killed
+        return train_one_epoch(cls, model, iterator, reporter, **kwargs)
+
+    monkeypatch.setattr(DUSTrainer, "train_one_epoch", classmethod(dying))
+
+
+def die_before_saving(monkeypatch, name):
+    """Let the process die when it is to save a file."""
+    save = torch.save
+
+    def dying(obj, f, *args, **kwargs):
+        if name in str(f):
+            with open(f, "wb") as file:
+                file.write(b"half a checkp")
+            raise Killed
+        return save(obj, f, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", dying)
+
+
+def test_training_leaves_checkpoints_an_average_and_the_parameter_counts(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {
+        "checkpoint.pth",
+        "latest.pth",
+        "valid.loss.ave.pth",
+        "config.yaml",
+    } <= names
+    assert not [name for name in names if "tmp" in name]
+    epochs = load(uninterrupted / "checkpoint.pth")["reporter"]["stats"]
+    losses = [epochs[epoch]["train"]["loss"] for epoch in sorted(epochs)]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    counts = json.loads((uninterrupted / "params.json").read_text())
+    assert (
+        counts["trained"] + counts["frozen"] == counts["total"] > counts["trained"] > 0
+    )
+    assert counts["base_lm"]["name"] == "tiny-random-llama"
+
+
+def test_a_training_killed_in_an_epoch_and_resumed_equals_an_uninterrupted_one(
+    train, uninterrupted, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        die_in_epoch(patch, 3)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    assert load(tmp_path / "checkpoint.pth")["reporter"]["epoch"] == 2
+    train(tmp_path)
+    assert_same_training(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("file, saved", [("checkpoint", 1), ("2epoch", 2)])
+def test_a_training_killed_while_it_saves_and_resumed_equals_an_uninterrupted_one(
+    train, uninterrupted, tmp_path, monkeypatch, file, saved
+):
+    with monkeypatch.context() as patch:
+        die_in_epoch(patch, 2)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    with monkeypatch.context() as patch:
+        die_before_saving(patch, file)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    assert load(tmp_path / "checkpoint.pth")["reporter"]["epoch"] == saved
+    assert not (tmp_path / "2epoch.pth").exists()
+    assert not list(tmp_path.glob(".*tmp*"))
+    train(tmp_path)
+    assert_same_training(tmp_path, uninterrupted)
+
+
+def test_a_finished_training_started_again_trains_no_more(
+    train, uninterrupted, monkeypatch
+):
+    before = load(uninterrupted / "checkpoint.pth")
+    with monkeypatch.context() as patch:
+        for epoch in range(1, 6):
+            die_in_epoch(patch, epoch)
+        train(uninterrupted)
+    assert_same(load(uninterrupted / "checkpoint.pth"), before)
+
+
+def test_the_warm_up_trains_ctc_alone_in_its_epochs(train, tmp_path):
+    train(tmp_path, max_epoch=2, model_conf={"ctc_warmup_epochs": 1})
+    epochs = load(tmp_path / "checkpoint.pth")["reporter"]["stats"]
+    for phase in ("train", "valid"):
+        assert "loss_ce" not in epochs[1][phase] and epochs[1][phase]["acc"] == 0
+        assert "loss_ce" in epochs[2][phase]
+
+
+def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):
+    speeches = read_scp(corpus / "wav.scp")
+    whole = (corpus / "utt3.wav").read_bytes()
+    try:
+        (corpus / "utt3.wav").write_bytes(b"RIFF")
+        with pytest.raises(RuntimeError, match="utterance utt3: "):
+            train(tmp_path / "none", max_epoch=1)
+        train(tmp_path / "one", max_epoch=2, max_bad_utterances=1)
+    finally:
+        (corpus / "utt3.wav").write_bytes(whole)
+    lines = (tmp_path / "one" / "bad_utterances.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["utt3"]
+    assert (tmp_path / "one" / "2epoch.pth").exists() and len(speeches) == 4
+
+
+# -- saving ----------------------------------------------------------------------------
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise Killed
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    with atomic_torch_save():
+        torch.save({"epoch": torch.tensor(1)}, path)
+        with pytest.raises(Killed):
+            torch.save({"epoch": torch.zeros(9), "last": Unpicklable()}, path)
+        with pytest.raises(Killed):
+            torch.save({"last": Unpicklable()}, str(tmp_path / "new.pth"))
+    assert load(path) == {"epoch": torch.tensor(1)}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+def test_torch_save_is_itself_again_afterwards(tmp_path):
+    plain = torch.save
+    with pytest.raises(Killed):
+        with atomic_torch_save():
+            assert torch.save is not plain
+            raise Killed
+    assert torch.save is plain
+
+
+def test_an_open_file_is_saved_to_as_ever(tmp_path):
+    with atomic_torch_save(), (tmp_path / "x.pth").open("wb") as file:
+        torch.save(torch.tensor(3), file)
+    assert load(tmp_path / "x.pth") == 3
