@@ -22,7 +22,8 @@ setup(
         "sentencepiece",
         "espnet_model_zoo",
         "lm-eval",
-        "soundfile",
+        "humanfriendly",
+    "soundfile",
         "soxr",
         # espnet_model_zoo imports distutils, which is setuptools' own since 3.12
         "setuptools<82",

@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
+import humanfriendly
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.specaug.specaug import SpecAug
@@ -26,6 +27,7 @@ from espnet_dus.data.dataset import (
     DUSPreprocessor,
     FaultTolerantDataset,
     NonEmptyBatches,
+    check_sampling_rate,
 )
 from espnet_dus.model import ESPnetDUSModel, FeatureModel
 from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames
@@ -161,6 +163,10 @@ class DUSTask(AbsTask):
     @classmethod
     def build_dataset(cls, args, iter_options, keys_to_load=None):
         """Build ESPnet's dataset; what cannot be read is counted, not fatal."""
+        if args.input_size is None:
+            check_sampling_rate(
+                iter_options.data_path_and_name_and_type, sampling_rate(args)
+            )
         dataset = super().build_dataset(args, iter_options, keys_to_load)
         return FaultTolerantDataset(dataset, _bad_utterances(args))
 
@@ -246,6 +252,12 @@ class DUSTask(AbsTask):
             ctc_units=ctc_units,
             **_known("model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)),
         )
+
+
+def sampling_rate(args: argparse.Namespace) -> int:
+    """Give the rate (Hz) of the audio that a model with these options takes."""
+    fs = args.frontend_conf.get("fs", 16000)
+    return humanfriendly.parse_size(fs) if isinstance(fs, str) else fs
 
 
 def _known(name: str, conf: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:

@@ -54,7 +54,7 @@ def tiny_base_lm_dir(tmp_path_factory):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
-        # wide enough for each layer to matter: at 0.02 attention would add next to nothing
+        # wide enough for each layer to matter; at 0.02 attention adds next to nothing
         initializer_range=0.1,
     )
     with torch.random.fork_rng():
@@ -235,7 +235,7 @@ def noises():
 
 @pytest.fixture(scope="session")
 def tiny_batch(tiny_options, noises):
-    """Give a function that makes a batch of utterances of some durations, as training does.
+    """Give a function that makes a batch of utterances of some durations.
 
     `which` picks some of them: the same utterances as in the whole batch.
     """

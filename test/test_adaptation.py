@@ -42,8 +42,9 @@ def test_frozen_trains_nothing(tiny_lm):
     assert trained(adapt(tiny_lm[0], "frozen")) == set()
 
 
-def test_dus_trains_the_inserted_layers_in_float32(tiny_lm):
-    lm = adapt(tiny_lm[0].to(torch.bfloat16), "dus", **CONF["dus"])
+def test_dus_trains_the_inserted_layers_in_float32(tiny_lm, kind, adaptation_conf):
+    conf = adaptation_conf(kind, "speech", positions=[0, 2])
+    lm = adapt(tiny_lm[0].to(torch.bfloat16), "dus", **conf)
     places = {tuple(name.split(".")[:3]) for name in trained(lm)}
     assert places == {("model", "layers", "1"), ("model", "layers", "4")}
     for name, parameter in lm.named_parameters():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
+import soundfile
 from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import AbsDataset
 from espnet2.train.preprocessor import CommonPreprocessor
@@ -119,6 +120,36 @@ class DUSPreprocessor(CommonPreprocessor):
         text = data.get(self.text_name)
         if isinstance(text, str) and not text.strip():
             raise ValueError(f"utterance {uid}: the transcript is empty")
+
+
+def check_sampling_rate(
+    path_name_type_list: Collection[Tuple[str, str, str]], fs: int
+) -> None:
+    """Check that audio has the rate that the features are computed for.
+
+    The first file stands for all: ESPnet's reader refuses to mix rates.
+
+    Args:
+        path_name_type_list: ESPnet's triples; those of another type than `sound` pass.
+        fs: The expected sampling rate (Hz).
+
+    Raises:
+        ValueError: The rate is another.
+    """
+    for path, _, data_type in path_name_type_list:
+        if data_type != "sound":
+            continue
+        with open(path, encoding="utf-8") as lines:
+            utt_id, audio = next(lines).split(maxsplit=1)
+        try:
+            rate = soundfile.info(audio.strip()).samplerate
+        except (OSError, RuntimeError):
+            continue  # reading it will say what is wrong with it
+        if rate != fs:
+            raise ValueError(
+                f"utterance {utt_id}: {audio.strip()} has a sampling rate of {rate} Hz, "
+                f"expected {fs}; stage 3 converts audio (--fs)"
+            )
 
 
 class FaultTolerantDataset(AbsDataset):

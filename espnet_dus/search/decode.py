@@ -9,9 +9,11 @@ import numpy as np
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.train.dataset import ESPnetDataset
 
+from espnet_dus.data.dataset import check_sampling_rate
 from espnet_dus.io import read_scp, write_scp
 from espnet_dus.model import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
+from espnet_dus.task import sampling_rate
 
 
 def decode(
@@ -35,11 +37,15 @@ def decode(
         batch_size: Utterances at a time.
 
     Raises:
-        ValueError: There is nothing to transcribe.
+        ValueError: There is nothing to transcribe, or the sampling rate is wrong.
     """
     keys = list(read_scp(key_file or data_path_and_name_and_type[0][0]))
     if not keys:
         raise ValueError(f"{key_file}: no utterance to decode")
+    if speech2text.train_args.input_size is None:
+        check_sampling_rate(
+            data_path_and_name_and_type, sampling_rate(speech2text.train_args)
+        )
     dataset = ESPnetDataset(list(data_path_and_name_and_type))
     results: Dict[str, Hypothesis] = {}
     started = time.perf_counter()
