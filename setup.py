@@ -23,7 +23,7 @@ setup(
         "espnet_model_zoo",
         "lm-eval",
         "humanfriendly",
-    "soundfile",
+        "soundfile",
         "soxr",
         # espnet_model_zoo imports distutils, which is setuptools' own since 3.12
         "setuptools<82",

@@ -30,8 +30,8 @@ def adapt(lm: torch.nn.Module, arm: str, **conf: Any) -> torch.nn.Module:
         options = list(inspect.signature(ARMS[arm]).parameters)[1:]
         if unknown := sorted(set(conf) - set(options)):
             raise ValueError(
-                f"unknown option(s) of adaptation {arm!r}: {', '.join(unknown)}; it takes "
-                f"{', '.join(options) or 'none'}"
+                f"unknown option(s) of adaptation {arm!r}: {', '.join(unknown)}; it "
+                f"takes {', '.join(options) or 'none'}"
             )
     return ARMS[arm](lm, **conf)
 
@@ -57,13 +57,15 @@ def lora(
     """Train low-rank updates (PEFT's LoRA) of the LM's linear layers.
 
     Args:
+        lm: The base LM.
         rank: Rank of the updates.
         alpha: Their scale, as `alpha / rank`.
         dropout: Of what enters them.
-        target_modules: PEFT's: names, a regular expression, or `all-linear` (all but the
-            LM head).
+        target_modules: PEFT's: names, a regular expression, or `all-linear` (all but
+            the LM head).
         match_parameters: Take the rank whose number of trained parameters is nearest to
-            this number (that of another arm), and scale alpha with it, instead of `rank`.
+            this number (that of another arm), and scale alpha with it, instead of
+            `rank`.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -16,7 +16,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Tuple, Union
+from typing import Any, Iterator, Optional, Tuple, Union
 
 import torch
 
@@ -42,8 +42,8 @@ class Identity:
     Attributes:
         name: Where it came from: a hub id, package or directory name.
         revision: The hub revision (commit), or "" where there is none.
-        sha256: Over the names, types, shapes and values of its weights, so that sharding
-            and the order in a file do not matter.
+        sha256: Over the names, types, shapes and values of its weights, so that
+            sharding and the order in a file do not matter.
     """
 
     name: str
@@ -66,8 +66,8 @@ def fetch(
         Its identity, which also stands in `identity.json` there.
 
     Raises:
-        ValueError: The source is not understood, or not a causal LM with safetensors, or
-            something else stands in `directory`.
+        ValueError: The source is not understood, or not a causal LM with safetensors,
+            or something else stands in `directory`.
         RuntimeError: A download failed or is not what was expected.
     """
     directory = Path(directory)
@@ -77,8 +77,8 @@ def fetch(
         return identity
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(
-            f"{directory} is there, but has no {IDENTITY}, so it was not made by stage 6: "
-            "give another --out_dir (--base_lm_dir), or move it away"
+            f"{directory} is there, but has no {IDENTITY}, so it was not made by stage "
+            "6: give another --out_dir (--base_lm_dir), or move it away"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -95,8 +95,8 @@ def fetch(
             name, revision = source, _from_hub(source, revision, made)
         if not any(made.glob("*.safetensors")):
             raise ValueError(
-                f"{source}: no weights as safetensors (*.safetensors); other formats are "
-                "not read"
+                f"{source}: no weights as safetensors (*.safetensors); other formats "
+                "are not read"
             )
         _check_config(made)
         identity = Identity(name, revision, weights_sha256(made))
@@ -154,7 +154,7 @@ def load_base_lm(
     directory: Union[str, Path],
     dtype: str = "auto",
     attn_implementation: Optional[str] = None,
-) -> Tuple[torch.nn.Module, "transformers.PreTrainedTokenizerBase", Identity]:
+) -> Tuple[torch.nn.Module, Any, Identity]:
     """Load a base LM, frozen and in eval mode, with its tokenizer and identity.
 
     Args:
@@ -201,14 +201,14 @@ def _check_config(directory: Path) -> None:
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"{directory}: not a base LM directory, it has no config.json; fetch the base "
-            "LM with stage 6, or name another with --base_lm"
+            f"{directory}: not a base LM directory, it has no config.json; fetch the "
+            "base LM with stage 6, or name another with --base_lm"
         )
     architectures = json.loads(path.read_text("utf-8")).get("architectures") or ["none"]
     if not architectures[0].endswith("ForCausalLM"):
         raise ValueError(
-            f"{path}: the architecture is {architectures[0]}, expected a causal LM of the "
-            "Llama type (such as LlamaForCausalLM)"
+            f"{path}: the architecture is {architectures[0]}, expected a causal LM of "
+            "the Llama type (such as LlamaForCausalLM)"
         )
     if not any(directory.glob("tokenizer*")):
         raise ValueError(f"{directory}: no tokenizer (tokenizer.json) beside the model")
@@ -230,8 +230,8 @@ def _from_hub(repo_id: str, revision: Optional[str], directory: Path) -> str:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise RuntimeError(
-            f"base LM {repo_id} (revision {revision or 'main'}) could not be fetched from "
-            f"the Hugging Face hub: {error}"
+            f"base LM {repo_id} (revision {revision or 'main'}) could not be fetched "
+            f"from the Hugging Face hub: {error}"
         ) from error
     shutil.rmtree(directory / ".cache", ignore_errors=True)
     return commit

@@ -44,8 +44,8 @@ def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) 
         saved = Identity(**json.loads(bytes(saved.to(torch.uint8).tolist())))
         if saved.sha256 != identity.sha256:
             raise RuntimeError(
-                f"this checkpoint was trained on the base LM {_describe(saved)}, but the "
-                f"one loaded is {_describe(identity)}: give the former (--base_lm)"
+                f"this checkpoint was trained on the base LM {_describe(saved)}, but "
+                f"the one loaded is {_describe(identity)}: give the former (--base_lm)"
             )
         state[prefix + IDENTITY_KEY] = getattr(module, IDENTITY_KEY)
 

@@ -1,7 +1,8 @@
 """CTC on the output of a layer: its units, made in stage 5, and its head.
 
-The units are `llm` (the base LM's own tokens, those that occur in the training text: the
-output is a draft that the LLM can verify as it stands), `bpe` (SentencePiece) or `char`.
+The units are `llm` (the base LM's own tokens, those that occur in the training text:
+the output is a draft that the LLM can verify as it stands), `bpe` (SentencePiece) or
+`char`.
 """
 
 import json
@@ -215,8 +216,8 @@ def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
         return places[int(number)]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"ctc_layer: {ctc_layer!r} names no layer; expected inserted:K with K below "
-            f"{len(inserted)}, or base:K with K below {len(base)} (-1: the last)"
+            f"ctc_layer: {ctc_layer!r} names no layer; expected inserted:K with K "
+            f"below {len(inserted)}, or base:K with K below {len(base)} (-1: the last)"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Stage 7: is the adapted model, before training, the base LM? And what is it made of?"""
+"""Stage 7: is the untrained model the base LM? And what is it made of?"""
 
 import logging
 from argparse import Namespace
@@ -216,8 +216,8 @@ def report(
         "",
         "## Identity before training",
         "",
-        "Logits against those of the untouched base LM, bit for bit; on speech, against "
-        "the base LM fed the same embeddings.",
+        "Logits against those of the untouched base LM, bit for bit; on speech, "
+        "against the base LM fed the same embeddings.",
         "",
         identity_table(results),
         "## The stack, from the input up",

@@ -2,7 +2,7 @@
 
     speech -> features -> SpecAug, normalization -> speech embedder -+
                                                                      v
-    [speech][prompt][transcript] -> base LM with inserted layers -> LM head -> cross-entropy
+    [speech][prompt][transcript] -> base LM with inserted layers -> LM head -> CE loss
                                           | output of one layer
                                           +-> CTC head -> CTC loss
 
@@ -97,8 +97,9 @@ class ESPnetDUSModel(AbsESPnetModel):
             raise ValueError(f"ctc_weight: {ctc_weight} is not in [0, 1]")
         if ctc is None and (ctc_weight > 0 or ctc_warmup_epochs > 0):
             raise ValueError(
-                f"ctc_weight is {ctc_weight} and ctc_warmup_epochs {ctc_warmup_epochs}, "
-                "but there is no CTC head: give --ctc_units (stage 5 makes them)"
+                f"ctc_weight is {ctc_weight} and ctc_warmup_epochs "
+                f"{ctc_warmup_epochs}, but there is no CTC head: give --ctc_units "
+                "(stage 5 makes them)"
             )
         if tokenizer.eos_token_id is None:
             raise ValueError("the base LM's tokenizer has no EOS token")
@@ -139,7 +140,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         self.ctc_only = self.ctc_weight == 1 or epoch <= self.ctc_warmup_epochs
 
     def train(self, mode: bool = True) -> "ESPnetDUSModel":
-        """Set training mode, but keep what is frozen in eval mode (dropout, statistics)."""
+        """Set training mode, but keep what is frozen in eval mode."""
         super().train(mode)
         for module in self.lm.modules():
             own = list(module.parameters())
@@ -203,7 +204,7 @@ class ESPnetDUSModel(AbsESPnetModel):
             loss = (1 - self.ctc_weight) * ce
             stats.update(loss_ce=ce.detach(), acc=acc)
         else:
-            # no token was predicted: an epoch of this kind is never the best by accuracy
+            # no token was predicted: such an epoch is never the best by accuracy
             stats.update(acc=torch.zeros((), device=speech_BSD.device))
         if self.ctc is not None and (self.ctc_weight > 0 or self.ctc_only):
             ctc_BSD = ctc_BTD[:, : speech_BSD.size(1)]  # speech stands first
@@ -285,7 +286,7 @@ class ESPnetDUSModel(AbsESPnetModel):
 
     @contextmanager
     def _capture_ctc_layer(self) -> Iterator[Dict[str, torch.Tensor]]:
-        """Keep the CTC layer's output; with `ctc_only`, let the forward pass end there."""
+        """Keep the CTC layer's output; with `ctc_only`, end the forward pass there."""
         captured: Dict[str, torch.Tensor] = {}
         if self.ctc_layer is None:
             yield captured
@@ -313,8 +314,8 @@ class ESPnetDUSModel(AbsESPnetModel):
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy and accuracy on transcript and EOS.
 
-        The LM head runs on the positions that predict these and on no others: 49k logits
-        on every speech frame would cost more than the whole inserted stack.
+        The LM head runs on the positions that predict these and on no others: 49k
+        logits on every speech frame would cost more than the whole inserted stack.
         """
         steps_N = torch.arange(text_BN.size(1) + 1, device=text_BN.device)
         wanted_BN = steps_N[None] <= text_lengths_B[:, None]

@@ -3,8 +3,8 @@
     training    [speech][prompt][transcript][pad pad]
     generation  [pad pad][speech][prompt]
 
-Dimensions: B utterances, S speech positions, N text positions, T positions of the joined
-sequence, D hidden.
+Dimensions: B utterances, S speech positions, N text positions, T positions of the
+joined sequence, D hidden.
 """
 
 from typing import NamedTuple

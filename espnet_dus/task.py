@@ -49,7 +49,7 @@ EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
 
 
 class DUSTask(AbsTask):
-    """Training, statistics and loading of `ESPnetDUSModel`, as ESPnet runs its tasks."""
+    """Training, statistics and loading of `ESPnetDUSModel`, as ESPnet does it."""
 
     num_optimizers = 1
     class_choices_list = [frontend_choices, specaug_choices, normalize_choices]
@@ -65,7 +65,7 @@ class DUSTask(AbsTask):
             "--base_lm_conf",
             action=NestedDictAction,
             default=dict(BASE_LM_CONF),
-            help="dtype: auto | float32 | bfloat16; attn_implementation: sdpa | eager ...",
+            help="dtype: auto, float32, bfloat16; attn_implementation: sdpa, eager",
         )
         group.add_argument(
             "--adaptation", default="dus", choices=list(ARMS), help="the arm"

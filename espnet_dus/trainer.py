@@ -34,8 +34,9 @@ class DUSTrainer(Trainer):
     def resume(checkpoint, model, **kwargs):
         """Continue from a checkpoint, mending an interruption just after it.
 
-        The Trainer writes `checkpoint.pth`, then `Nepoch.pth`. Killed in between, it
-        would miss the latter when it averages the best epochs.
+        The Trainer writes `checkpoint.pth`, then `Nepoch.pth`, then the link
+        `latest.pth`. Killed in between, it would miss the second when it averages the
+        best epochs, and the third would stay behind if this was the last epoch.
         """
         Trainer.resume(checkpoint=checkpoint, model=model, **kwargs)
         epoch = kwargs["reporter"].get_epoch()
@@ -46,6 +47,8 @@ class DUSTrainer(Trainer):
                 torch.save(
                     safe_torch_load(checkpoint, map_location="cpu")["model"], epoch_file
                 )
+        with atomic_path(epoch_file.with_name("latest.pth")) as link:
+            link.symlink_to(epoch_file.name)
 
     @classmethod
     def train_one_epoch(cls, model, iterator, reporter, **kwargs):

@@ -33,15 +33,15 @@ def upscale(
     Args:
         lm: A loaded HF causal LM of the Llama type. It is changed in place.
         kind: `transformer` (copies of the base layers) or `e_branchformer`.
-        scope: `all`: the new layers see every position, causally. `speech`: they see the
-            positions that `speech_mask` marks, bidirectionally.
-        positions: Base layers to insert after: indices (-1: before the first; k times the
-            same index stacks k layers), `every:k`, or `spread:n`.
+        scope: `all`: the new layers see every position, causally. `speech`: they see
+            the positions that `speech_mask` marks, bidirectionally.
+        positions: Base layers to insert after: indices (-1: before the first; k times
+            the same index stacks k layers), `every:k`, or `spread:n`.
         layer_conf: Options of the kind, see `espnet_dus.layers`.
 
     Returns:
-        `lm`. Its forward and `generate` now take `speech_mask`, bool (batch, time), True
-        where a position is speech; positions that `generate` adds are text.
+        `lm`. Its forward and `generate` now take `speech_mask`, bool (batch, time),
+        True where a position is speech; positions that `generate` adds are text.
 
     Raises:
         ValueError: An option is unknown or does not fit, or `lm` is of no known type.
@@ -112,8 +112,8 @@ def parse_positions(positions: Positions, num_layers: int) -> List[int]:
         rule, _, number = positions.partition(":")
         if rule not in ("every", "spread") or not number.isdigit() or int(number) < 1:
             raise ValueError(
-                f"positions: {positions!r} is not understood; give a list of base-layer "
-                "indices such as [3, 7], or 'every:4', or 'spread:6'"
+                f"positions: {positions!r} is not understood; give a list of "
+                "base-layer indices such as [3, 7], or 'every:4', or 'spread:6'"
             )
         n = int(number)
         if rule == "spread":
@@ -137,12 +137,12 @@ def parse_positions(positions: Positions, num_layers: int) -> List[int]:
 
 
 class SpeechMaskMixin:
-    """Declares `speech_mask` to `generate`, which refuses arguments it does not know."""
+    """Declares `speech_mask` to `generate`, which refuses what it does not know."""
 
     def prepare_inputs_for_generation(
         self, input_ids, inputs_embeds=None, speech_mask=None, **kwargs
     ):
-        """As the model's own; `speech_mask` is brought to length by the forward hook."""
+        """As the model's own; the forward hook brings `speech_mask` to length."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -182,9 +182,9 @@ def _missing(module: Any, name: str) -> bool:
 def _trainable(layer: torch.nn.Module) -> torch.nn.Module:
     """Prepare an inserted layer for training beside a base LM of another precision.
 
-    Its parameters are float32; what enters is cast to that and what leaves is cast back,
-    so that the residual stream keeps the base LM's precision. The cast is exact for the
-    identity, so a bf16 base LM starts with bit-equal logits too.
+    Its parameters are float32; what enters is cast to that and what leaves is cast
+    back, so that the residual stream keeps the base LM's precision. The cast is exact
+    for the identity, so a bf16 base LM starts with bit-equal logits too.
     """
     layer.float().requires_grad_(True)
 

@@ -58,10 +58,18 @@ def assert_nothing_left(out_dir):
 
 
 def test_the_identity_does_not_depend_on_how_the_weights_are_spread(source, tmp_path):
+    expected = weights_sha256(source)
     lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     lm.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
-    assert weights_sha256(tmp_path / "sharded") == weights_sha256(source)
+    assert weights_sha256(tmp_path / "sharded") == expected
+
+    weights = load_file(source / "model.safetensors")
+    (tmp_path / "mixed").mkdir()
+    for file, names in (("a", sorted(weights)[1::2]), ("b", sorted(weights)[::2])):
+        part = {name: weights[name] for name in names}
+        save_file(part, tmp_path / "mixed" / f"{file}.safetensors")
+    assert weights_sha256(tmp_path / "mixed") == expected
 
 
 @pytest.mark.parametrize("changed", ["value", "name", "dtype", "shape"])

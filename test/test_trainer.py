@@ -118,7 +118,8 @@ def assert_same_training(ours, theirs):
         )
     for name in ("4epoch.pth", "valid.loss.ave.pth", "latest.pth"):
         assert_same(load(ours / name), load(theirs / name), name)
-    assert {p.name for p in ours.glob("*epoch.pth")} == {
+    # the process may have died before it removed an epoch that is not needed
+    assert {p.name for p in ours.glob("*epoch.pth")} >= {
         p.name for p in theirs.glob("*epoch.pth")
     }
 
@@ -225,7 +226,8 @@ def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):
         (corpus / "utt3.wav").write_bytes(b"RIFF")
         with pytest.raises(RuntimeError, match="utterance utt3: "):
             train(tmp_path / "none", max_epoch=1)
-        train(tmp_path / "one", max_epoch=2, max_bad_utterances=1)
+        # a batch of nothing but the bad one
+        train(tmp_path / "one", max_epoch=2, max_bad_utterances=1, batch_size=1)
     finally:
         (corpus / "utt3.wav").write_bytes(whole)
     lines = (tmp_path / "one" / "bad_utterances.txt").read_text().splitlines()

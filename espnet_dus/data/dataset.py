@@ -46,8 +46,8 @@ class BadUtterances:
                 file.write(f"{utt_id} {reason}\n")
             known.add(utt_id)
             logging.warning(
-                f"utterance {utt_id} is left out ({len(known)} of at most {self.limit}): "
-                f"{reason}"
+                f"utterance {utt_id} is left out ({len(known)} of at most "
+                f"{self.limit}): {reason}"
             )
         if len(known) > self.limit:
             raise TooManyBadUtterances(
@@ -112,8 +112,8 @@ class DUSPreprocessor(CommonPreprocessor):
         speech = data[self.speech_name]
         if len(speech) < self.min_length:
             raise ValueError(
-                f"utterance {uid}: {len(speech)} samples or frames, the subsampling needs "
-                f"{self.min_length}; raise --min_wav_duration (stage 4)"
+                f"utterance {uid}: {len(speech)} samples or frames, the subsampling "
+                f"needs {self.min_length}; raise --min_wav_duration (stage 4)"
             )
         if not np.isfinite(speech).all():
             raise ValueError(f"utterance {uid}: NaN or infinite values in the speech")
@@ -147,8 +147,8 @@ def check_sampling_rate(
             continue  # reading it will say what is wrong with it
         if rate != fs:
             raise ValueError(
-                f"utterance {utt_id}: {audio.strip()} has a sampling rate of {rate} Hz, "
-                f"expected {fs}; stage 3 converts audio (--fs)"
+                f"utterance {utt_id}: {audio.strip()} has a sampling rate of {rate} "
+                f"Hz, expected {fs}; stage 3 converts audio (--fs)"
             )
 
 

@@ -2,8 +2,8 @@
 
         x -> (+ 1/2 FFN) -> (+ merge(attention, cgMLP)) -> (+ 1/2 FFN) -> x
 
-The layer and its parts are ESPnet's (Kim et al., "E-Branchformer", SLT 2022). Changed is
-what living in a frozen LLM asks for:
+The layer and its parts are ESPnet's (Kim et al., "E-Branchformer", SLT 2022). Changed
+is what living in a frozen LLM asks for:
 
     norm_final                          Identity: it stands on the residual stream
     merge_proj, feed_forward*.w_2       zero: the layer starts as the identity, and the
@@ -74,9 +74,9 @@ def build_e_branchformer(
         layer_idx: The new layer's place in the KV cache.
         scope: `all` (causal, every position) or `speech` (bidirectional, speech only).
         attention_heads: None takes the base LM's number of heads.
-        attention_layer_type: `rel_selfattn` (relative positions) or `selfattn`. A causal
-            layer takes `selfattn` only; order reaches it through its convolutions and
-            the base layers' rotary positions.
+        attention_layer_type: `rel_selfattn` (relative positions) or `selfattn`. A
+            causal layer takes `selfattn` only; order reaches it through its
+            convolutions and the base layers' rotary positions.
 
     Returns:
         A layer with the call signature of the base model's own.
@@ -170,8 +170,8 @@ def _activation(name: str) -> torch.nn.Module:
         return get_activation(name)
     except KeyError as error:
         raise ValueError(
-            f"ffn_activation_type or gate_activation: {name!r} is not known; ESPnet has "
-            "hardtanh, tanh, relu, selu, swish (and identity for the gate)"
+            f"ffn_activation_type or gate_activation: {name!r} is not known; ESPnet "
+            "has hardtanh, tanh, relu, selu, swish (and identity for the gate)"
         ) from error
 
 
@@ -254,7 +254,7 @@ class CausalSelfAttention(MultiHeadedAttention):
     layer_idx: int
 
     def forward_qkv(self, query, key, value, expand_kv=False):
-        """As ESPnet's; keys and values (B, heads, K, D / heads) go through the cache."""
+        """As ESPnet's; keys and values (B, heads, K, .) go through the cache."""
         q, k, v = super().forward_qkv(query, key, value, expand_kv)
         if self.past is not None:
             k, v = self.past.update(k, v, self.layer_idx)

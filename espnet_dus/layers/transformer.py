@@ -1,4 +1,4 @@
-"""Kind `transformer`: a copy of the neighbouring base layer that starts as the identity.
+"""Kind `transformer`: a copy of the next base layer that starts as the identity.
 
 `o_proj` and `down_proj` are zeroed, as in LLaMA-Pro (Wu et al., arXiv 2401.02415): both
 residual branches then add nothing, while their gradients are not zero. With scope `all`

@@ -25,9 +25,9 @@ def decode(
 ) -> None:
     """Transcribe the utterances of a key file.
 
-    Writes `output_dir/1best_recog/{text,token,token_int,score}`. An utterance that cannot
-    be read or is too short is reported, gets an empty transcript (so it is scored, as
-    deletions) and does not stop the others.
+    Writes `output_dir/1best_recog/{text,token,token_int,score}`. An utterance that
+    cannot be read or is too short is reported, gets an empty transcript (so it is
+    scored, as deletions) and does not stop the others.
 
     Args:
         speech2text: The model.

@@ -20,7 +20,7 @@ class PerUtteranceLength(StoppingCriteria):
         self.limits_B = limits_B
 
     def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        """Tell which utterances are done; with embeddings as prompt, ids are all new."""
+        """Tell who is done; with embeddings as prompt, all ids are new."""
         return self.limits_B <= input_ids.size(1)
 
 

@@ -1,7 +1,7 @@
 """A trained model as one Python object: waveforms in, transcripts out."""
 
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import List, Sequence, Union
 
 import numpy as np
 import torch
@@ -48,8 +48,8 @@ class Speech2Text:
         """Transcribe one utterance, or a batch.
 
         Args:
-            speech: Samples (samples,) at the training data's rate, or features (F, M) if
-                the model was trained on features; or a list of such.
+            speech: Samples (samples,) at the training data's rate, or features (F, M)
+                if the model was trained on features; or a list of such.
 
         Returns:
             A hypothesis for each utterance.

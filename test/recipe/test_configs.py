@@ -1,4 +1,4 @@
-"""Every YAML that is shipped: commented, known to the commands, of the size it states."""
+"""Every shipped YAML: commented, known to the commands, of the size it states."""
 
 import re
 from pathlib import Path
