@@ -78,17 +78,20 @@ def lora(
             task_type="CAUSAL_LM",
         )
 
+    def inject(model: torch.nn.Module, r: int) -> torch.nn.Module:
+        # PEFT would make the updates on the CPU first, whatever device the model is on
+        with model.device:
+            return inject_adapter_in_model(config(r), model)
+
     lm.requires_grad_(False)
+    matched = rank
     if match_parameters is not None:
         # parameters grow linearly with the rank: count those of rank 1
         with torch.device("meta"):
-            trial = type(lm)(lm.config)
-        trial = inject_adapter_in_model(config(1), trial)
+            trial = inject(type(lm)(lm.config), 1)
         per_rank = sum(p.numel() for n, p in trial.named_parameters() if "lora_" in n)
         matched = max(1, round(match_parameters / per_rank))
-        lm = inject_adapter_in_model(config(matched), lm)
-    else:
-        lm = inject_adapter_in_model(config(rank), lm)
+    lm = inject(lm, matched)
     for name, parameter in lm.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:

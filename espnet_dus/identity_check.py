@@ -74,6 +74,8 @@ def run(
     """
     base, _, _ = load_base_lm(args.base_lm, **{**BASE_LM_CONF, **args.base_lm_conf})
     own = dict(args.adaptation_conf)
+    if args.adaptation == "dus":
+        own = {"kind": "e_branchformer", "scope": "speech", **own}  # upscale's defaults
     confs = [(args.adaptation, own)]
     if every_kind:
         positions = own.get("positions", "spread:6")

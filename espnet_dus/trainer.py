@@ -2,12 +2,14 @@
 
 import json
 import logging
+import resource
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 import torch
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
 
 from espnet_dus.checkpoint import parameter_counts
@@ -22,13 +24,19 @@ class DUSTrainer(Trainer):
     def run(cls, model, trainer_options, **kwargs):
         """Train; every file written with `torch.save` is whole or absent.
 
-        `params.json` in the output directory says how much is trained, for RESULTS.md.
+        In the output directory, `params.json` says how much is trained, and
+        `training.json` what the training took: see `write_training_cost`.
         """
+        output_dir = Path(trainer_options.output_dir)
         content = {**parameter_counts(model), "base_lm": vars(model.identity)}
-        path = Path(trainer_options.output_dir) / "params.json"
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
+        before = _time_of_change(output_dir / "checkpoint.pth")
         with atomic_torch_save():
             super().run(model=model, trainer_options=trainer_options, **kwargs)
+        distributed = kwargs["distributed_option"]
+        if not distributed.distributed or distributed.dist_rank == 0:
+            trained = _time_of_change(output_dir / "checkpoint.pth") != before
+            write_training_cost(output_dir, trained)
 
     @staticmethod
     def resume(checkpoint, model, **kwargs):
@@ -65,6 +73,49 @@ class DUSTrainer(Trainer):
         super().validate_one_epoch(
             model=model, iterator=NonEmptyBatches(iterator), reporter=reporter, **kwargs
         )
+
+
+def write_training_cost(output_dir: Path, trained: bool) -> None:
+    """Write `training.json`: what the training took, its resumptions together.
+
+    It holds `epochs`; `wall_seconds`, of their training and validation, from the
+    checkpoint, so that no part of an interrupted training is missing; and
+    `peak_memory_bytes` with `peak_memory_of`, the `GPU` or the `process`.
+
+    Args:
+        output_dir: The experiment directory.
+        trained: Whether this process has trained; if not, its memory does not count.
+    """
+    checkpoint, path = output_dir / "checkpoint.pth", output_dir / "training.json"
+    if not checkpoint.is_file():
+        return
+    # ru_maxrss is in kibibytes on Linux
+    of, peak = "process", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if torch.cuda.is_initialized():
+        of, peak = "GPU", torch.cuda.max_memory_allocated()
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    memory = {k: v for k, v in known.items() if k.startswith("peak_memory")}
+    if trained and peak > memory.get("peak_memory_bytes", 0):
+        memory = {"peak_memory_bytes": peak, "peak_memory_of": of}
+    reporter = Reporter()
+    saved = safe_torch_load(checkpoint, map_location="cpu", mmap=True)
+    reporter.load_state_dict(saved["reporter"])
+    seconds = sum(
+        phase["time"].total_seconds()
+        for phases in reporter.stats.values()
+        for phase in phases.values()
+        if "time" in phase
+    )
+    content = {
+        "epochs": len(reporter.stats),
+        "wall_seconds": round(seconds, 1),
+        **memory,
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _time_of_change(path: Path) -> Optional[int]:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @contextmanager

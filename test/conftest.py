@@ -253,3 +253,113 @@ def tiny_batch(tiny_options, noises):
         return DUSTask.build_collate_fn(args, train=True)(utterances)[1]
 
     return make
+
+
+# -- experiment directories ------------------------------------------------------------
+
+
+@pytest.fixture
+def make_experiment(tmp_path):
+    """Give a function that makes an experiment directory as stages 11 to 13 leave it.
+
+    `errors` of `utterances` have one wrong word of three; `delta` is that of the task
+    piqa or, without tasks, that of the perplexity.
+    """
+    from espnet_dus.scoring import score_dir
+
+    def make(
+        name,
+        adaptation="dus",
+        sha256="e" * 64,
+        utterances=4,
+        errors=1,
+        identical_tokens=0,
+        tasks=True,
+        delta=None,
+        limit=None,
+    ):
+        exp_dir = tmp_path / "exp" / name
+        decoding = exp_dir / "decode_a" / "test"
+        (decoding / "logdir").mkdir(parents=True)
+        (exp_dir / "config.yaml").write_text(f"adaptation: {adaptation}\n")
+        base_lm = {"name": "tiny", "revision": "", "sha256": sha256}
+        params = {"trained": 30, "frozen": 90, "total": 120, "base_lm": base_lm}
+        (exp_dir / "params.json").write_text(json.dumps(params))
+
+        data = tmp_path / "dump" / name
+        data.mkdir(parents=True)
+        utts = [f"utt{i}" for i in range(utterances)]
+        hyps = ["a b x" if i < errors else "a b c" for i in range(utterances)]
+        (data / "text").write_text("".join(f"{utt} a b c\n" for utt in utts))
+        (data / "utt2spk").write_text("".join(f"{utt} spk\n" for utt in utts))
+        (decoding / "text").write_text("".join(map("{} {}\n".format, utts, hyps)))
+        score_dir(data / "text", decoding)
+        for job, line in enumerate(
+            (
+                "decoded 2 utterances: 30.00 s of audio in 5.00 s",
+                f"decoded {utterances - 2} utterances: 10.00 s of audio in 3.00 s",
+            ),
+            1,
+        ):
+            (decoding / "logdir" / f"dus_inference.{job}.log").write_text(
+                f"I: {line}\n"
+            )
+
+        epoch = (
+            "INFO: {}epoch results: [train] iter_time=0.1, loss=4.5, train_time={}, "
+            "time=7 minutes and 7.89 seconds, total_count={}, [valid] loss=4.7, "
+            "time=25.36 seconds, total_count=24\n"
+        )
+        (exp_dir / "train.1.log").write_text(
+            epoch.format(1, "1.000", 10) + epoch.format(2, "9.000", 40)
+        )
+        (exp_dir / "train.log").write_text(epoch.format(2, "2.000", 40))
+        training = {
+            "epochs": 2,
+            "wall_seconds": 7200.0,
+            "peak_memory_bytes": 3 * 10**9,
+            "peak_memory_of": "process",
+        }
+        (exp_dir / "training.json").write_text(json.dumps(training))
+
+        def compared(base, change, error):
+            if identical_tokens:
+                change = error = 0.0
+            return {
+                "base": base,
+                "adapted": base + change,
+                "delta": change,
+                "standard_error": error,
+            }
+
+        accuracy = compared(0.5, -0.02 if delta is None else delta, 0.01)
+        change = 1.0 if tasks or delta is None else delta
+        perplexity = {
+            "items": 9,
+            "metrics": {"token_perplexity": compared(20.0, change, 0.25)},
+        }
+        if not identical_tokens:
+            perplexity["kl_per_token"] = 0.125
+        results = {
+            "base": base_lm,
+            "identical_tokens": identical_tokens,
+            "dtype": "float32",
+            "limit": limit,
+            "window": 1024,
+            "texts": {"wiki": perplexity},
+            "tasks": {},
+            "mean_delta": None,
+        }
+        if tasks:
+            metrics = {"acc,none": accuracy, "acc_norm,none": accuracy}
+            results["tasks"] = {"piqa": {"items": 50, "metrics": metrics}}
+            results["mean_delta"] = {
+                "delta": accuracy["delta"],
+                "standard_error": accuracy["standard_error"],
+                "metrics": {"piqa": "acc_norm,none"},
+            }
+        (exp_dir / "text_eval").mkdir()
+        (exp_dir / "text_eval" / "results.json").write_text(json.dumps(results))
+        return exp_dir
+
+    return make

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from espnet2.train.reporter import Reporter
 
 from espnet_dus.io import read_scp
 from espnet_dus.task import DUSTask
@@ -217,6 +218,42 @@ def test_the_warm_up_trains_ctc_alone_in_its_epochs(train, tmp_path):
     for phase in ("train", "valid"):
         assert "loss_ce" not in epochs[1][phase] and epochs[1][phase]["acc"] == 0
         assert "loss_ce" in epochs[2][phase]
+
+
+def test_the_cost_of_a_training_is_that_of_all_its_parts(train, tmp_path, monkeypatch):
+    def cost():
+        return json.loads((tmp_path / "training.json").read_text())
+
+    train(tmp_path, max_epoch=1)
+    first = cost()
+    with monkeypatch.context() as patch:  # killed: its second epoch counts all the same
+        die_in_epoch(patch, 3)
+        with pytest.raises(Killed):
+            train(tmp_path, max_epoch=3)
+    assert cost() == first
+    train(tmp_path, max_epoch=3)
+    whole = cost()
+    reporter = Reporter()
+    reporter.load_state_dict(load(tmp_path / "checkpoint.pth")["reporter"])
+    seconds = [
+        reporter.stats[epoch][phase]["time"].total_seconds()
+        for epoch in (1, 2, 3)
+        for phase in ("train", "valid")
+    ]
+    assert whole["wall_seconds"] == pytest.approx(sum(seconds), abs=0.06)
+    assert (first["epochs"], whole["epochs"]) == (1, 3)
+    assert 10**8 < first["peak_memory_bytes"] <= whole["peak_memory_bytes"]
+    assert whole["peak_memory_of"] == "process"
+
+
+def test_the_memory_of_a_process_that_trains_nothing_does_not_count(train, tmp_path):
+    train(tmp_path, max_epoch=1)
+    path = tmp_path / "training.json"
+    before = json.loads(path.read_text())
+    path.unlink()  # as if trained by a version that did not write it
+    train(tmp_path, max_epoch=1)
+    after = json.loads(path.read_text())
+    assert after == {k: before[k] for k in ("epochs", "wall_seconds")}
 
 
 def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):

@@ -42,18 +42,21 @@ def decode(
     keys = list(read_scp(key_file or data_path_and_name_and_type[0][0]))
     if not keys:
         raise ValueError(f"{key_file}: no utterance to decode")
+    rate = None  # of audio; features do not tell theirs
     if speech2text.train_args.input_size is None:
-        check_sampling_rate(
-            data_path_and_name_and_type, sampling_rate(speech2text.train_args)
-        )
+        rate = sampling_rate(speech2text.train_args)
+        check_sampling_rate(data_path_and_name_and_type, rate)
     dataset = ESPnetDataset(list(data_path_and_name_and_type))
     results: Dict[str, Hypothesis] = {}
+    samples = 0
     started = time.perf_counter()
     for first in range(0, len(keys), batch_size):
         speeches = _read(dataset, keys[first : first + batch_size])
-        for key, speech in speeches.items():
+        for speech in speeches.values():
+            length = 0 if speech is None else len(speech)
+            samples += length
             # ESPnet's RTF step reads this line and the one below
-            logging.info(f"speech length: {0 if speech is None else len(speech)}")
+            logging.info(f"speech length: {length}")
         results.update(_transcribe(speech2text, speeches))
         for key in speeches:
             logging.info(f"best hypo: {results[key].text} ({key})")
@@ -62,6 +65,11 @@ def decode(
         logging.info(
             f"{len(results)} of {len(keys)} utterances in {elapsed:.0f} s, "
             f"{left:.0f} s left"
+        )
+    if rate is not None:  # the comparison of arms reads this line
+        logging.info(
+            f"decoded {len(results)} utterances: {samples / rate:.2f} s of audio in "
+            f"{time.perf_counter() - started:.2f} s"
         )
     for field in Hypothesis._fields:
         values = {key: getattr(results[key], field) for key in keys}

@@ -105,3 +105,13 @@ def test_one_waveform_and_a_list_of_them_are_transcribed(speech2text, noises):
     assert [h.token_int for h in pair] == [
         speech2text(speech)[0].token_int for speech in (one, other)
     ]
+
+
+def test_the_time_of_all_audio_is_logged(speech2text, corpus, caplog):
+    caplog.set_level(logging.INFO)
+    results(speech2text, corpus, batch_size=4)
+    found = [m for m in caplog.messages if "s of audio in" in m]
+    # the good ones, 1000 samples and 50
+    audio = 0.9 + 0.4 + 1.3 + 0.7 + 0.5 + 1050 / 16000
+    assert len(found) == 1
+    assert found[0].startswith(f"decoded 11 utterances: {audio:.2f} s of audio in ")

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# The comparison of the arms: each is trained, decoded, scored and evaluated on text by
+# run.sh, as it stands; then all are put into one table and one picture.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+help_message="Usage: $0 [options] [options of run.sh]
+
+  --arms \"YAML ...\"      Training configurations, one per arm (default: all in
+                         conf/tuning).
+  --test_set NAME        The set whose WER counts (default: test).
+  --expdir DIR           Where experiments go: conf/tuning/train_dus_a.yaml trains in
+                         DIR/dus_a. Take another for another base LM or other data
+                         (default: exp).
+  --out_dir DIR          Where the comparison goes (default: EXPDIR/compare).
+  --inference_tag NAME   The decoding that counts, where there are several.
+
+All other options are those of run.sh, for every arm. Run again, it goes on where it
+was; an arm that is finished is done again only if its YAML or the options have changed."
+
+log() {
+    echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"
+}
+
+die() {
+    echo "${0##*/}: error: $*" >&2
+    exit 1
+}
+
+# ---- what was asked for
+arms=(conf/tuning/*.yaml)
+test_set=test expdir=exp out_dir='' inference_tag='' dus_args=''
+options=()
+while [ $# -gt 0 ]; do
+    if [ "$1" = --help ]; then
+        echo "${help_message}"
+        exit 0
+    fi
+    [[ $1 == --* ]] || die "unexpected argument '$1': only options are known (--help)"
+    [ $# -ge 2 ] || die "option $1 needs a value"
+    name=${1#--}
+    name=${name//-/_}
+    case ${name} in
+        arms) read -r -a arms <<< "${2//$'\n'/ }" ;;
+        test_set | out_dir) printf -v "${name}" '%s' "$2" ;;
+        expdir | inference_tag | dus_args)
+            printf -v "${name}" '%s' "$2"
+            options+=("--${name}" "$2")
+            ;;
+        stage | stop_stage | dus_config | dus_tag | dus_exp)
+            die "option $1 is set here for each arm (see --help)"
+            ;;
+        *) options+=("$1" "$2") ;;
+    esac
+    shift 2
+done
+out_dir=${out_dir:-${expdir}/compare}
+[ ${#arms[@]} -gt 0 ] || die "--arms names none"
+
+# As dus.sh does, other values of --dus_args train in another directory.
+suffix=$(sed -e 's/--/_/g' -e 's/[ |=/]//g' <<< "${dus_args}")
+names=()
+for config in "${arms[@]}"; do
+    [ -f "${config}" ] || die "${config}: no such training configuration (--arms)"
+    name=$(basename "${config}" .yaml)
+    name=${name#train_}
+    name=${name#dus_}${suffix}
+    [[ " ${names[*]} " != *" ${name} "* ]] || die "two arms are called ${name}"
+    names+=("${name}")
+done
+
+# ---- run
+trap 'exit 130' INT # a run.sh that is interrupted is no arm that failed
+
+run_once() { # stamp, YAML or "", options: run.sh, unless it ended well like this before
+    local stamp=$1 wanted
+    wanted=$(printf '%q ' "${options[@]}" && echo && cat ${2:+"$2"} < /dev/null)
+    if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${wanted}" ]; then
+        log "finished before: ${stamp}"
+        return
+    fi
+    rm -f "${stamp}"
+    ./run.sh "${options[@]}" "${@:3}" || return
+    mkdir -p "$(dirname "${stamp}")" && echo "${wanted}" > "${stamp}.tmp" \
+        && mv "${stamp}.tmp" "${stamp}"
+}
+
+log "stages 1-10, for all arms"
+run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
+    || die "stages 1-10 failed: no arm was trained"
+
+finished=() failed=()
+for i in "${!arms[@]}"; do
+    log "arm $((i + 1)) of ${#arms[@]}: ${names[i]} [elapsed=${SECONDS}s]"
+    exp=${expdir}/dus_${names[i]}
+    if run_once "${exp}/finished" "${arms[i]}" --stage 11 --stop_stage 13 \
+        --dus_config "${arms[i]}" --dus_tag "${names[i]}"; then
+        finished+=("${exp}")
+    else
+        failed+=("${names[i]}")
+        log "arm ${names[i]} failed; the others go on"
+    fi
+done
+
+if [ ${#finished[@]} -gt 0 ]; then
+    ( # path.sh is for this alone: run.sh is to see the caller's environment
+        . ./path.sh && python3 -m espnet_dus.bin.dus_compare \
+            --exp_dir "${finished[@]}" --test_set "${test_set}" --out_dir "${out_dir}" \
+            ${inference_tag:+--inference_tag "${inference_tag}"}
+    ) || failed+=("the comparison of ${finished[*]}")
+fi
+if [ ${#failed[@]} -gt 0 ]; then
+    printf -v list '%s, ' "${failed[@]}"
+    die "failed: ${list%, }; what was said stands above"
+fi
+log "the comparison: ${out_dir}/comparison.{md,json,png}"
+log "Successfully finished. [elapsed=${SECONDS}s]"

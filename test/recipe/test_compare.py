@@ -1,0 +1,202 @@
+"""compare.sh with a stand-in for run.sh, which leaves finished experiments behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = """#!/usr/bin/env bash
+echo "threads=${{OMP_NUM_THREADS-none}} $*" >> calls
+while [ $# -gt 0 ]; do
+    printf -v "${{1#--}}" '%s' "$2"
+    shift 2
+done
+if [ "${{stage}}" = 1 ]; then exit "${{no_data:-0}}"; fi
+if [ "${{dus_tag}}" = "${{broken:-}}" ]; then echo broken >&2; exit 3; fi
+mkdir -p "${{expdir:-exp}}"
+cp -r "{experiment}" "${{expdir:-exp}}/dus_${{dus_tag}}.new"
+rm -rf "${{expdir:-exp}}/dus_${{dus_tag}}"
+mv "${{expdir:-exp}}/dus_${{dus_tag}}.new" "${{expdir:-exp}}/dus_${{dus_tag}}"
+"""
+
+
+class Recipe:
+    """A recipe of three arms."""
+
+    def __init__(self, directory, experiment):
+        self.directory = directory
+        (directory / "conf" / "tuning").mkdir(parents=True)
+        for name in ("lora", "full", "speech"):
+            self.config(name).write_text(f"adaptation: {name}\n")
+        (directory / "compare.sh").symlink_to(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
+        (directory / "run.sh").write_text(RUN.format(experiment=experiment))
+        (directory / "run.sh").chmod(0o755)
+        (directory / "path.sh").write_text(
+            f'PATH="{Path(sys.executable).parent}:$PATH"\n'
+            f'export PYTHONPATH="{ROOT}" OMP_NUM_THREADS=1\n'
+        )
+
+    def config(self, name):
+        return self.directory / "conf" / "tuning" / f"train_dus_{name}.yaml"
+
+    def compare(self, *options, code=0):
+        """Run compare.sh; gives what it printed and the calls of run.sh it made."""
+        calls = self.directory / "calls"
+        calls.write_text("")
+        environment = dict(os.environ)
+        environment.pop("OMP_NUM_THREADS", None)
+        result = subprocess.run(
+            [str(self.directory / "compare.sh"), *map(str, options)],
+            cwd="/",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == code, result.stdout
+        return result.stdout, calls.read_text().splitlines()
+
+    def table(self, out_dir="exp/compare"):
+        return (self.directory / out_dir / "comparison.md").read_text()
+
+
+@pytest.fixture
+def recipe(tmp_path, make_experiment):
+    return Recipe(tmp_path / "recipe", make_experiment("any"))
+
+
+def stages_11(name, options=""):
+    return (
+        f"threads=none {options}--stage 11 --stop_stage 13 "
+        f"--dus_config conf/tuning/train_dus_{name}.yaml --dus_tag {name}"
+    )
+
+
+def test_all_arms_are_run_and_compared(recipe):
+    output, calls = recipe.compare()
+    assert calls == [
+        "threads=none --stage 1 --stop_stage 10",
+        stages_11("full"),
+        stages_11("lora"),
+        stages_11("speech"),
+    ]
+    for name in ("full", "lora", "speech"):
+        assert f"|{name}|" in recipe.table() and f"|{name}|" in output
+    assert "arm 2 of 3: lora" in output
+    assert (recipe.directory / "exp/compare/comparison.png").exists()
+
+
+def test_other_options_are_those_of_run_sh(recipe):
+    options = ["--expdir", "exp 2", "--nj", "7", "--out-dir", "out"]
+    _, calls = recipe.compare("--arms", recipe.config("lora"), *options)
+    passed = "--expdir exp 2 --nj 7 "
+    assert calls[0] == f"threads=none {passed}--stage 1 --stop_stage 10"
+    assert len(calls) == 2 and calls[1].endswith("--dus_tag lora")
+    assert (recipe.directory / "exp 2" / "dus_lora").is_dir()
+    assert "|lora|" in recipe.table("out")
+
+
+def test_what_is_finished_is_not_done_again(recipe):
+    arms = "conf/tuning/train_dus_lora.yaml\n conf/tuning/train_dus_full.yaml"
+    recipe.compare("--arms", arms)
+    output, calls = recipe.compare()
+    assert calls == [stages_11("speech")]
+    assert "finished before: exp/dus_lora/finished" in output
+    assert "|lora|" in recipe.table() and "|speech|" in recipe.table()
+
+
+def test_an_arm_whose_yaml_has_changed_is_done_again(recipe):
+    recipe.compare()
+    recipe.config("lora").write_text("max_epoch: 99\n")
+    assert recipe.compare()[1] == [stages_11("lora")]
+
+
+def test_with_other_options_everything_is_done_again(recipe):
+    recipe.compare()
+    _, calls = recipe.compare("--text_tasks", "local_piqa")
+    assert calls[1] == stages_11("full", "--text_tasks local_piqa ")
+    assert len(calls) == 4
+
+
+def test_other_training_options_train_in_another_directory(recipe):
+    config = recipe.config("lora")
+    recipe.compare("--arms", config, "--dus_args", "--optim_conf lr=2e-4")
+    assert (recipe.directory / "exp" / "dus_lora_optim_conflr2e-4").is_dir()
+
+
+def test_one_failed_arm_does_not_stop_the_others_and_is_named(recipe):
+    output, calls = recipe.compare("--broken", "lora", code=1)
+    assert len(calls) == 4
+    assert "error: failed: lora; what was said stands above" in output
+    assert "|full|" in recipe.table() and "|lora|" not in recipe.table()
+    output, calls = recipe.compare("--broken", "nothing")
+    assert "|lora|" in recipe.table()
+
+
+def test_a_comparison_that_fails_is_a_failure(recipe):
+    output, _ = recipe.compare("--test_set", "eval", code=1)
+    assert "error: exp/dus_full: no <inference_tag>/eval/score_wer" in output
+    assert "failed: the comparison of exp/dus_full exp/dus_lora" in output
+
+
+def test_failed_data_preparation_trains_no_arm(recipe):
+    output, calls = recipe.compare("--no_data", "1", code=1)
+    assert len(calls) == 1 and "error: stages 1-10 failed" in output
+
+
+def test_an_interrupted_arm_is_the_last(recipe):
+    (recipe.directory / "run.sh").write_text(
+        "#!/usr/bin/env bash\ntrap 'exit 130' INT\necho $* >> calls\n"
+        'if [ "$2" = 11 ]; then sleep 50; fi\n'
+    )
+    calls = recipe.directory / "calls"
+    process = subprocess.Popen(
+        [str(recipe.directory / "compare.sh")],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.time() + 20
+    while not calls.exists() or "full" not in calls.read_text():
+        assert time.time() < deadline, "waited in vain"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    assert process.wait(20) == 130
+    assert len(calls.read_text().splitlines()) == 2
+    assert not (recipe.directory / "exp" / "dus_full" / "finished").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--arms", "conf/no.yaml"], "conf/no.yaml: no such training configuration"),
+        (["--arms", " "], "--arms names none"),
+        (
+            ["--arms", "conf/tuning/train_dus_full.yaml " * 2],
+            "two arms are called full",
+        ),
+        (["--stop-stage", "12"], "option --stop-stage is set here for each arm"),
+        (["--dus_tag", "x"], "option --dus_tag is set here for each arm"),
+        (["--nj"], "option --nj needs a value"),
+        (["full"], "unexpected argument 'full'"),
+    ],
+)
+def test_wrong_option_is_an_error_before_anything_is_run(recipe, options, message):
+    output, calls = recipe.compare(*options, code=1)
+    assert message in output and calls == []
+
+
+def test_help_says_what_the_options_are(recipe):
+    output, calls = recipe.compare("--help")
+    assert "--arms" in output and calls == []
+
+
+@pytest.mark.parametrize("corpus", ["an4", "mini_an4"])
+def test_recipes_have_the_command(corpus):
+    link = ROOT / "egs2" / corpus / "dus1" / "compare.sh"
+    assert os.readlink(link) == "../../TEMPLATE/dus1/compare.sh"

@@ -1,0 +1,99 @@
+"""The benchmarks run, and both of their sides compute the same."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN_STEP = ROOT / "tools/benchmarks/train_step.py"
+TUNING = ROOT / "egs2/an4/dus1/conf/tuning"
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    spec = importlib.util.spec_from_file_location("train_step", TRAIN_STEP)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def options(tmp_path, tiny_base_lm_dir):
+    """Options for AN4's configurations, made small enough for the tiny base LM."""
+    for arm in ("e_branchformer_speech", "lora", "full"):
+        name = f"train_dus_{arm}.yaml"
+        conf = yaml.safe_load((TUNING / name).read_text(encoding="utf-8"))
+        conf["base_lm_conf"]["dtype"] = "float32"
+        conf["speech_embedder_conf"]["channels"] = 8
+        conf["model_conf"]["ctc_layer"] = "base:1"
+        if arm == "e_branchformer_speech":
+            conf["adaptation_conf"].update(
+                positions=[0], attention_heads=4, linear_units=32, cgmlp_linear_units=32
+            )
+        if arm == "lora":
+            conf["adaptation_conf"]["match_parameters"] = 10000
+        (tmp_path / name).write_text(yaml.safe_dump(conf), encoding="utf-8")
+    common = [str(tiny_base_lm_dir), "--config_dir", str(tmp_path), "--threads", "1"]
+    return common + ["--seconds", "0.8", "1.2", "--tokens", "2", "4", "--quick"]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.slow
+def test_train_step_compares_arms_and_both_sides(options):
+    # a process of its own: the command forks, which asks for one that has not computed
+    done = subprocess.run(
+        [sys.executable, TRAIN_STEP, *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    arms, plain, conditions = done.stdout.strip().split("\n\n")
+
+    rows = {row[0]: row[1:] for row in map(cells, arms.splitlines()[2:])}
+    assert set(rows) == {"full", "lora", "e_branchformer_speech"}
+    assert [rows["full"][i] for i in (2, 4, 6)] == ["1.00"] * 3
+    trained = {arm: int(row[0].replace(",", "")) for arm, row in rows.items()}
+    assert trained["lora"] < trained["full"]
+    assert all(float(row[1]) > 0 and float(row[3]) > 0.1 for row in rows.values())
+
+    rows = {row[0]: row[1:] for row in map(cells, plain.splitlines()[2:])}
+    assert set(rows) == {"full", "lora"}
+    assert "2 utterances of 0.8 to 1.2 s" in conditions
+
+    losses = re.findall(r"loss ([\d.]+), written plainly ([\d.]+)", done.stderr)
+    assert len(losses) == 2
+    for ours, written_plainly in losses:
+        assert float(ours) == pytest.approx(float(written_plainly), rel=1e-4)
+
+
+def test_train_step_refuses_sides_that_compute_different_losses(train_step):
+    import torch
+
+    class Constant(torch.nn.Module):
+        def __init__(self, loss):
+            super().__init__()
+            self.loss = loss
+
+        def forward(self):
+            return (torch.tensor(self.loss),)
+
+    one, other = (
+        train_step.Side(Constant(loss), None, {}, None) for loss in (4.0, 5.0)
+    )
+    with pytest.raises(RuntimeError, match="full: .*different losses"):
+        train_step.check_same("full", one, other)
+
+
+def test_train_step_names_an_arm_without_a_configuration(train_step, options):
+    with pytest.raises(SystemExit, match="no train_dus_<arm>.yaml .* ia3; it has e_br"):
+        train_step.main([*options, "--arms", "lora", "ia3"])
