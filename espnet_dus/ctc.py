@@ -158,7 +158,9 @@ class CTCHead(torch.nn.Module):
     def __init__(self, hidden_size: int, num_units: int, dropout_rate: float = 0.1):
         super().__init__()
         self.norm = torch.nn.LayerNorm(hidden_size)
-        self.ctc = CTC(num_units, hidden_size, dropout_rate)
+        # not ESPnet's own, which drops in validation too
+        self.dropout = torch.nn.Dropout(dropout_rate)
+        self.ctc = CTC(num_units, hidden_size, dropout_rate=0.0)
 
     def forward(
         self,
@@ -175,9 +177,8 @@ class CTCHead(torch.nn.Module):
             units_BN: (B, N) unit ids.
             unit_lengths_B: (B,) their number.
         """
-        mean_over_batch = self.ctc(
-            self.norm(x_BSD.float()), lengths_B, units_BN, unit_lengths_B
-        )
+        x_BSD = self.dropout(self.norm(x_BSD.float()))
+        mean_over_batch = self.ctc(x_BSD, lengths_B, units_BN, unit_lengths_B)
         return mean_over_batch * len(lengths_B) / unit_lengths_B.sum()
 
     @torch.no_grad()

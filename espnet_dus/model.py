@@ -63,6 +63,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         speech_embedder: Features to the LM's embedding space.
         ctc: The CTC head, or None.
         ctc_units: Its units.
+        compute_dtype: The precision the base LM was loaded in; see `autocast`.
         prompt: Text between speech and transcript.
         ctc_layer: The layer it reads, see `ctc.ctc_layer_index`.
         ctc_weight: Its share of the loss; the cross-entropy has the rest.
@@ -85,6 +86,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         speech_embedder: SpeechEmbedder,
         ctc: Optional[CTCHead],
         ctc_units: Optional[CTCUnits],
+        compute_dtype: torch.dtype,
         prompt: str = "",
         ctc_layer: str = "inserted:-1",
         ctc_weight: float = 0.3,
@@ -109,6 +111,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         self.lm = lm
         self.tokenizer = tokenizer
         self.identity = identity
+        self.compute_dtype = compute_dtype
         self.frontend = frontend
         self.specaug = specaug
         self.normalize = normalize
@@ -159,11 +162,10 @@ class ESPnetDUSModel(AbsESPnetModel):
         return super()._apply(keep_frozen_dtype, recurse)
 
     def autocast(self) -> torch.autocast:
-        """Compute the trained float32 parts in the base LM's precision."""
-        dtype = self.lm.get_input_embeddings().weight.dtype
-        device = self.lm.device.type
+        """Compute the trained float32 parts in the precision the base LM came in."""
+        reduced = self.compute_dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(
-            device, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)
+            self.lm.device.type, dtype=self.compute_dtype, enabled=reduced
         )
 
     # -- training ----------------------------------------------------------------------

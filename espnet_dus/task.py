@@ -223,6 +223,7 @@ class DUSTask(AbsTask):
             args.base_lm, **_known("base_lm_conf", args.base_lm_conf, BASE_LM_CONF)
         )
         embeddings = lm.get_input_embeddings().weight
+        compute_dtype = embeddings.dtype  # the arm full makes float32 of it
         embedder_conf = _known(
             "speech_embedder_conf", args.speech_embedder_conf, EMBEDDER_CONF
         )
@@ -250,6 +251,7 @@ class DUSTask(AbsTask):
             speech_embedder=speech_embedder,
             ctc=ctc,
             ctc_units=ctc_units,
+            compute_dtype=compute_dtype,
             **_known("model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)),
         )
 

@@ -317,3 +317,18 @@ def test_a_model_of_features_takes_them_as_they_are(tiny_model, noises):
     feats = torch.from_numpy(noises(0.1)[0]).reshape(1, 80, 20)
     x_BSD, lengths_B = model.embed_speech(feats, torch.tensor([80]))
     assert x_BSD.shape == (1, 9, 64) and lengths_B.tolist() == [9]
+
+
+@pytest.mark.parametrize("arm", ["full", "frozen"])
+def test_every_arm_computes_in_the_precision_the_base_lm_came_in(tiny_model, arm):
+    model = tiny_model(
+        adaptation=arm,
+        adaptation_conf={},
+        base_lm_conf={"dtype": "bfloat16"},
+        model_conf={"ctc_layer": "base:1"},
+    )
+    with model.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == torch.bfloat16
+    trained = [p.dtype for p in model.parameters() if p.requires_grad]
+    assert set(trained) == {torch.float32}
