@@ -216,7 +216,7 @@ def _check_config(directory: Path) -> None:
 
 def _from_hub(repo_id: str, revision: Optional[str], directory: Path) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         commit = HfApi().model_info(repo_id, revision=revision).sha
@@ -228,7 +228,7 @@ def _from_hub(repo_id: str, revision: Optional[str], directory: Path) -> str:
             f"base LM {repo_id!r}: neither a hub id (owner/name), a directory, a .gguf "
             "file nor pypi:PACKAGE==VERSION"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of whichever HTTP library the hub's client uses
         raise RuntimeError(
             f"base LM {repo_id} (revision {revision or 'main'}) could not be fetched "
             f"from the Hugging Face hub: {error}"

@@ -421,3 +421,16 @@ def test_the_hubs_commit_becomes_the_revision(source, out_dir, monkeypatch):
         "owner/lm", "abc123", weights_sha256(source)
     )
     assert not (out_dir / ".cache").exists()
+
+
+def test_no_way_to_the_hub_is_an_error_that_names_the_repository(monkeypatch, tmp_path):
+    class NoNetwork(Exception):
+        """What the hub's HTTP library raises is no OSError."""
+
+    def fail(self, repo_id, revision=None):
+        raise NoNetwork("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    with pytest.raises(RuntimeError, match="owner/name.*Name or service not known"):
+        fetch("owner/name", tmp_path / "lm")
+    assert not (tmp_path / "lm").exists()
