@@ -1,6 +1,7 @@
 """Multimodal Depth Up-Scaling: speech for a frozen text LLM by inserted layers.
 
-Imports are lazy, so that a command line which needs none of it starts at once.
+Imports are lazy, so that a command line which needs none of it starts at once. No
+module may have the name of one of these: importing it would take their place.
 """
 
 __version__ = "0.1.0"
@@ -13,7 +14,7 @@ def __getattr__(name):
 
         return Speech2Text
     if name == "upscale":
-        from espnet_dus.upscale import upscale
+        from espnet_dus.upscaling import upscale
 
         return upscale
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 import torch
 
-from espnet_dus.upscale import upscale
+from espnet_dus.upscaling import upscale
 
 ARMS: Dict[str, Callable]
 

@@ -207,7 +207,7 @@ def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
     Raises:
         ValueError: There is no such layer.
     """
-    from espnet_dus.upscale import inserted_layers
+    from espnet_dus.upscaling import inserted_layers
 
     inserted = list(inserted_layers(lm))
     base = [i for i in range(len(lm.model.layers)) if i not in inserted]

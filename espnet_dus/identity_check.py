@@ -14,7 +14,7 @@ from espnet_dus.io import atomic_path, write_text
 from espnet_dus.layers import KINDS, SCOPES
 from espnet_dus.model import ESPnetDUSModel
 from espnet_dus.task import BASE_LM_CONF, DUSTask
-from espnet_dus.upscale import inserted_layers
+from espnet_dus.upscaling import inserted_layers
 
 
 class IdentityResult(NamedTuple):

@@ -129,7 +129,7 @@ def upscaled(tiny_lm, randomise):
 
     import torch
 
-    from espnet_dus.upscale import upscale
+    from espnet_dus.upscaling import upscale
 
     def make(kind, scope, positions=(-1, 1, 1, 2), seed=None, **layer_conf):
         layer_conf = {**LAYER_CONF[kind], **layer_conf}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet_dus.model import FeatureModel
-from espnet_dus.upscale import inserted_layers
+from espnet_dus.upscaling import inserted_layers
 
 SECONDS = (1.3, 0.6, 0.98)
 

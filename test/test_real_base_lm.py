@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from espnet_dus.base_lm import fetch, load_base_lm
-from espnet_dus.upscale import inserted_layers, upscale
+from espnet_dus.upscaling import inserted_layers, upscale
 
 pytestmark = pytest.mark.slow
 

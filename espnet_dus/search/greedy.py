@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 
 from espnet_dus.model import ESPnetDUSModel, Hypothesis
-from espnet_dus.upscale import SpeechMaskMixin
+from espnet_dus.upscaling import SpeechMaskMixin
 
 
 class PerUtteranceLength(StoppingCriteria):

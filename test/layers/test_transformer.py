@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaForCausalLM
 
-from espnet_dus.upscale import inserted_layers
+from espnet_dus.upscaling import inserted_layers
 
 
 def test_each_layer_copies_the_base_layer_below_it_but_for_its_outputs(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from espnet_dus.upscale import inserted_layers, parse_positions, upscale
+from espnet_dus.upscaling import inserted_layers, parse_positions, upscale
 
 
 @pytest.fixture
