@@ -30,6 +30,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "psutil",
             "pytest",
             "black",
             "isort",

@@ -1,11 +1,10 @@
 """The recipe itself, on real speech: with a tiny random base LM, and with SmolLM2."""
 
-import os
 import re
-import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -72,7 +71,12 @@ def test_training_killed_at_any_time_ends_as_if_it_had_not_been(
     while not (killed / "checkpoint.pth").exists():
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    # the training too, which run_local.py has put into a session of its own
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("espnet_dus.bin.dus_train" in p.cmdline() for p in family)
+    for member in [*family, psutil.Process(process.pid)]:
+        member.kill()
+    psutil.wait_procs(family, timeout=60)
     process.wait()
     assert not (killed / "train.acc.ave.pth").exists()
     checkout.run("mini_an4", *train)
