@@ -10,6 +10,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["espnet_dus", "espnet_dus.*"]),
     python_requires=">=3.12,<3.14",
+    entry_points={"console_scripts": ["espnet-dus = espnet_dus.bin.cli:main"]},
     install_requires=[
         "espnet[train]==202611",
         "torch",
@@ -23,6 +24,10 @@ setup(
         "espnet_model_zoo",
         "lm-eval",
         "humanfriendly",
+        "lhotse",
+        "safetensors",
+        "silero-vad",
+        "gradio>=6,<7",
         "soundfile",
         "soxr",
         # espnet_model_zoo imports distutils, which is setuptools' own since 3.12
@@ -30,6 +35,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "playwright",
             "psutil",
             "pytest",
             "black",

@@ -22,8 +22,8 @@ def get_parser():
         help="such as dump/raw/test/wav.scp,speech,sound",
     )
     parser.add_argument("--key_file", type=str_or_none, help="utterances to transcribe")
-    parser.add_argument("--dus_train_config", required=True, help="config.yaml")
-    parser.add_argument("--dus_model_file", required=True, help="a checkpoint")
+    parser.add_argument("--asr_train_config", required=True, help="config.yaml")
+    parser.add_argument("--asr_model_file", required=True, help="a checkpoint")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="utterances at a time"
     )
@@ -50,8 +50,8 @@ def main(cmd=None):
 
     set_all_random_seed(args.seed)
     speech2text = Speech2Text(
-        args.dus_train_config,
-        args.dus_model_file,
+        args.asr_train_config,
+        args.asr_model_file,
         "cuda" if args.ngpu else "cpu",
         args.maxlenratio,
     )

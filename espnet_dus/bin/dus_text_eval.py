@@ -10,15 +10,15 @@ def get_parser() -> argparse.ArgumentParser:
     """Get the argument parser of `dus_text_eval`."""
     parser = argparse.ArgumentParser(
         description="Perplexity and text tasks of a base LM and, with "
-        "--dus_train_config and --dus_model_file, of the model adapted from it: "
+        "--asr_train_config and --asr_model_file, of the model adapted from it: "
         "results.json and results.md in OUT_DIR. An interrupted evaluation goes on "
         "where it was.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--base_lm", required=True, help="base LM directory")
     parser.add_argument("--out_dir", required=True, help="where the results go")
-    parser.add_argument("--dus_train_config", help="config.yaml of the training")
-    parser.add_argument("--dus_model_file", help="its checkpoint")
+    parser.add_argument("--asr_train_config", help="config.yaml of the training")
+    parser.add_argument("--asr_model_file", help="its checkpoint")
     parser.add_argument(
         "--perplexity_text", nargs="+", default=[], help="text files", metavar="FILE"
     )
@@ -65,8 +65,8 @@ def main(cmd=None):
     results = evaluate(
         base_lm=args.base_lm,
         out_dir=args.out_dir,
-        config=args.dus_train_config,
-        model_file=args.dus_model_file,
+        config=args.asr_train_config,
+        model_file=args.asr_model_file,
         texts=args.perplexity_text,
         tasks=args.tasks,
         data_dir=args.data_dir,

@@ -18,8 +18,8 @@ class Speech2Text:
     """Transcribes speech with a trained model.
 
     Args:
-        dus_train_config: The `config.yaml` of the training.
-        dus_model_file: A checkpoint, such as `valid.acc.ave.pth`.
+        asr_train_config: The `config.yaml` of the training.
+        asr_model_file: A checkpoint, such as `valid.acc.ave.pth`.
         device: `cpu`, `cuda` or `cuda:N`.
         maxlenratio: At most so many tokens for a speech position.
 
@@ -31,13 +31,13 @@ class Speech2Text:
 
     def __init__(
         self,
-        dus_train_config: Union[str, Path],
-        dus_model_file: Union[str, Path],
+        asr_train_config: Union[str, Path],
+        asr_model_file: Union[str, Path],
         device: str = "cpu",
         maxlenratio: float = 1.0,
     ):
         self.model, self.train_args = DUSTask.build_model_from_file(
-            dus_train_config, dus_model_file, device
+            asr_train_config, asr_model_file, device
         )
         self.model.eval()
         self.device = device

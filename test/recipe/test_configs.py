@@ -127,9 +127,9 @@ def test_lora_matches_the_inserted_e_branchformer_layers(path):
 def test_decoding_configuration_is_known(path):
     from espnet_dus.bin.dus_inference import get_parser
 
-    options = ["--config", str(path), "--output_dir", "y", "--dus_train_config", "c"]
+    options = ["--config", str(path), "--output_dir", "y", "--asr_train_config", "c"]
     options += [
-        "--dus_model_file",
+        "--asr_model_file",
         "m",
         "--data_path_and_name_and_type",
         "a,speech,sound",

@@ -402,8 +402,8 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             ${batch_size:+--batch_size "${batch_size}"} --ngpu "${gpu}" \
             --data_path_and_name_and_type "${data}/${scp},speech,${scp_type}" \
             --key_file "${logdir}/keys.JOB.scp" --output_dir "${logdir}/output.JOB" \
-            --dus_train_config "${dus_exp}/config.yaml" \
-            --dus_model_file "${dus_exp}/${inference_dus_model}" \
+            --asr_train_config "${dus_exp}/config.yaml" \
+            --asr_model_file "${dus_exp}/${inference_dus_model}" \
             ${inference_config:+--config "${inference_config}"} \
             "${inference_options[@]}"
 
@@ -425,8 +425,8 @@ score() { # WER and CER; text degradation against the base LM; RESULTS.md
     if [ -n "${perplexity_text}${text_tasks}" ]; then
         text_eval "${dus_exp}/text_eval" \
             "${perplexity_options[@]}" "${task_options[@]}" \
-            --dus_train_config "${dus_exp}/config.yaml" \
-            --dus_model_file "${dus_exp}/${inference_dus_model}"
+            --asr_train_config "${dus_exp}/config.yaml" \
+            --asr_model_file "${dus_exp}/${inference_dus_model}"
     fi
     dus results --exp_dir "${dus_exp}"
 }
