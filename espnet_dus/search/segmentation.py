@@ -8,7 +8,6 @@ never held. Segments do not overlap; their transcripts are joined as they stand.
 """
 
 import itertools
-import warnings
 from collections import deque
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple, Tuple, Union
@@ -18,8 +17,8 @@ import soundfile
 import soxr
 import torch
 
-VAD_RATE = 16000  # Hz; what Silero VAD takes
-VAD_FRAME = 512  # samples, 32 ms; likewise
+from espnet_dus.search.vad import RATE, WINDOW, load_vad
+
 BLOCK_SECONDS = 30.0  # read at a time
 
 # Silero's thresholds: speech starts above the first and goes on above the second.
@@ -68,7 +67,7 @@ def segments(
         soundfile.LibsndfileError: It cannot be read.
     """
     padding = _frames(SILENCE_SECONDS) // 2
-    longest = int(max_seconds * VAD_RATE / VAD_FRAME) - 2 * padding
+    longest = int(max_seconds * RATE / WINDOW) - 2 * padding
     if longest < _frames(1.0):
         raise ValueError(f"max_seconds: expected at least 1.5, got {max_seconds}")
     spans = merge(regions(speech_frames(path), longest), longest)
@@ -80,14 +79,14 @@ def segments(
         for (first, last), (following, _) in neighbours:
             after = 0 if following == last else padding
             if (first, last) != nowhere:
-                start = max((first - before) * VAD_FRAME / VAD_RATE, 0.0)
-                end = min((last + after) * VAD_FRAME / VAD_RATE, seconds)
+                start = max((first - before) * WINDOW / RATE, 0.0)
+                end = min((last + after) * WINDOW / RATE, seconds)
                 yield Segment(start, end, _read(file, start, end, fs))
             before = after
 
 
 def _frames(seconds: float) -> int:
-    return round(seconds * VAD_RATE / VAD_FRAME)
+    return round(seconds * RATE / WINDOW)
 
 
 def _read(file: soundfile.SoundFile, start: float, end: float, fs: int) -> np.ndarray:
@@ -110,7 +109,7 @@ def blocks(path: Union[str, Path]) -> Iterator[np.ndarray]:
         ValueError: A sample is no finite number.
     """
     with soundfile.SoundFile(path) as file:
-        stream = soxr.ResampleStream(file.samplerate, VAD_RATE, 1, dtype="float32")
+        stream = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
         size = round(BLOCK_SECONDS * file.samplerate)
         for block in file.blocks(size, dtype="float32", always_2d=True):
             if not np.isfinite(block).all():  # it would deafen the VAD to all the rest
@@ -126,33 +125,22 @@ def speech_frames(path: Union[str, Path]) -> Iterator[Tuple[float, float]]:
         For each frame of 32 ms the probability of speech and the mean square of its
         samples. The last frame is filled up with silence.
     """
-    vad = _load_vad()
+    vad = load_vad()
     rest = np.zeros(0, np.float32)
 
     def probabilities(samples):
-        frames = torch.from_numpy(samples.reshape(-1, VAD_FRAME))
+        frames = torch.from_numpy(samples.reshape(-1, WINDOW))
         for frame, power in zip(frames, frames.pow(2).mean(1).tolist()):
             with torch.inference_mode():
-                yield vad(frame, VAD_RATE).item(), power
+                yield vad(frame, RATE).item(), power
 
     for block in blocks(path):
         rest = np.concatenate([rest, block])
-        whole = len(rest) - len(rest) % VAD_FRAME
+        whole = len(rest) - len(rest) % WINDOW
         yield from probabilities(rest[:whole])
         rest = rest[whole:]
     if len(rest):
-        yield from probabilities(np.pad(rest, (0, VAD_FRAME - len(rest))))
-
-
-def _load_vad() -> torch.nn.Module:
-    threads = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript, the package's own format
-        from silero_vad import load_silero_vad
-
-        vad = load_silero_vad()
-    torch.set_num_threads(threads)  # the import had set it to 1, for all of the process
-    return vad
+        yield from probabilities(np.pad(rest, (0, WINDOW - len(rest))))
 
 
 def regions(

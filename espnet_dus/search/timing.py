@@ -24,6 +24,8 @@ from espnet_dus.ctc import BLANK, SPACE, UNKNOWN, CTCUnits
 from espnet_dus.io import write_text
 from espnet_dus.speech_embedder import SpeechEmbedder
 
+FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
+
 # Subtitles as broadcasters make them: two lines, a few seconds, never just a flash.
 LINE_CHARACTERS = 42
 CUE_LINES = 2
@@ -147,7 +149,9 @@ def _align(
 
 def shift(times: Iterable[WordTime], seconds: float) -> List[WordTime]:
     """Move words in time: from a segment's to the recording's."""
-    return [t._replace(start=t.start + seconds, end=t.end + seconds) for t in times]
+    return [
+        WordTime(w, start + seconds, end + seconds, c) for w, start, end, c in times
+    ]
 
 
 def write_ctm(
