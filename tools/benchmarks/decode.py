@@ -12,8 +12,8 @@ the other. A peer that is not installed, or whose model is not given, is left ou
   float32, which is all that it has; untrained, with our number of tokens forced.
 - faster-whisper (int8, greedy) and pocketsphinx, with word error rates.
 
-    cd egs2/an4/dus1 && . ./path.sh && ../../../tools/benchmarks/decode.py \
-        exp/dus_train_dus dump/raw/test --asr_model_file exp/dus_train_dus/valid.acc.ave.pth
+    cd egs2/an4/dus1 && . ./path.sh
+    ../../../tools/benchmarks/decode.py exp/dus_x dump/raw/test --utterances 8
 """
 
 import argparse
@@ -36,7 +36,13 @@ SEARCHES = {
     "CTC draft": {"draft": True},
     "joint beam": {"beam_size": 4, "ctc_weight": 0.3},
 }
-REFERENCE = ("greedy", 1)  # what the ratios of our searches refer to
+# name -> module, search, precision
+PEERS = {
+    "espnet": ("espnet2", "greedy", "float32"),
+    "whisper": ("faster_whisper", "greedy", "int8"),
+    "pocketsphinx": ("pocketsphinx", "beam", ""),
+}
+REFERENCE = ("greedy", "1")  # what the ratios of our searches refer to
 SECONDS = (10, 30, 60)  # of speech, for the cost of a token
 TOKENS_PER_SECOND = 4  # English
 NOISE_LEVELS = (-60, -40, -20)  # dB below full scale, beside digital silence
@@ -54,11 +60,11 @@ def get_parser():
     add("data_dir", type=Path, help="holds wav.scp and text, such as dump/raw/test")
     add("--asr_model_file", type=Path, help="not given: EXP_DIR/valid.acc.ave.pth")
     add("--utterances", type=int, help="only the first ones, for a quick look")
-    add("--batch_size", type=int, default=32, help="utterances of a batch")
+    add("--batch_size", type=float, default=120.0, help="seconds of a batch, padded")
     add("--threads", type=int, default=os.cpu_count(), help="of every side")
     add("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of our base LM")
     add("--whisper", help="directory of faster-whisper's model")
-    add("--peers", nargs="*", default=["espnet", "whisper", "pocketsphinx"])
+    add("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     add("--long", type=int, nargs="*", default=SECONDS, help="seconds of long speech")
     add("--output", type=Path, help="JSON file; not given: none")
     return parser
@@ -104,10 +110,10 @@ def ours(options, dtype):
     rows, results = [], {}
     for name, search in SEARCHES.items():
         set_search(speech2text, **search)
-        for batch_size in (1, options.batch_size):
-            found, seconds = transcribe(speech2text, speeches, batch_size)
-            results[name, batch_size] = found
-            row = measured(name, dtype, batch_size, speeches, seconds, options)
+        for batch, batch_seconds in (("1", 0.0), ("many", options.batch_size)):
+            found, seconds = transcribe(speech2text, speeches, batch_seconds)
+            results[name, batch] = found
+            row = measured("ours", name, dtype, batch, speeches, seconds)
             row["tokens"] = sum(len(h.token_int) + 1 for h in found.values())
             row["llm_passes"] = sum(h.llm_passes for h in found.values())
             row.update(word_error_rates({k: h.text for k, h in found.items()}, texts))
@@ -115,28 +121,37 @@ def ours(options, dtype):
             logging.info(f"ours, {dtype}: {row}")
     side = {"rows": rows}
     side["differing"] = {
-        f"{name}: batch {batch_size} and batch 1": different(
-            results[name, 1], results[name, batch_size]
+        f"{name}: batched and batch 1": different(
+            results[name, "1"], results[name, "many"]
         )
-        for name, batch_size in results
-        if batch_size > 1
+        for name in SEARCHES
     }
     side["differing"]["CTC draft and greedy"] = different(
-        results["greedy", 1], results["CTC draft", 1]
+        results["greedy", "1"], results["CTC draft", "1"]
     )
     side["tokens"] = {
-        key: len(h.token_int) + 1 for key, h in results["greedy", 1].items()
+        key: len(h.token_int) + 1 for key, h in results["greedy", "1"].items()
     }
     side["long"] = long_speech(speech2text, speeches, options)
     side["inserted"] = inserted_words(speech2text)
     return side
 
 
-def transcribe(speech2text, speeches, batch_size):
-    """Transcribe all utterances; give hypotheses by key, and the seconds it took."""
-    keys = sorted(speeches, key=lambda key: -len(speeches[key]))
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    # the first batch is the largest: with it, all memory is there
+def transcribe(speech2text, speeches, batch_seconds):
+    """Transcribe all utterances, in batches as `dus_inference` makes them.
+
+    Returns:
+        Hypotheses by key, and the seconds it took.
+    """
+    from espnet_dus.search.decode import take_batch
+
+    lengths = {key: len(speech) for key, speech in speeches.items()}
+    waiting = sorted(lengths, key=lambda key: -lengths[key])
+    batches = []
+    while waiting:
+        batches.append(take_batch(waiting, lengths, batch_seconds * speech2text.fs))
+        del waiting[: len(batches[-1])]
+    # the first batch has the longest: with it, all memory is there
     speech2text([speeches[key] for key in batches[0]])
     found = {}
     started = time.perf_counter()
@@ -145,14 +160,14 @@ def transcribe(speech2text, speeches, batch_size):
     return found, time.perf_counter() - started
 
 
-def measured(search, dtype, batch_size, speeches, seconds, options, system="ours"):
+def measured(system, search, dtype, batch, speeches, seconds):
     """Make a row of the table."""
     audio = sum(map(len, speeches.values())) / 16000
     return dict(
         system=system,
         search=search,
         precision=dtype,
-        batch=batch_size,
+        batch=batch,
         audio_seconds=audio,
         seconds=seconds,
         rtfx=audio / seconds,
@@ -211,13 +226,18 @@ class Memory(threading.Thread):
 def long_speech(speech2text, speeches, options):
     """Measure what a token costs, and memory, by the length of the speech.
 
-    As many tokens a second as in English are forced: EOS is told apart from what the
-    model would write as EOS, and no guard acts.
+    As many tokens a second as in English are forced: a token that the model never
+    writes takes the place of EOS, and no guard acts but the one against length.
     """
-    positions = 16000 / speech_samples_per_position(speech2text)
+    positions = 1 / speech2text.seconds_per_position  # a second
     model = speech2text.model
     eos_id, model.eos_id = model.eos_id, model.tokenizer.unk_token_id
-    set_search(speech2text, maxlenratio=TOKENS_PER_SECOND / positions, repetition=0)
+    set_search(
+        speech2text,
+        maxlenratio=TOKENS_PER_SECOND / positions,
+        repetition=0,
+        no_speech=0.0,
+    )
     speech = np.concatenate(list(speeches.values()))
     found = []
     for seconds in options.long:
@@ -239,15 +259,6 @@ def long_speech(speech2text, speeches, options):
         )
     model.eos_id = eos_id
     return found
-
-
-def speech_samples_per_position(speech2text):
-    """Give the samples from one speech position to the next."""
-    from espnet_dus.search.timing import seconds_per_position
-
-    frontend = speech2text.model.frontend
-    embedder = speech2text.model.speech_embedder
-    return seconds_per_position(embedder, frontend.hop_length, 1)
 
 
 def inserted_words(speech2text, seconds=5, repetitions=4):
@@ -278,7 +289,9 @@ def peer(options, name, tokens):
     speeches, texts = read_data(options)
     with tempfile.TemporaryDirectory() as directory:
         if name == "espnet":
-            config = yaml.safe_load((options.exp_dir / "config.yaml").read_text("utf-8"))
+            config = yaml.safe_load(
+                (options.exp_dir / "config.yaml").read_text("utf-8")
+            )
             system = decode_peers.ESPnet(argparse.Namespace(**config), Path(directory))
         elif name == "whisper":
             system = decode_peers.FasterWhisper(options.whisper, options.threads)
@@ -291,15 +304,8 @@ def peer(options, name, tokens):
         for key, speech in speeches.items():
             found[key] = system(speech, tokens[key])
         seconds = time.perf_counter() - started
-    row = measured(
-        "greedy" if name != "pocketsphinx" else "beam",
-        {"espnet": "float32", "whisper": "int8"}.get(name, "-"),
-        1,
-        speeches,
-        seconds,
-        options,
-        system=name,
-    )
+    search, dtype = PEERS[name][1:]
+    row = measured(name, search, dtype, "1", speeches, seconds)
     if name != "pocketsphinx":
         row["tokens"] = sum(count for _, count in found.values())
     if name != "espnet":  # which is untrained
@@ -327,9 +333,8 @@ def start(options):
 
 def available(options):
     """Give the peers that can run here, and say which cannot."""
-    modules = {"espnet": "espnet2", "whisper": "faster_whisper"}
     for name in options.peers:
-        if importlib.util.find_spec(modules.get(name, name)) is None:
+        if importlib.util.find_spec(PEERS[name][0]) is None:
             logging.warning(f"{name} is left out: it is not installed")
         elif name == "whisper" and options.whisper is None:
             logging.warning("whisper is left out: give --whisper MODEL_DIRECTORY")
