@@ -35,6 +35,13 @@ def get_parser():
         help="seconds of speech at a time; a longer utterance goes alone",
     )
     parser.add_argument(
+        "--segment_seconds",
+        type=float,
+        default=0.0,
+        help="long recordings: cut them at pauses into segments of at most so many "
+        "seconds; 0: utterances, decoded as they are",
+    )
+    parser.add_argument(
         "--dtype",
         type=str_or_none,
         help="of the base LM: float32, bfloat16, int8; default: as it was trained with",
@@ -79,6 +86,7 @@ def main(cmd=None):
         args.key_file,
         args.output_dir,
         args.batch_size,
+        args.segment_seconds,
     )
 
 

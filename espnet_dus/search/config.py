@@ -31,6 +31,7 @@ class SearchConfig:
     no_speech: float = _option(
         0.5, "audio whose speech probability stays below gives nothing; 0: never"
     )
+    word_times: bool = _option(False, "align the words of the transcript in time")
 
     def __post_init__(self):
         """Check the values."""

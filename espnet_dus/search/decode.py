@@ -14,14 +14,14 @@ from espnet2.train.dataset import ESPnetDataset
 from espnet_dus.data.dataset import check_sampling_rate
 from espnet_dus.io import read_scp, write_scp
 from espnet_dus.model import Hypothesis
+from espnet_dus.search.long_audio import join
 from espnet_dus.search.records import Record, Records
 from espnet_dus.search.speech2text import Speech2Text
+from espnet_dus.search.timing import FRAMES_PER_SECOND, WordTime, write_ctm, write_srt
 
 Triples = Sequence[Tuple[str, str, str]]
 
 FIELDS = ("text", "token", "token_int", "score")
-# Feature frames have a shift of 10 ms.
-FRAMES_PER_SECOND = 100
 
 
 def decode(
@@ -30,12 +30,14 @@ def decode(
     key_file: Optional[str],
     output_dir: str,
     batch_size: float,
+    segment_seconds: float = 0.0,
 ) -> None:
     """Transcribe the utterances of a key file.
 
     Writes `output_dir/1best_recog/{text,token,token_int,score}`, as many such
     directories as there are n-best hypotheses, and `output_dir/hypotheses.jsonl` with
-    all there is to know of each. An utterance that cannot be read or is too short is
+    all there is to know of each; with word times, `1best_recog/ctm` and, for each
+    utterance, `srt/UTTERANCE.srt`. An utterance that cannot be read or is too short is
     reported, gets an empty transcript (so it is scored, as deletions) and does not stop
     the others. A run that was killed goes on where it was.
 
@@ -46,20 +48,35 @@ def decode(
         output_dir: Where the results go.
         batch_size: Seconds of speech at a time, padding included; halved whenever the
             memory does not suffice. An utterance longer than that goes alone.
+        segment_seconds: Above 0: the utterances are long recordings, of any rate, to be
+            cut at pauses into segments of at most so many seconds.
 
     Raises:
-        ValueError: There is nothing to transcribe, or the sampling rate is wrong.
+        ValueError: There is nothing to transcribe, the sampling rate is wrong, or long
+            recordings are no audio.
     """
     keys = list(read_scp(key_file or data_path_and_name_and_type[0][0]))
     if not keys:
         raise ValueError(f"{key_file}: no utterance to decode")
     if batch_size <= 0:
         raise ValueError(f"batch_size: {batch_size}, expected seconds above 0")
+    run = _run(speech2text, data_path_and_name_and_type, segment_seconds)
+    records = Records(output_dir, run)
+    if segment_seconds:
+        _decode_recordings(
+            speech2text,
+            data_path_and_name_and_type[0],
+            [key for key in keys if key not in records.done],
+            records,
+            batch_size,
+            segment_seconds,
+        )
+        _finish(records, keys, output_dir, speech2text)
+        return
     rate = speech2text.fs or FRAMES_PER_SECOND
     if speech2text.fs is not None:
         check_sampling_rate(data_path_and_name_and_type, rate)
     dataset = ESPnetDataset(list(data_path_and_name_and_type))
-    records = Records(output_dir, _run(speech2text, data_path_and_name_and_type))
     lengths = _lengths(
         dataset,
         data_path_and_name_and_type[0],
@@ -124,10 +141,51 @@ def take_batch(waiting: List[str], lengths: Dict[str, int], budget: float) -> Li
     return waiting[: max(1, int(budget // max(lengths[waiting[0]], 1)))]
 
 
-def _run(speech2text: Speech2Text, triples: Triples) -> Dict:
+def _decode_recordings(
+    speech2text: Speech2Text,
+    triple: Tuple[str, str, str],
+    keys: List[str],
+    records: Records,
+    batch_size: float,
+    segment_seconds: float,
+) -> None:
+    """Transcribe long recordings, one after the other."""
+    path, _, kind = triple
+    if kind != "sound" or speech2text.fs is None:
+        raise ValueError(f"segment_seconds: {path} holds {kind}, expected sound")
+    paths = read_scp(path)
+    for key in keys:
+        started = time.perf_counter()
+        duration, found = 0.0, []
+        try:
+            duration = soundfile.info(paths[key]).duration
+            logging.info(f"speech length: {round(duration * speech2text.fs)}")
+            for result in speech2text.transcribe_long(
+                paths[key], segment_seconds, batch_size
+            ):
+                found.append(result)
+                left = (time.perf_counter() - started) * (duration / result.end - 1)
+                logging.info(
+                    f"recording {key}: {result.end:.1f} of {duration:.1f} s, "
+                    f"{left:.0f} s left: {result.hypothesis.text}"
+                )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            logging.error(
+                f"recording {key} is decoded up to its segment {len(found)} and no "
+                f"further: {error}"
+            )
+        hypothesis = join(found)
+        seconds = time.perf_counter() - started
+        length = round(duration * speech2text.fs)
+        records.add({key: Record([hypothesis], length, seconds)})
+        logging.info(f"best hypo: {hypothesis.text} ({key})")
+
+
+def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> Dict:
     """Tell what decides on the results."""
     return {
         "model": speech2text.run,
+        "segment_seconds": segment_seconds,
         "data": [
             [path, name, kind, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
             for path, name, kind in triples
@@ -214,6 +272,16 @@ def _finish(
                 words = value if isinstance(value, list) else str(value).split()
                 table[key] = " ".join(map(str, words))
             write_scp(Path(output_dir) / f"{n + 1}best_recog" / field, table)
+        if speech2text.search.word_times:
+            times = {
+                key: [WordTime(*time) for time in hypothesis.word_times or []]
+                for key, hypothesis in found.items()
+            }
+            write_ctm(Path(output_dir) / f"{n + 1}best_recog" / "ctm", times)
+            if n == 0:
+                for key in times:
+                    name = key.replace("/", "_")
+                    write_srt(Path(output_dir) / "srt" / f"{name}.srt", times[key])
     done = [records.done[key] for key in keys]
     passes = sum(record.nbest[0].llm_passes for record in done) / len(done)
     logging.info(f"{passes:.1f} LLM passes for an utterance")

@@ -15,10 +15,12 @@ from typing import List, Sequence
 import numpy as np
 import torch
 
+from espnet_dus.search.vad import RATE, WINDOW, load_vad
+
 # The longest sequence of tokens whose repetition is looked for.
 MAX_LOOP = 8
-# Silero's window at 16 kHz, and how many in a row must be speech: 96 ms.
-VAD_RATE, VAD_WINDOW, NUM_WINDOWS = 16000, 512, 3
+# So many of Silero's windows in a row must be speech: 96 ms.
+NUM_WINDOWS = 3
 
 
 def length_limits(lengths_B: torch.Tensor, maxlenratio: float) -> torch.Tensor:
@@ -56,19 +58,19 @@ def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
         speech: too little to tell.
     """
     samples_T = torch.as_tensor(speech, dtype=torch.float32)
-    if fs != VAD_RATE:
+    if fs != RATE:
         import torchaudio
 
-        samples_T = torchaudio.functional.resample(samples_T, fs, VAD_RATE)
-    windows = samples_T.split(VAD_WINDOW)
-    if len(samples_T) < NUM_WINDOWS * VAD_WINDOW:
+        samples_T = torchaudio.functional.resample(samples_T, fs, RATE)
+    windows = samples_T.split(WINDOW)
+    if len(samples_T) < NUM_WINDOWS * WINDOW:
         return True
-    vad, num_speech = _load_vad(), 0
+    vad, num_speech = _vad(), 0
     vad.reset_states()
     with torch.inference_mode():
         for window in windows:
-            window = torch.nn.functional.pad(window, (0, VAD_WINDOW - len(window)))
-            is_speech = vad(window, VAD_RATE).item() >= threshold
+            window = torch.nn.functional.pad(window, (0, WINDOW - len(window)))
+            is_speech = vad(window, RATE).item() >= threshold
             num_speech = num_speech + 1 if is_speech else 0
             if num_speech == NUM_WINDOWS:
                 return True
@@ -76,12 +78,8 @@ def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_vad() -> torch.nn.Module:
-    num_threads = torch.get_num_threads()
-    import silero_vad
-
-    torch.set_num_threads(num_threads)  # the import has set them to one
-    return silero_vad.load_silero_vad()
+def _vad() -> torch.nn.Module:
+    return load_vad()
 
 
 def describe(guards: List[str]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -15,8 +15,11 @@ from espnet_dus.search.config import Search, SearchConfig
 from espnet_dus.search.encoding import encode
 from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech
+from espnet_dus.search.long_audio import LongResult, batches, in_recording
 from espnet_dus.search.precision import set_precision
 from espnet_dus.search.result import nothing
+from espnet_dus.search.segmentation import segments
+from espnet_dus.search.timing import FRAMES_PER_SECOND, seconds_per_position, word_times
 from espnet_dus.task import DUSTask, min_length, sampling_rate
 
 Waveform = Union[np.ndarray, torch.Tensor]
@@ -73,14 +76,23 @@ class Speech2Text:
             self.fs = sampling_rate(self.train_args)
         if self.needs_ctc and self.model.ctc is None:
             raise ValueError(
-                "draft or ctc_weight: this model was trained without a CTC head (no "
-                "ctc_units in its config.yaml)"
+                "draft, ctc_weight or word_times: this model was trained without a CTC "
+                "head (no ctc_units in its config.yaml)"
             )
 
     @property
     def needs_ctc(self) -> bool:
         """Tell whether the search reads the CTC head."""
-        return self.search.draft or self.search.ctc_weight > 0
+        search = self.search
+        return search.draft or search.ctc_weight > 0 or search.word_times
+
+    @property
+    def seconds_per_position(self) -> float:
+        """Give the time from one speech position to the next."""
+        hop, fs = 1, FRAMES_PER_SECOND
+        if self.fs is not None:
+            hop, fs = self.model.frontend.hop_length, self.fs
+        return seconds_per_position(self.model.speech_embedder, hop, fs)
 
     def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> List[Hypothesis]:
         """Transcribe one utterance, or a batch.
@@ -130,9 +142,46 @@ class Speech2Text:
         else:
             best = greedy_search(self.model, encoded, self.search)
             found = [[hypothesis] for hypothesis in best]
-        for i, hypotheses in zip(spoken, found):
+        for n, (i, hypotheses) in enumerate(zip(spoken, found)):
+            if self.search.word_times:
+                ctc_SU = encoded.ctc_BSU[n, : encoded.lengths_B[n]]
+                hypotheses = [self._timed(h, ctc_SU) for h in hypotheses]
             results[i] = hypotheses
         return results
+
+    def _timed(self, hypothesis: Hypothesis, ctc_SU: torch.Tensor) -> Hypothesis:
+        times = word_times(
+            ctc_SU, hypothesis.text, self.model.ctc_units, self.seconds_per_position
+        )
+        return hypothesis._replace(word_times=times)
+
+    def transcribe_long(
+        self,
+        path: Union[str, Path],
+        max_seconds: float = 20.0,
+        batch_size: float = 60.0,
+    ) -> Iterator[LongResult]:
+        """Transcribe a recording of any length, segment by segment.
+
+        Args:
+            path: Any audio file that libsndfile reads.
+            max_seconds: No segment is longer.
+            batch_size: Seconds of segments decoded at a time, padding included.
+
+        Yields:
+            Each segment's start and end, and its hypothesis, whose word times are the
+            recording's. `long_audio.join` makes one transcript of them.
+
+        Raises:
+            ValueError: The model takes features, or `segments` raises it.
+            soundfile.LibsndfileError: The file cannot be read.
+        """
+        if self.fs is None:
+            raise ValueError("long recordings are audio, but this model takes features")
+        for batch in batches(segments(path, self.fs, max_seconds), batch_size):
+            found = self([segment.samples for segment in batch])
+            for segment, hypothesis in zip(batch, found):
+                yield in_recording(segment, hypothesis)
 
     def check_length(self, speech: Waveform) -> None:
         """Check that an utterance gives at least one speech position.

@@ -407,10 +407,11 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             ${inference_config:+--config "${inference_config}"} \
             "${inference_options[@]}"
 
-        for name in token token_int score text; do
+        for name in token token_int score text ctm; do
+            [ -e "${logdir}/output.1/1best_recog/${name}" ] || continue  # ctm
             for ((n = 1; n <= jobs; n++)); do
                 cat "${logdir}/output.${n}/1best_recog/${name}"
-            done | sort -k1 > "${dir}/${name}.tmp"
+            done | sort -s -k1,1 > "${dir}/${name}.tmp"
             mv "${dir}/${name}.tmp" "${dir}/${name}"
         done
     done
