@@ -10,7 +10,7 @@ Three guards, each named in the hypothesis it has acted on:
 """
 
 import functools
-from typing import List, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -80,8 +80,3 @@ def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
 @functools.lru_cache(maxsize=1)
 def _vad() -> torch.nn.Module:
     return load_vad()
-
-
-def describe(guards: List[str]) -> str:
-    """Give the guards that acted as a part of a log line."""
-    return f" [{', '.join(guards)}]" if guards else ""

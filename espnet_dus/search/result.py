@@ -45,14 +45,17 @@ def word_confidences(
 ) -> List[float]:
     """Give each word's probability: the product of those of its tokens.
 
-    A token belongs to the word in which the text ends with it, so that the space before
-    a word and the marks behind it count as its own.
+    The space before a word counts as its own, and so do the marks behind it.
     """
     sums: List[float] = []
+    space = 0.0  # of tokens that are nothing but space
     for place, score in enumerate(token_scores[: len(ids)]):
         text = tokenizer.decode(ids[: place + 1], skip_special_tokens=True)
+        if not text or text[-1].isspace():
+            space += score
+            continue
         num_words = len(text.split())
         sums += [0.0] * (num_words - len(sums))
-        if num_words:
-            sums[num_words - 1] += score
+        sums[-1] += space + score
+        space = 0.0
     return [math.exp(min(s, 0.0)) for s in sums]
