@@ -1,5 +1,7 @@
 """The precision a trained model is run in."""
 
+import warnings
+
 import torch
 
 from espnet_dus.base_lm import resolve_dtype
@@ -10,12 +12,12 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 
 def set_precision(model: ESPnetDUSModel, dtype: str) -> None:
-    """Change the precision of the base LM's layers; what was inserted stays float32.
+    """Change the precision of the base LM; what was inserted stays float32.
 
     Args:
         model: Loaded. Changed in place.
         dtype: `float32`, `bfloat16`, or `int8`: float32 with the weights of the base
-            layers' linear maps in 8 bits (torch's dynamic quantization; on a CPU).
+            LM's linear maps in 8 bits (torch's dynamic quantization; on a CPU).
 
     Raises:
         ValueError: Another dtype, or `int8` on a GPU.
@@ -33,6 +35,23 @@ def set_precision(model: ESPnetDUSModel, dtype: str) -> None:
     if dtype == "int8":
         for place, layer in enumerate(model.lm.model.layers):
             if place not in inserted_layers(model.lm):
-                torch.ao.quantization.quantize_dynamic(
-                    layer, {torch.nn.Linear}, torch.qint8, inplace=True
-                )
+                _quantize(layer)
+        # the embeddings, which it shares its weights with, stay as they are
+        head = torch.nn.Sequential(model.lm.lm_head)
+        _quantize(head)
+        model.lm.lm_head = head[0]
+
+
+def _quantize(module: torch.nn.Module) -> None:
+    """Put 8-bit weights into the linear maps of a module, but for LoRA's own."""
+    config = torch.ao.quantization.default_dynamic_qconfig
+    linear = {
+        name: config
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Linear) and "lora_" not in name
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to move this elsewhere
+        torch.ao.quantization.quantize_dynamic(
+            module, linear, torch.qint8, inplace=True
+        )
