@@ -50,8 +50,9 @@ class Records:
         if lines[:1] == [head]:
             for line in lines[1:]:
                 content = json.loads(line)
-                nbest = [Hypothesis(**h) for h in content.pop("nbest")]
-                self.done[content.pop("key")] = Record(nbest, **content)
+                nbest = [Hypothesis(**h) for h in content["nbest"]]
+                record = Record(nbest, content["length"], content["seconds"])
+                self.done[content["key"]] = record
             logging.info(
                 f"{self.partial}: {len(self.done)} utterances were decoded before"
             )

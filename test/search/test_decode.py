@@ -49,6 +49,11 @@ def corpus(tmp_path, noises):
     return tmp_path / "wav.scp"
 
 
+def tokens(found):
+    """Leave out the scores, whose last digits depend on the batch."""
+    return {field: found[field] for field in FIELDS if field != "score"}
+
+
 GOOD = list("abcde")
 BAD = ["few_frames", "no_frame", "empty", "nan", "broken", "missing"]
 
@@ -168,15 +173,15 @@ def test_utterances_of_like_length_go_together(speech2text, corpus, monkeypatch)
 def test_batches_are_halved_when_the_memory_does_not_suffice(
     speech2text, corpus, monkeypatch, caplog, error
 ):
-    expected = results(speech2text, corpus, 99)
+    expected = tokens(results(speech2text, corpus, 99))
 
     def fail(speeches):
         if len(speeches) > 2:
             raise error
 
     sizes = record_batches(speech2text, monkeypatch, fail)
-    assert results(speech2text, corpus, 98) == expected
-    assert sizes == [5, 5, 2, 2, 1] or max(sizes[sizes.index(2) :]) == 2
+    assert tokens(results(speech2text, corpus, 98)) == expected
+    assert sizes == [5, 4, 2, 2, 1]
     assert "out of memory with 11 utterances at a time" in caplog.text
 
 
@@ -227,14 +232,15 @@ def test_an_interrupted_run_goes_on_where_it_was(
     speech2text, corpus, monkeypatch, caplog, cut
 ):
     caplog.set_level(logging.INFO)
-    expected = results(speech2text, corpus, 99)
+    expected = tokens(results(speech2text, corpus, 99))
     partial = interrupted(speech2text, corpus, monkeypatch, after=3)
     content = partial.read_bytes()
-    assert content.count(b"\n") == 1 + 3
+    # three good ones and one that is not
+    assert content.count(b"\n") == 1 + 4
     if cut:  # killed in the middle of a line
         partial.write_bytes(content[:-cut])
     sizes = record_batches(speech2text, monkeypatch)
-    assert results(speech2text, corpus, 0.1) == expected
+    assert tokens(results(speech2text, corpus, 0.1)) == expected
     assert len(sizes) == len(GOOD) - (2 if cut else 3)
     assert not partial.exists()
     lines = partial.with_name("hypotheses.jsonl").read_text().splitlines()
@@ -257,7 +263,7 @@ def test_a_finished_run_is_done_anew(speech2text, corpus, monkeypatch):
 def test_another_run_is_not_gone_on_with(speech2text, corpus, monkeypatch, changed):
     interrupted(speech2text, corpus, monkeypatch, after=3)
     if changed == "data":
-        corpus.write_text(corpus.read_text() + "\n")
+        corpus.write_text("".join(reversed(corpus.read_text().splitlines(True))))
     elif changed == "model":
         monkeypatch.setitem(speech2text.run, "model_file", "another's")
     else:
@@ -304,6 +310,12 @@ def test_the_lines_that_espnets_rtf_step_reads_come_in_pairs(
     assert lines == ["speech length", "best hypo"] * len(GOOD + BAD)
 
 
-def test_a_guard_that_acts_is_logged(speech2text, corpus, caplog, monkeypatch):
+def test_a_guard_that_acts_is_logged(speech2text, corpus, caplog):
     results(speech2text, corpus, 99)
-    assert "utterance a was cut short by a guard: length" in caplog.text
+    path = corpus.parent / "out_99" / "hypotheses.jsonl"
+    records = map(json.loads, path.read_text().splitlines())
+    guards = {record["key"]: record["nbest"][0]["guards"] for record in records}
+    assert any(guards[key] for key in GOOD)
+    for key, (*names,) in guards.items():
+        found = f"utterance {key} was cut short by a guard: {', '.join(names)}\n"
+        assert (found in caplog.text) == bool(names)

@@ -131,11 +131,10 @@ def test_each_precision_loads_and_decodes(make, noises, arm, search, dtype):
 
 def test_int8_rounds_the_weights_of_the_base_lm_and_no_others(make):
     exact, rounded = (make(dtype=dtype).model.lm for dtype in ("float32", "int8"))
+    quantized = dict(rounded.named_modules(remove_duplicate=False))
     changed = set()
-    for (name, one), (_, other) in zip(
-        exact.named_modules(remove_duplicate=False),
-        rounded.named_modules(remove_duplicate=False),
-    ):
+    for name, one in exact.named_modules(remove_duplicate=False):
+        other = quantized[name]
         if isinstance(one, torch.nn.Linear) and not isinstance(other, torch.nn.Linear):
             changed.add(name)
             weight = other.weight()
