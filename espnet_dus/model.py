@@ -370,7 +370,9 @@ class Hypothesis(NamedTuple):
         token_int: Their ids.
         score: What the search ranks by: the sum of the tokens' log-probabilities, EOS
             included, with whatever its options add.
-        confidence: The probability of each word of `text`, given the words before it.
+        confidence: The probability of each word of `text`, given the words before it,
+            as the search scores tokens: the LLM's or, in a joint search, the weighted
+            geometric mean of the LLM's and CTC's.
         word_times: Each word with its start and end (seconds) and confidence, or None
             where no times were asked for.
         llm_passes: How often the LLM ran for it, the pass over the speech included.

@@ -126,7 +126,7 @@ class Speech2Text:
         Raises:
             TooShortUttError: An utterance is too short for the subsampling.
         """
-        batch = [torch.as_tensor(s).to(torch.float32) for s in speeches]
+        batch = [torch.as_tensor(s).to("cpu", torch.float32) for s in speeches]
         for waveform in batch:
             self.check_length(waveform)
         results = [[nothing("no_speech")] for _ in batch]

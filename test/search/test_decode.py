@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import soundfile
 import torch
 import yaml
 
+from espnet_dus.bin import dus_inference
 from espnet_dus.io import read_scp
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.decode import decode, take_batch
@@ -18,15 +20,20 @@ FIELDS = ("text", "token", "token_int", "score")
 
 
 @pytest.fixture(scope="module")
-def speech2text(tiny_model, tiny_options, randomise, tmp_path_factory):
+def speech2text_dir(tiny_model, tiny_options, randomise, tmp_path_factory):
     directory = tmp_path_factory.mktemp("exp")
     (directory / "config.yaml").write_text(yaml.safe_dump(vars(tiny_options())))
     model = tiny_model()
     randomise(model.lm, seed=3)
     torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech2text(speech2text_dir):
     return Speech2Text(
-        directory / "config.yaml",
-        directory / "valid.acc.ave.pth",
+        speech2text_dir / "config.yaml",
+        speech2text_dir / "valid.acc.ave.pth",
         search={"no_speech": 0.0},  # the utterances are noise
     )
 
@@ -319,3 +326,41 @@ def test_a_guard_that_acts_is_logged(speech2text, corpus, caplog):
     for key, (*names,) in guards.items():
         found = f"utterance {key} was cut short by a guard: {', '.join(names)}\n"
         assert (found in caplog.text) == bool(names)
+
+
+# -- the command -----------------------------------------------------------------------
+
+CONF = Path(__file__).resolve().parents[2] / "egs2" / "TEMPLATE" / "dus1" / "conf"
+
+
+@pytest.mark.parametrize("name", ["decode_dus", "decode_dus_greedy"])
+def test_the_command_takes_the_options_of_a_search(
+    speech2text_dir, corpus, name, tmp_path
+):
+    options = ["--config", CONF / f"{name}.yaml", "--no_speech", "0"]
+    options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
+    options += ["--asr_train_config", speech2text_dir / "config.yaml"]
+    options += ["--asr_model_file", speech2text_dir / "valid.acc.ave.pth"]
+    options += ["--output_dir", tmp_path / "out"]
+    dus_inference.main([*map(str, options)])
+    expected = Speech2Text(
+        speech2text_dir / "config.yaml",
+        speech2text_dir / "valid.acc.ave.pth",
+        search=(
+            {"no_speech": 0.0, "beam_size": 4, "ctc_weight": 0.3}
+            if name == "decode_dus"
+            else {"no_speech": 0.0}
+        ),  # the draft changes nothing
+    )
+    found = read_scp(tmp_path / "out" / "1best_recog" / "token_int")
+    for key in GOOD:
+        (hypothesis,) = expected(read(corpus, key))
+        assert found[key] == " ".join(map(str, hypothesis.token_int))
+
+
+def test_a_wrong_option_is_an_error_for_users(speech2text_dir, corpus, capsys):
+    options = ["--asr_train_config", "x", "--asr_model_file", "y", "--output_dir", "z"]
+    options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
+    with pytest.raises(SystemExit):
+        dus_inference.main([*options, "--ctc_weight", "0.3"])
+    assert "error: ctc_weight: 0.3 has no effect" in capsys.readouterr().err
