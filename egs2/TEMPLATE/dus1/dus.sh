@@ -80,7 +80,7 @@ inference_tag=  # Suffix of the decoding directory.
 inference_config=  # Decoding configuration (YAML).
 inference_args=  # More options for decoding, stronger than --inference_config.
 inference_dus_model=valid.acc.ave.pth  # The checkpoint to decode with.
-batch_size=  # Utterances decoded at once (default: --inference_config's, or 1).
+batch_size=  # Seconds of speech decoded at once (default: --inference_config's, or 1).
 download_model=  # A published model to decode with.
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
@@ -407,10 +407,11 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             ${inference_config:+--config "${inference_config}"} \
             "${inference_options[@]}"
 
-        for name in token token_int score text; do
+        for name in token token_int score text ctm; do
+            [ -e "${logdir}/output.1/1best_recog/${name}" ] || continue  # ctm
             for ((n = 1; n <= jobs; n++)); do
                 cat "${logdir}/output.${n}/1best_recog/${name}"
-            done | sort -k1 > "${dir}/${name}.tmp"
+            done | sort -s -k1,1 > "${dir}/${name}.tmp"
             mv "${dir}/${name}.tmp" "${dir}/${name}"
         done
     done
