@@ -76,6 +76,8 @@ def upscale(
             layer_idx += 1
     lm.model.layers = torch.nn.ModuleList(layers)
     lm.config.num_hidden_layers = len(layers)
+    if getattr(lm.config, "layer_types", None):  # read by place, for the masks
+        lm.config.layer_types = ["full_attention"] * len(layers)
     lm.config.depth_up_scaling = dict(
         kind=kind, scope=scope, positions=after, layer_conf=layer_conf
     )
