@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
@@ -44,7 +45,7 @@ def load(model: str, **options: Any):
         options: Those of `Speech2Text`.
 
     Returns:
-        A `Speech2Text`.
+        A `Speech2Text`; it gives word times if the model has a CTC head.
 
     Raises:
         ValueError: There is no such model, or a file of it is missing.
@@ -52,11 +53,15 @@ def load(model: str, **options: Any):
     """
     from espnet_dus import Speech2Text
 
-    if not Path(model).is_dir() and Path(model).suffix != ".pth":
-        return Speech2Text.from_pretrained(model, **options)
-    config, checkpoint = experiment_files(model)
-    with chdir(training_directory(config)):
-        return Speech2Text(config, checkpoint, **options)
+    if Path(model).is_dir() or Path(model).suffix == ".pth":
+        config, checkpoint = experiment_files(model)
+        with chdir(training_directory(config)):
+            speech2text = Speech2Text(config, checkpoint, **options)
+    else:
+        speech2text = Speech2Text.from_pretrained(model, **options)
+    timed = speech2text.model.ctc is not None
+    speech2text.search = replace(speech2text.search, word_times=timed)
+    return speech2text
 
 
 def experiment_files(path: Union[str, Path]) -> Tuple[Path, Path]:

@@ -1,28 +1,32 @@
-"""A recording of any length to its transcript, as text, JSON or subtitles."""
+"""A recording of any length to its transcript: text, JSON or subtitles."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Union
 
-import numpy as np
 import soundfile
-import torch
 
 from espnet_dus.model import Hypothesis
-from espnet_dus.search.encoding import encode
-from espnet_dus.search.segmentation import segments
+from espnet_dus.search.long_audio import join
 from espnet_dus.search.speech2text import Speech2Text
-from espnet_dus.search.timing import (
-    WordTime,
-    seconds_per_position,
-    shift,
-    srt,
-    word_times,
-)
+from espnet_dus.search.timing import WordTime, srt
 
-SEGMENTS_AT_A_TIME = 8
-FORMATS = ("txt", "json", "srt")
+
+class Word(NamedTuple):
+    """A word of a transcript.
+
+    Attributes:
+        word: As it stands there.
+        confidence: The probability that the LLM gives it, from 0 to 1.
+        start: In seconds from the start of the recording; None where the model has no
+            CTC head, to place words with.
+        end: Likewise.
+    """
+
+    word: str
+    confidence: float
+    start: Optional[float]
+    end: Optional[float]
 
 
 class Transcript(NamedTuple):
@@ -32,92 +36,63 @@ class Transcript(NamedTuple):
         file: The recording.
         seconds: Its length.
         text: The transcript.
-        words: Each word with its place in the recording and, from 0 to 1, the
-            probability that the LLM gives it. None where the model has no CTC head, to
-            place words with.
+        words: Its words.
     """
 
     file: str
     seconds: float
     text: str
-    words: Optional[List[WordTime]]
+    words: List[Word]
 
 
 def transcribe(speech2text: Speech2Text, path: Union[str, Path]) -> Transcript:
-    """Transcribe a recording of any length and any sampling rate.
+    """Transcribe a recording.
 
     Args:
-        speech2text: The model.
-        path: A file that libsndfile reads; of several channels the mean is taken.
+        speech2text: The model; whether words have times is its search's `word_times`.
+        path: A file that libsndfile reads, of any length and sampling rate.
 
     Raises:
-        ValueError: The file holds values that are no numbers, or the model takes
-            features, not audio.
-        soundfile.LibsndfileError: It cannot be read.
+        ValueError: See `Speech2Text.transcribe_long`.
+        soundfile.LibsndfileError: The file cannot be read.
     """
-    if speech2text.fs is None:
-        raise ValueError("this model was trained on features and takes no audio files")
-    texts: List[str] = []
-    words: List[WordTime] = []
-    found = segments(path, speech2text.fs)
-    for batch in itertools.batched(found, SEGMENTS_AT_A_TIME):
-        speeches = [_long_enough(s.samples, speech2text.min_length) for s in batch]
-        hypotheses = speech2text(speeches)
-        for segment, speech, hypothesis in zip(batch, speeches, hypotheses):
-            texts.append(hypothesis.text)
-            if speech2text.model.ctc is not None:
-                words += shift(_words(speech2text, speech, hypothesis), segment.start)
-    return Transcript(
-        str(path),
-        soundfile.info(path).duration,
-        " ".join(filter(None, texts)),
-        None if speech2text.model.ctc is None else words,
-    )
+    hypothesis = join(speech2text.transcribe_long(path))
+    seconds = soundfile.info(path).duration
+    return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
 
 
 def render(transcript: Transcript, kind: str) -> str:
-    """Write a transcript as text.
+    """Write a transcript down.
 
     Args:
         transcript: What to write.
-        kind: One of `FORMATS`: the text alone, a line of JSON, or subtitles.
+        kind: `txt`, `json` (one line) or `srt`.
 
     Raises:
-        ValueError: There are no word times to make subtitles of.
+        ValueError: Subtitles are asked for, and the words have no times.
     """
     if kind == "txt":
         return f"{transcript.text}\n"
     if kind == "json":
-        content = transcript._asdict()
-        if transcript.words is not None:
-            content["words"] = [word._asdict() for word in transcript.words]
+        words = [word._asdict() for word in transcript.words]
+        content = {**transcript._asdict(), "words": words}
         return json.dumps(content, ensure_ascii=False) + "\n"
-    if transcript.words is None:
+    if any(word.start is None for word in transcript.words):
         raise ValueError(
             "subtitles need word times, and those a CTC head, which this model was "
             "trained without (no ctc_units in its config.yaml)"
         )
-    return srt(transcript.words)
-
-
-def _long_enough(samples: np.ndarray, fewest: int) -> np.ndarray:
-    """Add silence to a segment that the subsampling would leave nothing of."""
-    return np.pad(samples, (0, max(fewest - len(samples), 0)))
-
-
-def _words(
-    speech2text: Speech2Text, speech: np.ndarray, hypothesis: Hypothesis
-) -> List[WordTime]:
-    """Place the words of a hypothesis in its segment."""
-    model = speech2text.model
-    speech_1N = torch.as_tensor(speech)[None].to(speech2text.device)
-    length_1 = torch.tensor([len(speech)], device=speech2text.device)
-    encoded = encode(model, speech_1N, length_1, with_ctc=True)
-    seconds = seconds_per_position(
-        model.speech_embedder, model.frontend.hop_length, speech2text.fs
+    return srt(
+        [WordTime(w.word, w.start, w.end, w.confidence) for w in transcript.words]
     )
-    times = word_times(encoded.ctc_BSU[0], hypothesis.text, model.ctc_units, seconds)
+
+
+def _words(hypothesis: Hypothesis) -> List[Word]:
+    words = hypothesis.text.split()
+    times = [(None, None)] * len(words)
+    if hypothesis.word_times is not None:
+        times = [(start, end) for _, start, end, _ in hypothesis.word_times]
     return [
-        time._replace(confidence=confidence)
-        for time, confidence in zip(times, hypothesis.confidence)
+        Word(word, confidence, start, end)
+        for word, confidence, (start, end) in zip(words, hypothesis.confidence, times)
     ]

@@ -1,0 +1,60 @@
+"""A trained tiny model as a recipe leaves it, and real speech."""
+
+import os
+import shutil
+
+import pytest
+import soundfile
+import torch
+import yaml
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory):
+    """A wav file of the few AN4 utterances in the espnet package."""
+    from espnet_dus.data.an4 import find_corpus
+
+    directory = tmp_path_factory.mktemp("recording")
+    root = find_corpus("espnet", directory / "downloads")
+    speech, rate = soundfile.read(sorted(root.glob("wav/an4test_clstk/*/*.sph"))[0])
+    path = directory / "an4.wav"
+    soundfile.write(path, speech, rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def experiment(
+    tmp_path_factory,
+    tiny_base_lm_dir,
+    ctc_units_dirs,
+    tiny_model,
+    tiny_options,
+    randomise,
+):
+    """An experiment whose paths are relative to its recipe, as training writes them."""
+    recipe = tmp_path_factory.mktemp("egs2") / "toy" / "dus1"
+    directory = recipe / "exp" / "dus_toy"
+    directory.mkdir(parents=True)
+    shutil.copytree(ctc_units_dirs["llm"], recipe / "data" / "ctc")
+    model = tiny_model(
+        adaptation_conf=dict(kind="transformer", scope="all", positions=[0, 2])
+    )
+    randomise(model, seed=3)
+    options = vars(
+        tiny_options(
+            adaptation_conf=dict(kind="transformer", scope="all", positions=[0, 2])
+        )
+    )
+    options["base_lm"] = os.path.relpath(tiny_base_lm_dir, recipe)
+    options["ctc_units"] = "data/ctc"
+    (directory / "config.yaml").write_text(yaml.safe_dump(options))
+    torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def loaded(experiment):
+    """The model, loaded as the command line does it."""
+    from espnet_dus.local_models import load
+
+    return load(str(experiment))
