@@ -55,6 +55,11 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
                     label="Record or upload",
                     sources=["upload", "microphone"],
                     type="filepath",
+                    buttons=["download"],  # not "share", which sends it away
+                )
+                gr.Markdown(
+                    "What was said, each word with its time in seconds: green where "
+                    "the model is sure, red where it is not."
                 )
                 transcript = gr.HTML()
             with gr.Column():

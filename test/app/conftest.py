@@ -29,24 +29,36 @@ def experiment(
     ctc_units_dirs,
     tiny_model,
     tiny_options,
-    randomise,
+    recording,
 ):
-    """An experiment whose paths are relative to its recipe, as training writes them."""
+    """An experiment whose paths are relative to its recipe, as training writes them.
+
+    Its model was trained a little, to say something of several words.
+    """
+    from espnet_dus.task import DUSTask
+
     recipe = tmp_path_factory.mktemp("egs2") / "toy" / "dus1"
     directory = recipe / "exp" / "dus_toy"
     directory.mkdir(parents=True)
     shutil.copytree(ctc_units_dirs["llm"], recipe / "data" / "ctc")
-    model = tiny_model(
-        adaptation_conf=dict(kind="transformer", scope="all", positions=[0, 2])
-    )
-    randomise(model, seed=3)
-    options = vars(
-        tiny_options(
-            adaptation_conf=dict(kind="transformer", scope="all", positions=[0, 2])
-        )
-    )
+    conf = dict(kind="transformer", scope="all", positions=[0, 2])
+    options = tiny_options(adaptation_conf=conf)
+    model = tiny_model(adaptation_conf=conf).train()
+
+    speech, _ = soundfile.read(recording, dtype="float32")
+    data = {"speech": speech, "text": "yes the dog ran after it"}
+    utterance = DUSTask.build_preprocess_fn(options, train=True)("utt", data)
+    _, batch = DUSTask.build_collate_fn(options, train=True)([("utt", utterance)])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**batch)[0].backward()
+        torch.nn.utils.clip_grad_norm_(trained, 5.0)
+        optimizer.step()
+
+    options = dict(vars(options), ctc_units="data/ctc")
     options["base_lm"] = os.path.relpath(tiny_base_lm_dir, recipe)
-    options["ctc_units"] = "data/ctc"
     (directory / "config.yaml").write_text(yaml.safe_dump(options))
     torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
     return directory
