@@ -207,11 +207,10 @@ def write_ctm(
     write_text(path, "".join(lines))
 
 
-def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
-    """Write word times as SubRip subtitles, which players and editors read.
+def srt(times: Sequence[WordTime]) -> str:
+    """Give word times as SubRip subtitles, which players and editors read.
 
     Args:
-        path: Where the file is to stand; it appears whole or not at all.
         times: The words of one recording.
     """
     cues = list(_cues(times))
@@ -223,7 +222,12 @@ def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
             end = min(end, cues[number][0].start)
         text = "\n".join(_lines(cue))
         blocks.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n")
-    write_text(path, "\n".join(blocks))
+    return "\n".join(blocks)
+
+
+def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
+    """Write the subtitles of one recording; the file appears whole or not at all."""
+    write_text(path, srt(times))
 
 
 def _cues(times: Sequence[WordTime]) -> Iterator[List[WordTime]]:
