@@ -28,9 +28,7 @@ def main(cmd=None):
     args = get_parser().parse_args(cmd)
     from espnet_dus.zoo.pack import pack
 
-    pack(
-        args.asr_train_config, args.asr_model_file, args.outpath, args.base_lm_source
-    )
+    pack(args.asr_train_config, args.asr_model_file, args.outpath, args.base_lm_source)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A published model, fetched by ESPnet's model zoo and made ready to load.
 
-    archive, URL or hub id -> model zoo -> checked -> base LM fetched and verified
-                                                          |
-    <cache>/models/<key>/config.yaml, base_lm/ <----------+   what Speech2Text loads
+archive, URL or hub id -> model zoo -> checked -> base LM fetched and verified
+                                                      |
+<cache>/models/<key>/config.yaml, base_lm/ <----------+   what Speech2Text loads
 """
 
 import hashlib

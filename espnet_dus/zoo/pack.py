@@ -1,11 +1,11 @@
 """A trained model as one archive that ESPnet's model zoo understands.
 
-    meta.yaml                     what is what, and where the base LM comes from
-    exp/<name>/config.yaml        the training's options; its paths are those of here
-    exp/<name>/<checkpoint>       what was trained, never the frozen base LM
-    exp/<name>/RESULTS.md         and images/, where there are
-    data/base_lm/                 the base LM's configuration and tokenizer, no weights
-    data/ctc_units/, data/feats_stats.npz, data/nlsyms.txt    where the model has them
+meta.yaml                     what is what, and where the base LM comes from
+exp/<name>/config.yaml        the training's options; its paths are those of here
+exp/<name>/<checkpoint>       what was trained, never the frozen base LM
+exp/<name>/RESULTS.md         and images/, where there are
+data/base_lm/                 the base LM's configuration and tokenizer, no weights
+data/ctc_units/, data/feats_stats.npz, data/nlsyms.txt    where the model has them
 """
 
 import json
@@ -200,7 +200,8 @@ def check_meta(text: str, present: set, where: Union[str, Path]) -> Dict[str, An
         source = meta["base_lm"]["source"]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{where}: {META} is not understood ({error}); expected a pack made by dus_pack (stage 14)"
+            f"{where}: {META} is not understood ({error}); expected a pack made by "
+            "dus_pack (stage 14)"
         ) from error
     if not all(isinstance(v, str) for v in [*identity.values(), source]):
         raise ValueError(f"{where}: {META} says nothing usable of the base LM")

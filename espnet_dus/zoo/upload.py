@@ -111,9 +111,13 @@ def upload(
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"--repo {repo_id!r} is not user/name: {error}") from error
+        raise ValueError(f"repository {repo_id!r}: {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"repository {repo_id!r}: expected user/name")
     meta = check_archive(pack)
-    with tempfile.TemporaryDirectory(prefix="espnet_dus_upload_") as directory:
+    with tempfile.TemporaryDirectory(
+        dir=Path(pack).parent, prefix=".uploading-"
+    ) as directory:
         with zipfile.ZipFile(pack) as archive:
             archive.extractall(directory)
         card = model_card(

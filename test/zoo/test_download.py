@@ -1,4 +1,4 @@
-"""A published model loads as it was, from wherever it comes; a tampered one does not."""
+"""A published model loads as it was, from wherever it comes; a tampered one never."""
 
 import functools
 import http.server
@@ -100,7 +100,9 @@ def test_a_url_is_fetched_once(packed, cache, tiny_base_lm_dir, transcribe, expe
                 url, base_lm=tiny_base_lm_dir, maxlenratio=0.5
             )
         assert asked.count("GET") == 1
-        with pytest.raises(RuntimeError, match="nothing.zip' could not be fetched.*404"):
+        with pytest.raises(
+            RuntimeError, match="nothing.zip' could not be fetched.*404"
+        ):
             download(url.replace(packed.name, "nothing.zip"))
         server.shutdown()
     assert transcribe(speech2text) == expected

@@ -106,7 +106,9 @@ def test_what_does_not_fit_is_an_error_and_no_file_appears(in_recipe, tmp_path):
 # -- tampered archives -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil", "c:x"])
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil", "c:x"]
+)
 def test_a_member_that_leads_outside_is_refused(tampered, name):
     with pytest.raises(ValueError, match="would be written outside the directory"):
         check_archive(tampered(**{name: b"evil"}))
