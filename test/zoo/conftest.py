@@ -31,8 +31,7 @@ RESULTS = """# RESULTS
 def experiment(tmp_path_factory, tiny_options, tiny_model, tiny_base_lm_dir, randomise):
     """A recipe's directory with a trained model; its `exp` is a link to elsewhere.
 
-    `root`: the directory; `exp`: the experiment in it; `transcribe`: a function from
-    a Speech2Text to what it makes of the same speech.
+    `root`: the directory; `exp`: the experiment in it; `base_lm`: its base LM.
     """
     root = tmp_path_factory.mktemp("recipe")
     scratch = tmp_path_factory.mktemp("scratch") / "big_disk"
@@ -136,9 +135,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def transcribe(noises):
-    """Give a function that says all that a Speech2Text makes of some speech."""
+    """Give a function that says what a Speech2Text makes of some speech."""
 
     def call(speech2text):
-        return [tuple(h) for h in speech2text(noises(0.5, 0.8))]
+        return [(h.text, h.token_int) for h in speech2text(noises(0.5, 0.8))]
 
     return call
