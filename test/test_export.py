@@ -144,7 +144,7 @@ def test_other_models_come_back_whole_by_the_auto_classes(
     close(model(IDS).logits, trained.model.lm(IDS).logits)
     speech = noises(0.6, 0.9)
     ids = model.generate(**processor(speech), max_new_tokens=5)
-    speech2text = Speech2Text(*trained.files, maxlenratio=9)
+    speech2text = Speech2Text(*trained.files)
     for ours, theirs in zip(ids.tolist(), speech2text(speech)):
         assert ours[: len(theirs.token_int[:5])] == theirs.token_int[:5]
     # a batch, and one alone

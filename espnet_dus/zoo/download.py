@@ -61,7 +61,8 @@ def download(
     identity = checkpoint_identity(model_path)
     weights = _base_lm(identity, meta["base_lm"]["source"], base_lm, cache_dir)
 
-    ready = cache_dir / "models" / hashlib.md5(str(config_path).encode()).hexdigest()
+    key = hashlib.sha256(str(config_path).encode()).hexdigest()[:16]
+    ready = cache_dir / "models" / key
     # The pack's tokenizer and configuration, which the model was trained with, beside
     # the weights that were fetched: one base LM directory, as any other.
     _link_all(root / BASE_LM, "*", ready / "base_lm")

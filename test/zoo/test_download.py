@@ -26,7 +26,7 @@ def expected(experiment, transcribe):
     """What the model made of the speech before it was packed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(experiment.root)
-        return transcribe(Speech2Text(CONFIG, MODEL, maxlenratio=0.5))
+        return transcribe(Speech2Text(CONFIG, MODEL))
 
 
 @pytest.fixture
@@ -65,9 +65,7 @@ def test_a_pack_gives_the_same_transcripts_without_the_experiment(
 ):
     monkeypatch.chdir(tmp_path)  # where there is no exp
     for _ in range(2):  # the second time from the cache
-        speech2text = Speech2Text.from_pretrained(
-            packed, base_lm=tiny_base_lm_dir, maxlenratio=0.5
-        )
+        speech2text = Speech2Text.from_pretrained(packed, base_lm=tiny_base_lm_dir)
         assert transcribe(speech2text) == expected
     assert expected[0][0] or expected[1][0]
     assert [p.name for p in cache.iterdir()] == ["espnet_dus"]
@@ -96,9 +94,7 @@ def test_a_url_is_fetched_once(packed, cache, tiny_base_lm_dir, transcribe, expe
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{packed.name}"
         for _ in range(2):
-            speech2text = Speech2Text.from_pretrained(
-                url, base_lm=tiny_base_lm_dir, maxlenratio=0.5
-            )
+            speech2text = Speech2Text.from_pretrained(url, base_lm=tiny_base_lm_dir)
         assert asked.count("GET") == 1
         with pytest.raises(
             RuntimeError, match="nothing.zip' could not be fetched.*404"
@@ -130,9 +126,7 @@ def test_a_hub_id_with_its_revision_is_the_same_model(
     snapshot, tiny_base_lm_dir, transcribe, expected
 ):
     for tag in ("owner/model", f"owner/model@{snapshot.name}"):
-        speech2text = Speech2Text.from_pretrained(
-            tag, base_lm=tiny_base_lm_dir, maxlenratio=0.5
-        )
+        speech2text = Speech2Text.from_pretrained(tag, base_lm=tiny_base_lm_dir)
         assert transcribe(speech2text) == expected
     refused("owner/model@v0", "no meta.yaml in it", tiny_base_lm_dir)
     refused("owner/gone", "'owner/gone' could not be fetched", None, RuntimeError)
@@ -170,7 +164,7 @@ def test_the_base_lm_is_fetched_once_from_where_the_pack_says(
         download_module, "SOURCE", download_module.SOURCE + "|tiny-random-llama"
     )
     for _ in range(2):
-        speech2text = Speech2Text.from_pretrained(packed, maxlenratio=0.5)
+        speech2text = Speech2Text.from_pretrained(packed)
     assert asked == [("tiny-random-llama", "test")]
     assert transcribe(speech2text) == expected
 
@@ -268,7 +262,7 @@ def test_the_command_makes_a_directory_like_a_trainings(
     for _ in range(2):
         dus_download.main([*options, "--base_lm", str(tiny_base_lm_dir)])
     assert {p.name for p in out.iterdir()} == {"config.yaml", "model.pth", "base_lm"}
-    speech2text = Speech2Text(out / "config.yaml", out / "model.pth", maxlenratio=0.5)
+    speech2text = Speech2Text(out / "config.yaml", out / "model.pth")
     assert transcribe(speech2text) == expected
     assert (out / "base_lm" / "identity.json").is_file()
 
