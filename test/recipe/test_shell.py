@@ -298,7 +298,7 @@ base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang dus_tag dus_exp
 dus_stats_dir dus_config dus_args feats_normalize pretrained_model ignore_init_mismatch
 dus_speech_fold_length dus_text_fold_length inference_tag inference_config
 inference_args inference_dus_model batch_size download_model perplexity_text text_tasks
-text_data_dir text_limit hf_repo
+text_data_dir text_limit base_lm_source hf_repo hf_license hf_dry_run
 """.split()
 
 
@@ -324,6 +324,8 @@ def test_help_lists_every_option_with_its_default(recipe):
         (["--test_sets", ""], "--test_sets is required"),
         (["--train_set", ""], "--train_set is required"),
         (["stray"], "unexpected argument 'stray'"),
+        (["--download_model", "a/b"], "give --skip_train true too"),
+        (["--skip_upload_hf", "false"], "--hf_repo is required for stage 15"),
     ],
 )
 def test_wrong_request_is_an_error_before_anything_runs(recipe, arguments, message):
@@ -511,11 +513,47 @@ def test_single_cpu_commands_get_all_cores_and_the_user_decides(recipe):
     assert threads(OMP_NUM_THREADS="3") == {"eval": 3, "train": 3, "dirs": 3}
 
 
-@pytest.mark.parametrize("skip", ["skip_packing", "skip_upload_hf"])
-def test_stages_that_come_with_the_release_say_so(recipe, skip):
-    result = recipe("--stage", 14, f"--{skip}", "false")
-    assert result.returncode == 1
-    assert "comes with the release" in result.stderr
+def test_packing_and_upload_are_one_command_each(recipe):
+    options = ["--stage", 14, "--skip_packing", "false", "--skip_upload_hf", "false"]
+    options += ["--hf_repo", "me/model", "--lang", "en", "--hf_dry_run", "true"]
+    result = recipe(*options, "--dus_exp", "exp/x", "--base_lm_source", "me/lm")
+    assert result.returncode == 0, result.stderr
+    (pack, packing), (upload, uploading) = recipe.calls()
+    assert (pack, upload) == ("dus_pack", "dus_upload")
+    archive = "exp/x/x_valid.acc.ave.zip"
+    assert dict(zip(packing[::2], packing[1::2])) == {
+        "--asr_train_config": "exp/x/config.yaml",
+        "--asr_model_file": "exp/x/valid.acc.ave.pth",
+        "--outpath": archive,
+        "--base_lm_source": "me/lm",
+    }
+    assert dict(zip(uploading[::2], uploading[1::2])) == {
+        **{"--pack": archive, "--repo": "me/model", "--lang": "en"},
+        **{"--dataset": "toy", "--license": "cc-by-4.0", "--dry_run": "true"},
+    }
+
+
+def test_a_published_model_is_fetched_decoded_with_and_scored(recipe):
+    options = ["--stage", 12, "--skip_train", "true", "--perplexity_text", "a.txt"]
+    result = recipe(*options, "--download_model", "me/model@v1")
+    assert result.returncode == 0, result.stderr
+    calls = recipe.calls()
+    exp = "exp/me-model-v1"
+    assert calls[0] == (
+        "dus_download",
+        ["--model", "me/model@v1", "--out_dir", exp]
+        + ["--base_lm", str(recipe.base_lm_dir)],
+    )
+    assert {name for name, _ in calls} == {
+        *("dus_download", "dus_inference", "dus_score", "dus_text_eval"),
+        "dus_results",
+    }
+    for name, arguments in calls:
+        if name in ("dus_inference", "dus_text_eval"):
+            assert value(arguments, "--asr_train_config") == f"{exp}/config.yaml"
+            assert value(arguments, "--asr_model_file") == f"{exp}/model.pth"
+        if name == "dus_text_eval":
+            assert value(arguments, "--base_lm") == f"{exp}/base_lm"
 
 
 # ---- path.sh, cmd.sh

@@ -81,12 +81,16 @@ inference_config=  # Decoding configuration (YAML).
 inference_args=  # More options for decoding, stronger than --inference_config.
 inference_dus_model=valid.acc.ave.pth  # The checkpoint to decode with.
 batch_size=  # Seconds of speech decoded at once (default: --inference_config's, or 1).
-download_model=  # A published model to decode with.
+download_model=  # A published model to decode with: .zip, URL or HF id[@revision].
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
 text_data_dir=  # Local items of the text benchmarks.
 text_limit=  # Items of each text benchmark (default: all).
+# Packing and upload
+base_lm_source=  # Where others get the base LM (default: where it came from).
 hf_repo=  # Where to upload: user/name.
+hf_license=cc-by-4.0  # Licence of the uploaded model.
+hf_dry_run=false  # Only show what stage 15 would send.
 # End of options.
 
 help_message="Usage: $0 --train_set NAME --valid_set NAME --test_sets NAMES [options]
@@ -112,7 +116,9 @@ for name in stage stop_stage ngpu num_nodes nj inference_nj; do
 done
 [[ ${feats_type} =~ ^(raw|fbank)$ ]] || die "--feats_type ${feats_type}: raw or fbank"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char)$ ]] || die "--ctc_token_type: llm, bpe or char"
-[ -z "${download_model}" ] || die "--download_model: comes with the release"
+[ -z "${download_model}" ] || "${skip_train}" \
+    || die "--download_model is not to be trained: give --skip_train true too"
+"${skip_upload_hf}" || [ -n "${hf_repo}" ] || die "--hf_repo is required for stage 15"
 "${skip_train}" || [ -n "${train_set}" ] || die "--train_set is required"
 [ -n "${valid_set}" ] || ("${skip_train}" && ! "${eval_valid_set}") \
     || die "--valid_set is required"
@@ -166,6 +172,12 @@ else
     scp=feats.scp scp_type=kaldi_ark fold_length=${dus_speech_fold_length}
 fi
 
+if [ -n "${download_model}" ]; then # it comes with its base LM, or finds one here
+    dus_exp=${dus_exp:-${expdir}/$(tr -s '/:@' '-' <<< "${download_model}")}
+    inference_dus_model=model.pth
+    download_options=(${base_lm_dir:+--base_lm "${base_lm_dir}"})
+    base_lm_dir=${dus_exp}/base_lm
+fi
 base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm//[\/:=]/-}}
 base_lm_name=${base_lm#pypi:}
 if [ -e "${base_lm}" ]; then base_lm_name=$(basename "${base_lm}" .gguf); fi
@@ -191,6 +203,7 @@ dus_exp=${dus_exp:-${expdir}/dus_${dus_tag}}
 stats_name=dus_stats_${feats_type}_${lang_}${base_lm_name}${sp}
 dus_stats_dir=${dus_stats_dir:-${expdir}/${stats_name}}
 inference_dir=${dus_exp}/${inference_tag}
+packed_model=${dus_exp}/$(basename "${dus_exp}")_${inference_dus_model%.*}.zip
 
 # ---- helpers of the stages
 dus() { # command, its arguments
@@ -305,8 +318,13 @@ make_tokens() { # base LM, training text -> token list and CTC units
 }
 
 get_base_lm() {
-    dus base_lm --base_lm "${base_lm}" --out_dir "${base_lm_dir}" \
-        ${base_lm_revision:+--revision "${base_lm_revision}"}
+    if [ -n "${download_model}" ]; then
+        dus download --model "${download_model}" --out_dir "${dus_exp}" \
+            "${download_options[@]}"
+    else
+        dus base_lm --base_lm "${base_lm}" --out_dir "${base_lm_dir}" \
+            ${base_lm_revision:+--revision "${base_lm_revision}"}
+    fi
 }
 
 check_upscaling() { # insert the layers; prove that the model is still the base LM
@@ -432,8 +450,17 @@ score() { # WER and CER; text degradation against the base LM; RESULTS.md
     dus results --exp_dir "${dus_exp}"
 }
 
-pack_model() { die "packing comes with the release: leave --skip_packing at true"; }
-upload_model() { die "upload to '${hf_repo}' comes with the release"; }
+pack_model() { # -> exp/dus_<tag>/dus_<tag>_<checkpoint>.zip, for ESPnet's model zoo
+    dus pack --outpath "${packed_model}" --asr_train_config "${dus_exp}/config.yaml" \
+        --asr_model_file "${dus_exp}/${inference_dus_model}" \
+        ${base_lm_source:+--base_lm_source "${base_lm_source}"}
+}
+
+upload_model() { # the pack and a model card -> the Hugging Face hub
+    dus upload --pack "${packed_model}" --repo "${hf_repo}" --lang "${lang}" \
+        --dataset "$(basename "$(dirname "${PWD}")")" --license "${hf_license}" \
+        --dry_run "${hf_dry_run}"
+}
 
 # ---- run
 stages=(prepare_data perturb_speed format_data filter_data make_tokens # 1-5
