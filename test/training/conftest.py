@@ -19,6 +19,9 @@ def corpus(tmp_path_factory, noises, transcripts):
         tables["speech_shape"] += f"utt{i} {len(speech)}\n"
     for name, lines in tables.items():
         (directory / name).write_text(lines)
+    # three of them: two processes get unequal shares
+    shapes = tables["speech_shape"].splitlines(keepends=True)
+    (directory / "shape_of_three").write_text("".join(shapes[:3]))
     return directory
 
 
@@ -26,13 +29,16 @@ def corpus(tmp_path_factory, noises, transcripts):
 def train_command(corpus, tiny_options):
     """Give a function that writes a configuration and gives the command's options."""
 
-    def make(out_dir, **options):
+    def make(out_dir, shape_file="speech_shape", dropout_rate=0.1, **options):
         kept = ("base_lm", "base_lm_conf", "adaptation_conf", "frontend_conf")
         kept += ("speech_embedder_conf", "model_conf", "ctc_units")
         args = tiny_options()
         config = {name: getattr(args, name) for name in kept}
         # what draws random numbers is on: its state must survive an interruption too
-        config["adaptation_conf"] = {**args.adaptation_conf, "dropout_rate": 0.1}
+        config["adaptation_conf"] = {
+            **args.adaptation_conf,
+            "dropout_rate": dropout_rate,
+        }
         config.update(
             specaug="specaug",
             specaug_conf={"time_mask_width_range": 20},
@@ -61,7 +67,7 @@ def train_command(corpus, tiny_options):
             str(out_dir),
         ]
         for which in ("train", "valid"):
-            command += [f"--{which}_shape_file", str(corpus / "speech_shape")]
+            command += [f"--{which}_shape_file", str(corpus / shape_file)]
             for name, table, kind in (
                 ("speech", "wav.scp", "sound"),
                 ("text", "text", "text"),
