@@ -57,6 +57,7 @@ class SpeechEmbedder(torch.nn.Module):
         dropout_rate: float = 0.1,
     ):
         super().__init__()
+        self.input_size = input_size
         self.min_frames = fewest_frames(input_layer)
         subsampling, _ = SUBSAMPLING[input_layer]
         # positions are the base LM's business: no positional encoding here

@@ -296,7 +296,7 @@ expdir python train_set valid_set test_sets local_data_opts speed_perturb_factor
 feats_type audio_format fs min_wav_duration max_wav_duration base_lm base_lm_revision
 base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang dus_tag dus_exp
 dus_stats_dir dus_config dus_args feats_normalize pretrained_model ignore_init_mismatch
-dus_speech_fold_length dus_text_fold_length inference_tag inference_config
+max_restarts dus_speech_fold_length dus_text_fold_length inference_tag inference_config
 inference_args inference_dus_model batch_size download_model perplexity_text text_tasks
 text_data_dir text_limit base_lm_source hf_repo hf_license hf_dry_run
 """.split()
@@ -479,6 +479,34 @@ def test_a_failed_job_stops_the_recipe(recipe):
     assert result.returncode != 0
     assert "out of luck" in result.stderr
     assert "launch" not in recipe.names()
+
+
+STOPPED = """
+if name == "launch":
+    log = Path(args[args.index("--log") + 1])
+    runs = Path(os.environ["CALLS"]).read_text().count('"--log"')
+    code = 75 if runs <= int(os.environ["STOPS"]) else int(os.environ["CODE"])
+    log.write_text(f"# Started\\n# Ended (code {code}) at some time\\n")
+    sys.exit(code != 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "stops, code, restarts, expected",
+    [(2, 0, 5, 3), (2, 1, 5, 3), (9, 0, 2, 3), (0, 1, 5, 1)],
+    ids=["goes on", "then fails", "too often", "fails"],
+)
+def test_training_stopped_by_the_scheduler_is_started_again(
+    recipe, stops, code, restarts, expected
+):
+    recipe.python.write_text(FAKE_PYTHON + STOPPED)
+    options = ["--stage", 11, "--stop_stage", 11, "--max_restarts", restarts]
+    result = recipe(*options, STOPS=str(stops), CODE=str(code))
+    launches = [arguments for name, arguments in recipe.calls() if name == "launch"]
+    assert len(launches) == expected
+    assert all(arguments == launches[0] for arguments in launches)
+    assert (result.returncode == 0) == (code == 0 and stops <= restarts)
+    assert ("--max_restarts 2" in result.stderr) == (stops > restarts)
 
 
 def test_run_script_resumes_with_the_same_options(recipe):

@@ -73,6 +73,7 @@ dus_args=  # More options for training, stronger than --dus_config.
 feats_normalize=global_mvn  # global_mvn, or anything else for none from here.
 pretrained_model=  # Parameters to start from: path[:source:destination[:exclude]].
 ignore_init_mismatch=false  # Start from parameters of other shapes where some fit.
+max_restarts=20  # How often training is started again when a scheduler stopped it.
 dus_speech_fold_length=800  # Batch type folded: speech length that halves the batch.
 dus_text_fold_length=150  # Batch type folded: text length that halves the batch.
 # Decoding and evaluation
@@ -111,7 +112,7 @@ arguments=("$@")
 
 # ---- what was asked for
 [ $# -eq 0 ] || die "unexpected argument '$1': all arguments are options (see --help)"
-for name in stage stop_stage ngpu num_nodes nj inference_nj; do
+for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
 [[ ${feats_type} =~ ^(raw|fbank)$ ]] || die "--feats_type ${feats_type}: raw or fbank"
@@ -270,6 +271,17 @@ set_model_options() { # $model_options: what stages 10 and 11 share; reads the d
     fi
 }
 
+restart_if_stopped() { # log, command: again while its job ends with exit code 75
+    # The launchers say with which code a job ended in its log, and exit with 1 themselves.
+    local n
+    for ((n = 1; ; n++)); do
+        if "${@:2}"; then return; fi
+        grep -q '^# Ended (code 75)' "$1" || return 1
+        ((n <= max_restarts)) || die "stopped again after --max_restarts ${max_restarts}"
+        log "stopped by the scheduler, its state is saved: restart ${n}"
+    done
+}
+
 text_eval() { # directory for the results, more options
     need_base_lm
     dus_alone "$1/text_eval.log" text_eval --base_lm "${base_lm_dir}" --out_dir "$1" \
@@ -383,8 +395,8 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
 
     # The text shapes lack asr.sh's ",<vocabulary size>": it would outweigh the speech
     # in a batch's size. The job's name has no "/": SGE takes none.
-    log "log: '${dus_exp}/train.log'"
-    OMP_NUM_THREADS=${threads_here} "${python}" -m espnet2.bin.launch \
+    restart_if_stopped "${dus_exp}/train.log" \
+        env OMP_NUM_THREADS="${threads_here}" "${python}" -m espnet2.bin.launch \
         --cmd "${cuda_cmd} --name $(printf %q "$(basename "${dus_exp}")")" \
         --log "${dus_exp}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
         --init_file_prefix "${dus_exp}/.dist_init_" \
