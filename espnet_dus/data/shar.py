@@ -4,8 +4,8 @@
     out_dir/shards/cuts.000000.jsonl.gz     ids, transcripts, speakers, durations
     out_dir/shards/recording.000000.tar     the audio, in the same order
 
-A shard is written under temporary names, a directory of them as `.out_dir.partial`: what
-has its final name is whole. A second run goes on with the first shard that is missing.
+A shard is written under temporary names, the directory as `.out_dir.partial`: what has
+its final name is whole. A second run goes on with the first shard that is missing.
 """
 
 import functools
