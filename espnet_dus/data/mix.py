@@ -84,22 +84,22 @@ def shards_of_epoch(
     """
     number, part = divmod(epoch - 1, epochs_per_pass)
     chosen = []
-    for corpus in corpora:
+    for place, corpus in enumerate(corpora):
         # strings: numbers that are added up make the same order in different epochs
-        rng = random.Random(f"{seed} {number} {corpus.name}")
+        rng = random.Random(f"{seed} {place} {number}")
         shards = list(corpus.shards) * int(corpus.weight)
-        shards += _some(corpus, number, seed)
+        shards += _some(corpus, number, f"{seed} {place}")
         rng.shuffle(shards)
         chosen.append(shards[part::epochs_per_pass])
     return chosen
 
 
-def _some(corpus: Corpus, number: int, seed: int) -> List[Shard]:
+def _some(corpus: Corpus, number: int, seed: str) -> List[Shard]:
     """Pick the shards that a weight's fraction stands for, other ones in each pass."""
     count = len(corpus.shards)
     share = corpus.weight - int(corpus.weight)
     order = list(corpus.shards)
-    random.Random(f"{seed} {corpus.name}").shuffle(order)
+    random.Random(seed).shuffle(order)
     first, last = round(number * share * count), round((number + 1) * share * count)
     return [order[place % count] for place in range(first, last)]
 
