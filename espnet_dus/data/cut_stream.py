@@ -46,15 +46,19 @@ class SequenceLength:
     min_text_ratio: float
     max_text_ratio: float
 
-    def __call__(self, cut: Cut) -> int:
+    def __call__(self, cut: Cut, recorded: float) -> int:
         """Give the length of a cut.
+
+        Args:
+            cut: The utterance, at the speed at which it is trained on.
+            recorded: Its duration as it was recorded, in seconds.
 
         Raises:
             ValueError: It cannot be trained on: too long, or its transcript is.
         """
-        if cut.duration > self.max_duration:
+        if recorded > self.max_duration:
             raise ValueError(
-                f"lasts {cut.duration:.1f} s, {self.max_duration} are allowed "
+                f"lasts {recorded:.1f} s, {self.max_duration} are allowed "
                 "(streaming_conf: max_duration)"
             )
         text = self.preprocessor.text_cleaner(cut.supervisions[0].text or "")
@@ -108,11 +112,11 @@ class Utterances:
         rng = random.Random(self.seed)
         for shard in self.shards:
             for cut in self._read(shard):
-                speed = rng.choice(self.speed_factors)
+                speed, recorded = rng.choice(self.speed_factors), cut.duration
                 if speed != 1:
                     cut = cut.perturb_speed(speed, affix_id=False)
                 try:
-                    cut.num_tokens = self.length(cut)
+                    cut.num_tokens = self.length(cut, recorded)
                 except ValueError as error:
                     _count(self.bad, cut.id, error)
                     continue

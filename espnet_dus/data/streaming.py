@@ -36,7 +36,7 @@ from espnet_dus.data.cut_stream import (
 from espnet_dus.data.data_dir import parse_speed
 from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
 from espnet_dus.data.mix import Corpus, Shard, deal, read_weights, shards_of_epoch
-from espnet_dus.data.shar import list_shards
+from espnet_dus.data.shar import list_shards, read_info
 from espnet_dus.model import LENGTH_MULTIPLE
 
 NOT_YET = "not yet"
@@ -94,7 +94,7 @@ class StreamingIterFactory(AbsIterFactory):
                 raise ValueError(
                     f"{count} shards in epoch {epoch} for {self.world_size} processes "
                     f"with {self.places} readers (num_workers) each: write smaller "
-                    "shards (--shard_size), or lower num_workers or epochs_per_pass"
+                    "shards (--shard_size), lower num_workers or raise hours_per_epoch"
                 )
         if self.batch_sizes is not None:
             self.bounds: List[float] = sorted(self.batch_sizes)
@@ -296,7 +296,6 @@ def build_factory(
     num_positions: Callable[[int], int],
     prompt: str,
     fs: int,
-    num_iters_per_epoch: Optional[int],
     num_workers: int,
     distributed: bool,
     seed: int,
@@ -311,7 +310,6 @@ def build_factory(
         num_positions: Gives the speech positions of a number of samples.
         prompt: Between speech and transcript.
         fs: Sampling rate (Hz).
-        num_iters_per_epoch: As ESPnet's option.
         num_workers: As ESPnet's option.
         distributed: Whether torch.distributed says which rank this is.
         seed: For all that is random.
@@ -322,7 +320,7 @@ def build_factory(
     """
     batch_sizes = read_batch_sizes(conf["batch_sizes"])
     speed_factors = [parse_speed(factor) for factor in conf["speed_factors"]]
-    for name in ("max_tokens", "num_buckets", "buffer_size", "epochs_per_pass"):
+    for name in ("max_tokens", "num_buckets", "buffer_size"):
         if not isinstance(conf[name], int) or conf[name] < 1:
             raise ValueError(
                 f"streaming_conf: {name}: expected a number from 1 on, got {conf[name]}"
@@ -330,6 +328,11 @@ def build_factory(
     if conf["shards"] is None:
         raise ValueError("streaming_conf: shards: name a directory of shards")
     weights = read_weights(conf["shards"])
+    epochs_per_pass = 1
+    if conf["hours_per_epoch"] is not None:
+        hours = sum(w * read_info(d).seconds / 3600 for d, w in weights.items())
+        epochs_per_pass = max(round(hours / conf["hours_per_epoch"]), 1)
+        logging.info(f"{hours:,.1f} h in {epochs_per_pass} epoch(s)")
     augment = {name: conf[name] for name in ("noise", "noise_prob", "noise_snr")}
     augment.update(rir=conf["rir"], rir_prob=conf["rir_prob"])
     length = SequenceLength(
@@ -351,9 +354,9 @@ def build_factory(
         batch_sizes=batch_sizes,
         num_buckets=conf["num_buckets"],
         buffer_size=conf["buffer_size"],
-        epochs_per_pass=conf["epochs_per_pass"],
+        epochs_per_pass=epochs_per_pass,
         speed_factors=speed_factors,
-        num_iters_per_epoch=num_iters_per_epoch,
+        num_iters_per_epoch=conf["num_iters_per_epoch"],
         num_workers=num_workers,
         rank=torch.distributed.get_rank() if distributed else 0,
         world_size=torch.distributed.get_world_size() if distributed else 1,

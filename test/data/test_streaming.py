@@ -17,6 +17,7 @@ from espnet_dus.data.shar import list_shards, write_data_dir
 from espnet_dus.task import DUSTask, speech_positions
 
 KEYS = [f"u{n:02d}" for n in range(24)]
+SECONDS = sum(0.5 + 0.05 * n for n in range(24))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def corpora(tmp_path_factory, noise):
 def make_factory(corpora, tiny_options, tmp_path):
     """Give a function that builds the iterator factory as the task does."""
 
-    def make(num_workers=0, max_bad_utterances=0, num_iters=None, **conf):
+    def make(num_workers=0, max_bad_utterances=0, **conf):
         conf = {
             "shards": f"{corpora / 'shar' / 'a'}",
             "max_tokens": 128,
@@ -60,7 +61,6 @@ def make_factory(corpora, tiny_options, tmp_path):
             output_dir=str(tmp_path / "exp"),
             streaming_conf=conf,
             num_workers=num_workers,
-            num_iters_per_epoch=num_iters,
             max_bad_utterances=max_bad_utterances,
         )
         return DUSTask.build_iter_factory(
@@ -163,7 +163,7 @@ def test_corpora_are_mixed_and_weights_say_how_often_each_is_seen(
 
 
 def test_a_pass_over_the_data_may_take_several_epochs(make_factory):
-    factory = make_factory(epochs_per_pass=3)
+    factory = make_factory(hours_per_epoch=SECONDS / 3 / 3600)
     parts = [flat(ids(factory.build_iter(epoch))) for epoch in (1, 2, 3)]
     assert [len(part) for part in parts] == [8, 8, 8]
     assert sorted(flat(parts)) == KEYS
@@ -171,7 +171,7 @@ def test_a_pass_over_the_data_may_take_several_epochs(make_factory):
 
 
 def test_an_epoch_may_be_so_many_batches(make_factory):
-    assert len(ids(make_factory(num_iters=4).build_iter(1))) == 4
+    assert len(ids(make_factory(num_iters_per_epoch=4).build_iter(1))) == 4
 
 
 def test_a_model_is_trained_from_shards(
@@ -406,7 +406,7 @@ def test_bad_utterances_are_counted_once_over_epochs(tmp_path):
         (dict(batch_sizes="nowhere.yaml"), "nowhere.yaml: no such file"),
         (dict(speed_factors=[3]), "expected a speed factor from 0.5 to 2"),
         (dict(noise="nowhere"), "nowhere: no audio there"),
-        (dict(epochs_per_pass=99), "0 shards in epoch 13 for 1 processes"),
+        (dict(hours_per_epoch=SECONDS / 99 / 3600), "0 shards in epoch 13 for 1 proc"),
         (dict(max_token=9), "streaming_conf: unknown key.*max_token; expected"),
     ],
 )

@@ -294,11 +294,11 @@ stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
 skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
 feats_type train_shards shard_size audio_format fs min_wav_duration max_wav_duration
-base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang dus_tag dus_exp
-dus_stats_dir dus_config dus_args feats_normalize pretrained_model ignore_init_mismatch
-dus_speech_fold_length dus_text_fold_length inference_tag inference_config
-inference_args inference_dus_model batch_size download_model perplexity_text text_tasks
-text_data_dir text_limit hf_repo
+base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang
+dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
+ignore_init_mismatch dus_speech_fold_length dus_text_fold_length inference_tag
+inference_config inference_args inference_dus_model batch_size download_model
+perplexity_text text_tasks text_data_dir text_limit hf_repo
 """.split()
 
 
