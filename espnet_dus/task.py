@@ -414,6 +414,16 @@ def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
     return num_positions(embedder_conf["input_layer"], frames)
 
 
+def samples_of_positions(args: argparse.Namespace, positions: int) -> int:
+    """Give the fewest samples that become so many speech positions."""
+    hop, window, center = _framing(args)
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    # the first position takes 2n - 1 frames, each further one n
+    frames = fewest_frames(embedder_conf["input_layer"])
+    frames += (positions - 1) * (frames + 1) // 2
+    return (frames - 1) * hop + (0 if center else window)
+
+
 def _framing(args: argparse.Namespace) -> Tuple[int, int, bool]:
     conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}
     return conf["hop_length"], conf["n_fft"], conf["center"]
