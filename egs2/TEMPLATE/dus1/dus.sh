@@ -49,7 +49,9 @@ valid_set=  # Name of the validation set (required).
 test_sets=  # Names of the test sets, separated by spaces (required).
 local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
-feats_type=raw  # raw (audio) or fbank (log Mel filterbank features are dumped).
+feats_type=raw  # raw (audio), fbank (log Mel features), shar (audio; trains on shards).
+train_shards=  # With shar: a directory, or a YAML of weights (default: stage 4's).
+shard_size=1000  # With shar: utterances in a shard.
 audio_format=flac  # Format of the dumped audio: flac or wav.
 fs=16k  # Sampling rate.
 min_wav_duration=0.1  # Shorter utterances are not trained on (seconds).
@@ -115,7 +117,8 @@ arguments=("$@")
 for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
-[[ ${feats_type} =~ ^(raw|fbank)$ ]] || die "--feats_type ${feats_type}: raw or fbank"
+[[ ${feats_type} =~ ^(raw|fbank|shar)$ ]] \
+    || die "--feats_type ${feats_type}: raw, fbank or shar"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char)$ ]] || die "--ctc_token_type: llm, bpe or char"
 [ -z "${download_model}" ] || "${skip_train}" \
     || die "--download_model is not to be trained: give --skip_train true too"
@@ -164,10 +167,12 @@ threads=${OMP_NUM_THREADS:-${cores}}
 unperturbed_set=${train_set}
 sp=${speed_perturb_factors:+_sp}
 train_set+=${sp}
-data_feats=${dumpdir}/${feats_type}
+dump_type=${feats_type/shar/raw}
+data_feats=${dumpdir}/${dump_type}
 train_dir=${data_feats}/${train_set}
 valid_dir=${data_feats}/${valid_set}
-if [ "${feats_type}" = raw ]; then
+shard_dir=${dumpdir}/shar/${train_set}
+if [ "${dump_type}" = raw ]; then
     scp=wav.scp scp_type=sound fold_length=$((dus_speech_fold_length * 100))
 else
     scp=feats.scp scp_type=kaldi_ark fold_length=${dus_speech_fold_length}
@@ -201,7 +206,7 @@ if [ -z "${inference_tag}" ]; then
     inference_tag+=$(squeezed "${inference_args}")_dus_model_${inference_dus_model%.*}
 fi
 dus_exp=${dus_exp:-${expdir}/dus_${dus_tag}}
-stats_name=dus_stats_${feats_type}_${lang_}${base_lm_name}${sp}
+stats_name=dus_stats_${dump_type}_${lang_}${base_lm_name}${sp}
 dus_stats_dir=${dus_stats_dir:-${expdir}/${stats_name}}
 inference_dir=${dus_exp}/${inference_tag}
 packed_model=${dus_exp}/$(basename "${dus_exp}")_${inference_dus_model%.*}.zip
@@ -264,7 +269,7 @@ set_model_options() { # $model_options: what stages 10 and 11 share; reads the d
         --valid_data_path_and_name_and_type "${valid_dir}/text,text,text"
         ${dus_config:+--config "${dus_config}"}
     )
-    if [ "${feats_type}" = raw ]; then
+    if [ "${dump_type}" = raw ]; then
         model_options+=(--frontend_conf "fs=${fs}")
     else
         model_options+=(--input_size "$(< "${train_dir}/feats_dim")")
@@ -308,11 +313,11 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
         if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then org=org/; fi
         dus format_data --data_dir "data/${dset}" \
             --out_dir "${data_feats}/${org}${dset}" --nj "${nj}" \
-            --feats_type "${feats_type}" --fs "${fs}" --audio_format "${audio_format}"
+            --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}"
     done
 }
 
-filter_data() { # dump/raw/org/ -> dump/raw/: too long and too short ones left out
+filter_data() { # dump/raw/org/ -> dump/raw/, dump/shar/: too long, too short left out
     local dset
     for dset in "${train_set}" "${valid_set}"; do
         dus filter_data --in_dir "${data_feats}/org/${dset}" \
@@ -320,6 +325,8 @@ filter_data() { # dump/raw/org/ -> dump/raw/: too long and too short ones left o
             --min_wav_duration "${min_wav_duration}" \
             --max_wav_duration "${max_wav_duration}"
     done
+    [ "${feats_type}" != shar ] || dus shar --data_dir "${train_dir}" \
+        --out_dir "${shard_dir}" --shard_size "${shard_size}" --nj "${nj}"
 }
 
 make_tokens() { # base LM, training text -> token list and CTC units
@@ -384,10 +391,14 @@ collect_stats() { # shapes of all utterances, mean and variance of the features
 
 train() { # -> exp/dus_<tag>/valid.acc.ave.pth
     need_base_lm
-    local normalize=() threads_here=${OMP_NUM_THREADS}
+    local normalize=() stream=() threads_here=${OMP_NUM_THREADS}
     if [ "${feats_normalize}" = global_mvn ]; then
         normalize=(--normalize global_mvn
             --normalize_conf "stats_file=${dus_stats_dir}/train/feats_stats.npz")
+    fi
+    if [ "${feats_type}" = shar ]; then
+        stream=(--iterator_type task --valid_iterator_type sequence
+            --streaming_conf "shards=${train_shards:-${shard_dir}}")
     fi
     if [ "${ngpu}" -eq 0 ]; then threads_here=${threads}; fi
     write_run_script 11 "${dus_exp}"
@@ -410,7 +421,7 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
         --resume true --output_dir "${dus_exp}" \
         ${pretrained_model:+--init_param "${pretrained_model}"} \
         --ignore_init_mismatch "${ignore_init_mismatch}" \
-        "${normalize[@]}" "${model_options[@]}" "${train_options[@]}"
+        "${normalize[@]}" "${stream[@]}" "${model_options[@]}" "${train_options[@]}"
 }
 
 decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
