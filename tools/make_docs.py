@@ -98,8 +98,8 @@ def options_page() -> str:
     for heading, keys in shell_options():
         parts.append(f"## {heading}\n\n" + table(keys, "option"))
     parts.append(
-        "## Corpora\n\nVariables of `db.sh`. One of the same name in the environment is "
-        "stronger.\n\n" + table(corpus_variables(), "variable")
+        "## Corpora\n\nVariables of `db.sh`. One of the same name in the environment "
+        "is stronger.\n\n" + table(corpus_variables(), "variable")
     )
     return "\n\n".join(parts) + "\n"
 
