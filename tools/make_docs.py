@@ -372,9 +372,9 @@ def configuration_page() -> str:
         "Made from the comments of the recipes' YAML files and, where no recipe sets a "
         "key, from the code. A key is set in the YAML file (`--dus_config`, "
         "`--inference_config`) or, stronger, as an option in `--dus_args` or "
-        "`--inference_args`: `a_conf.b` is key `b` of the block `a_conf`, as an option "
-        '`--a_conf b=value`. Remarks such as "2048 here" are those of the file that '
-        "the description comes from. Options of the recipe itself: "
+        "`--inference_args`: `optim_conf.lr` is key `lr` of the block `optim_conf`, "
+        'as an option `--optim_conf lr=2e-4`. Remarks such as "2048 here" are those '
+        "of the file that the description comes from. Options of the recipe itself: "
         "[options.md](options.md).",
         "## Training\n\nESPnet's own options of a training are known too: "
         "`python -m espnet_dus.bin.dus_train --help` prints all of them.",
