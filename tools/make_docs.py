@@ -128,8 +128,11 @@ def configurations(pattern: str) -> List[Path]:
 
 
 def read_yaml_keys(path: Path) -> List[YamlKey]:
-    """Read the keys of a commented YAML file; `a_conf.b` is key b of block a_conf."""
-    heading, block, comment, what = "", "", [], ""
+    """Read the keys of a commented YAML file; `a_conf.b` is key b of block a_conf.
+
+    One comment may stand above several keys; it is then that of the first.
+    """
+    heading, block, comment = "", "", []
     choices: Dict[str, str] = {}
     keys: List[YamlKey] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -142,11 +145,11 @@ def read_yaml_keys(path: Path) -> List[YamlKey]:
             if not indent:
                 block = name if name.endswith("_conf") else ""
             choices[name] = value
-            if comment:
-                what, comment = " ".join(comment), []
-            if not (block and not indent):
-                name = f"{block}.{name}" if block and indent else name
-                keys.append(YamlKey(heading, _describe(name, what), choices))
+            if name != block:
+                name = f"{block}.{name}" if block else name
+                key = _describe(name, " ".join(comment))
+                keys.append(YamlKey(heading, key, choices))
+            comment = []
         elif not line.strip():
             comment = []
     return keys
@@ -343,7 +346,8 @@ def _with_the_code(
         for key in keys:
             same = code.pop(key.name, key)
             key = key._replace(
-                what=key.what or same.what, default=key.default or same.default
+                what=key.what or same.what or "See the key above.",
+                default=key.default or same.default,
             )
             result.setdefault(heading, []).append(key)
     rest = [key for key in code.values() if not key.name.endswith("_conf")]

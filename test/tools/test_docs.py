@@ -19,8 +19,8 @@ PAGES = sorted(
     ]
 )
 DUS_SH = (ROOT / "egs2/TEMPLATE/dus1/dus.sh").read_text(encoding="utf-8")
-# Options of other programs: tar, ESPnet, and the help of all.
-NOT_OURS = {"transform", "train_dtype", "init_param", "help"}
+# Options of other programs: tar, slurm, ESPnet, and the help of all.
+NOT_OURS = {"transform", "signal", "wrap", "train_dtype", "init_param", "help"}
 # What running things makes.
 MADE = ("tools/venv", "tools/base_lm")
 
