@@ -78,9 +78,11 @@ def corpus_variables() -> Iterator[Key]:
     for line in (TEMPLATE / "db.sh").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             comment.append(line.lstrip("# "))
-        elif found := re.match(r'([A-Z0-9_]+)="?\$\{\1:-(.*)\}"?$', line):
+        elif found := re.match(
+            r'([A-Z0-9_]+)="?\$\{\1:-([^}]*)\}"?(?: *# (.*))?$', line
+        ):
             default = f"`{found[2]}`" if found[2] else ""
-            yield Key(found[1], " ".join(comment), default)
+            yield Key(found[1], found[3] or " ".join(comment), default)
         else:
             comment = []
 
