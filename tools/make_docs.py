@@ -332,7 +332,8 @@ def table(keys: Iterable[Key], what_it_is: str) -> str:
     for key in keys:
         only = f" Only with {key.only_with}." if key.only_with else ""
         cells = f"`{key.name}`", key.default, f"{key.what}{only}".strip()
-        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+        cells = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 

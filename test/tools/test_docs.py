@@ -19,8 +19,8 @@ PAGES = sorted(
     ]
 )
 DUS_SH = (ROOT / "egs2/TEMPLATE/dus1/dus.sh").read_text(encoding="utf-8")
-# Options of other programs: tar, slurm, ESPnet, and the help of all.
-NOT_OURS = {"transform", "signal", "wrap", "train_dtype", "init_param", "help"}
+# Options of other programs: tar, slurm, and the help of all.
+NOT_OURS = {"transform", "signal", "wrap", "help"}
 # What running things makes.
 MADE = ("tools/venv", "tools/base_lm")
 
@@ -117,7 +117,9 @@ def all_options():
     known = set(dus_sh_options()) | NOT_OURS
     compare = text_of(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
     known |= set(re.findall(r"^  --([a-z_]+)", compare, re.MULTILINE))
-    for path in [*ROOT.glob("espnet_dus/**/*.py"), *ROOT.glob("tools/**/*.py")]:
+    espnet = Path(importlib.util.find_spec("espnet2").origin).parent
+    sources = [*ROOT.glob("espnet_dus/**/*.py"), *ROOT.glob("tools/*.py")]
+    for path in [*sources, espnet / "tasks/abs_task.py"]:
         known |= set(re.findall(r'"--([a-z0-9_-]+)"', text_of(path)))
     keys = re.findall(
         r"^\| `([\w.]+)` \|", text_of(ROOT / "doc/configuration.md"), re.M
