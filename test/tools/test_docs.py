@@ -142,7 +142,7 @@ def test_options_exist(path):
         named = {option.replace("-", "_") for option in named}
         assert not named - {o.replace("-", "_") for o in known}, line
         if re.match(r"\s*(\S*/run\.sh|\$run) ", line):
-            # a value in quotes may hold options of a command, and go on in the next line
+            # a value in quotes holds a command's options, and may go on below
             own = re.sub(r'"[^"]*("|$)', "", line.partition(" # ")[0])
             own = re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", own)
             assert not {o.replace("-", "_") for o in own} - of_recipe, line
