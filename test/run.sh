@@ -13,8 +13,8 @@ mapfile -t shell_files < <(find .ci egs2 test tools -path tools/venv -prune -o \
     -type f '(' -name '*.sh' -o -path .ci/run ')' -print)
 
 set -x
-black --check --quiet espnet_dus egs2 test tools/benchmarks setup.py
-isort --check --quiet espnet_dus egs2 test tools/benchmarks setup.py
-flake8 espnet_dus egs2 test tools/benchmarks setup.py
+black --check --quiet espnet_dus egs2 test tools/*.py tools/benchmarks setup.py
+isort --check --quiet espnet_dus egs2 test tools/*.py tools/benchmarks setup.py
+flake8 espnet_dus egs2 test tools/*.py tools/benchmarks setup.py
 shellcheck -x -e SC1091 "${shell_files[@]}"
 python -m pytest test "$@"
