@@ -133,6 +133,9 @@ def test_a_batch_gives_what_each_utterance_gives_alone(
             assert one.score == pytest.approx(other.score, abs=1e-3)
             assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
             assert one.guards == other.guards
+            if not weight:  # the cache has followed its beam
+                lm = lm_log_prob(model, speech, one.token_int, not one.guards)
+                assert one.score == pytest.approx(lm, abs=1e-3)
 
 
 def test_a_beam_of_more_is_no_worse_than_greedy(
