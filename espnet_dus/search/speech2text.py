@@ -100,6 +100,36 @@ class Speech2Text:
             hop, fs = self.model.frontend.hop_length, self.fs
         return seconds_per_position(self.model.speech_embedder, hop, fs)
 
+    @staticmethod
+    def from_pretrained(
+        model_tag: Union[str, Path],
+        base_lm: Optional[Union[str, Path]] = None,
+        **kwargs: Any,
+    ) -> "Speech2Text":
+        """Load a published model: see `espnet_dus.zoo.download.download`.
+
+        Args:
+            model_tag: A pack (`.zip`), the URL of one, or `user/name[@revision]` on the
+                Hugging Face hub.
+            base_lm: The base LM's directory; None: it is fetched, once.
+            kwargs: The other options of this class.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: The pack is damaged, was tampered with, or the base LM is
+                another than the one it belongs to.
+            RuntimeError: Something could not be fetched, or the checkpoint does not fit
+                the configuration.
+
+        Examples:
+            >>> speech2text = Speech2Text.from_pretrained("user/name", device="cuda")
+        """
+        from espnet_dus.zoo.download import download
+
+        return Speech2Text(**download(model_tag, base_lm), **kwargs)
+
     def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> List[Hypothesis]:
         """Transcribe one utterance, or a batch.
 

@@ -1,8 +1,12 @@
 """Word times from the CTC head, and the files that carry them: CTM and SRT.
 
 The final transcript, whichever search wrote it, is aligned to the CTC head's
-posteriors. CTC knows where a unit stands, not how long it lasts: a word reaches from
-the first frame of its first unit to the last frame of its last one.
+posteriors. CTC knows where a unit stands, not how long it lasts: its peak comes early
+in a word and is mostly one position long. A word is therefore given half a position
+before its first unit and up to a quarter of a second of the blanks behind its last one.
+(Found on AN4's test set with a model in training, against pocketsphinx' forced
+alignment of 284 words: the ends are off by 0.07 s in the mean, and by 0.22 s as they
+come; the starts by 0.06 s and 0.08 s.)
 
 A word that CTC cannot place is no error. Its units are unknown to the head, or the
 whole transcript has more units than the speech has positions: such words share the time
@@ -25,6 +29,9 @@ from espnet_dus.io import write_text
 from espnet_dus.speech_embedder import SpeechEmbedder
 
 FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
+
+LEAD_POSITIONS = 0.5
+TAIL_SECONDS = 0.25
 
 # Subtitles as broadcasters make them: two lines, a few seconds, never just a flash.
 LINE_CHARACTERS = 42
@@ -54,8 +61,8 @@ class WordTime(NamedTuple):
 class _Span(NamedTuple):
     """The speech positions of a word, end exclusive, and its mean log-posterior."""
 
-    start: int
-    end: int
+    start: float
+    end: float
     log_posterior: float
 
 
@@ -88,6 +95,7 @@ def word_times(
     words = text.split()
     unit_ids = [[u for u in units.encode(w) if u != UNKNOWN] for w in words]
     spans = _align(log_probs_SU, unit_ids, units.ids.get(SPACE))
+    spans = _widen(spans, len(log_probs_SU), TAIL_SECONDS / seconds)
     times: List[WordTime] = []
     groups = itertools.groupby(range(len(words)), lambda i: spans[i] is None)
     for is_guess, group in groups:
@@ -147,6 +155,29 @@ def _align(
     return spans
 
 
+def _widen(
+    spans: List[Optional[_Span]], num_positions: int, tail: float
+) -> List[Optional[_Span]]:
+    """Give words the blanks around their peaks, up to their neighbours."""
+    first, last = _Span(0, 0, 0.0), _Span(num_positions, num_positions, 0.0)
+    early = [
+        (
+            span
+            if None in (left, span)
+            else span._replace(start=max(span.start - LEAD_POSITIONS, left.end))
+        )
+        for left, span in itertools.pairwise([first, *spans])
+    ]
+    return [
+        (
+            span
+            if None in (span, right)
+            else span._replace(end=min(span.end + tail, right.start))
+        )
+        for span, right in itertools.pairwise([*early, last])
+    ]
+
+
 def shift(times: Iterable[WordTime], seconds: float) -> List[WordTime]:
     """Move words in time: from a segment's to the recording's."""
     return [
@@ -176,11 +207,10 @@ def write_ctm(
     write_text(path, "".join(lines))
 
 
-def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
-    """Write word times as SubRip subtitles, which players and editors read.
+def srt(times: Sequence[WordTime]) -> str:
+    """Give word times as SubRip subtitles, which players and editors read.
 
     Args:
-        path: Where the file is to stand; it appears whole or not at all.
         times: The words of one recording.
     """
     cues = list(_cues(times))
@@ -192,7 +222,12 @@ def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
             end = min(end, cues[number][0].start)
         text = "\n".join(_lines(cue))
         blocks.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n")
-    write_text(path, "\n".join(blocks))
+    return "\n".join(blocks)
+
+
+def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
+    """Write the subtitles of one recording; the file appears whole or not at all."""
+    write_text(path, srt(times))
 
 
 def _cues(times: Sequence[WordTime]) -> Iterator[List[WordTime]]:

@@ -46,11 +46,25 @@ def frames(units, text):
 def test_words_stand_where_the_posteriors_have_them(units, unit_type, text):
     units = units(unit_type)
     path, spans = frames(units, text)
-    found = word_times(posteriors(path, len(units)), text, units, seconds=0.08)
+    found = word_times(posteriors(path, len(units)), text, units, seconds=0.25)
     assert [t.word for t in found] == text.split()
-    for time, (start, end) in zip(found, spans):
-        assert time.start == pytest.approx(start * 0.08)
-        assert time.end == pytest.approx(end * 0.08)
+    for n, (time, (start, end)) in enumerate(zip(found, spans)):
+        assert time.start == pytest.approx((start - 0.5) * 0.25)
+        # the blank behind, of which half a position is the next word's
+        following = 1.0 if units.type == "char" or n == len(spans) - 1 else 0.5
+        assert time.end == pytest.approx((end + following) * 0.25)
+
+
+@pytest.mark.parametrize("blanks", [0, 1, 2, 9])
+def test_a_word_goes_on_over_the_blanks_behind_it_for_a_quarter_second(units, blanks):
+    units = units("char")
+    yes, stop = ([units.ids[c] for c in word] for word in ("YES", "STOP"))
+    path = [*yes, *[BLANK] * blanks, units.ids[SPACE], *stop]
+    found = word_times(posteriors(path, len(units)), "YES STOP", units, seconds=0.1)
+    assert found[0].start == 0.0
+    assert found[0].end == pytest.approx(min(0.3 + 0.25, found[1].start))
+    assert found[1].start == pytest.approx(0.1 * (3 + blanks + 1 - 0.5))
+    assert found[1].end == pytest.approx(0.1 * len(path))
 
 
 def test_the_confidence_is_the_mean_posterior_of_the_words_frames(units):
@@ -71,8 +85,8 @@ def test_a_word_that_the_head_does_not_know_fills_the_gap(units):
     yes, *unknown, stop = word_times(
         posteriors(path, len(units)), "YES zz qq STOP", units, seconds=0.5
     )
-    assert (yes.start, yes.end) == tuple(0.5 * s for s in spans[0])
-    assert (stop.start, stop.end) == tuple(0.5 * s for s in spans[1])
+    assert (yes.start, yes.end) == (0.5 * (spans[0][0] - 0.5), 0.5 * spans[0][1])
+    assert (stop.start, stop.end) == (0.5 * spans[1][0], 0.5 * (spans[1][1] + 0.5))
     middle = (yes.end + stop.start) / 2
     assert unknown == [
         WordTime("zz", yes.end, middle, 0.0),

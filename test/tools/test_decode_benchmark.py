@@ -72,7 +72,7 @@ def test_the_benchmark_compares_searches_and_a_peer(experiment):
     assert len(side["inserted"]) == 8 and "silence, guards" in side["inserted"]
     assert "greedy, batch many, float32 / espnet" in result["ratios"]
     tables = done.stdout.strip().split("\n\n")
-    assert len(tables) == 6
+    assert len(tables) == 7
     assert tables[0].count("\n") == 1 + len(rows)
     assert "| ours, greedy | float32 | many |" in tables[0]
 

@@ -1,0 +1,229 @@
+"""The documentation: up to date, and nothing named in it that is not there."""
+
+import ast
+import functools
+import importlib.util
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("doc/*.md"),
+        *ROOT.glob("egs2/README.md"),
+        *ROOT.glob("egs2/*/dus1/README.md"),
+    ]
+)
+DUS_SH = (ROOT / "egs2/TEMPLATE/dus1/dus.sh").read_text(encoding="utf-8")
+# Options of other programs: tar, slurm, and the help of all.
+NOT_OURS = {"transform", "signal", "wrap", "help"}
+# What running things makes.
+MADE = ("tools/venv", "tools/base_lm")
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def load_make_docs():
+    spec = importlib.util.spec_from_file_location(
+        "make_docs", ROOT / "tools/make_docs.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_docs = load_make_docs()
+
+
+# -- what is generated -----------------------------------------------------------------
+
+
+def test_generated_pages_are_up_to_date():
+    for path, text in make_docs.pages().items():
+        assert text_of(path) == text, f"run: python tools/make_docs.py ({path})"
+
+
+def test_options_page_has_the_options_of_dus_sh():
+    page = text_of(ROOT / "doc/options.md")
+    listed = re.findall(r"^\| `--(\w+)` \|", page, re.MULTILINE)
+    assert listed == dus_sh_options()
+    assert "| `--fs` | `16k` | Sampling rate. |" in page
+
+
+def test_configuration_page_has_every_key_of_every_yaml_file():
+    page = text_of(ROOT / "doc/configuration.md")
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
+    paths = make_docs.configurations("*_*.yaml")
+    paths = [p for p in paths if p.name.startswith(("train_", "decode_"))]
+    assert len(paths) > 10
+    for path in paths:
+        keys = {entry.key.name for entry in make_docs.read_yaml_keys(path)}
+        assert keys and not keys - listed, path
+
+
+def test_a_key_is_described_from_its_comment(tmp_path):
+    (tmp_path / "train_x.yaml").write_text(
+        "# A file.\n\n# -- the arm ---\n# Which one. (default dus) Change it.\n"
+        "adaptation: dus\nadaptation_conf:\n    # How deep\n    # (default 3 (or 4))\n"
+        "    depth: 5\n"
+    )
+    found = make_docs.read_yaml_keys(tmp_path / "train_x.yaml")
+    assert [entry.key for entry in found] == [
+        make_docs.Key("adaptation", "Which one. Change it.", "dus"),
+        make_docs.Key("adaptation_conf.depth", "How deep", "3 (or 4)"),
+    ]
+    assert {entry.heading for entry in found} == {"The arm"}
+
+
+# -- what is named ---------------------------------------------------------------------
+
+
+def anchors(path):
+    """Give the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE)
+    words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_relative_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def dus_sh_options():
+    block = DUS_SH.partition("# Options:")[2].partition("# End of options")[0]
+    return re.findall(r"^([a-z0-9_]+)=.*  # ", block, re.MULTILINE)
+
+
+@functools.lru_cache
+def all_options():
+    """Give the options of every command, and the keys that a YAML file may have."""
+    known = set(dus_sh_options()) | NOT_OURS
+    compare = text_of(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
+    known |= set(re.findall(r"^  --([a-z_]+)", compare, re.MULTILINE))
+    espnet = Path(importlib.util.find_spec("espnet2").origin).parent
+    sources = [*ROOT.glob("espnet_dus/**/*.py"), *ROOT.glob("tools/*.py")]
+    for path in [*sources, espnet / "tasks/abs_task.py"]:
+        known |= set(re.findall(r'"--([a-z0-9_-]+)"', text_of(path)))
+    keys = re.findall(
+        r"^\| `([\w.]+)` \|", text_of(ROOT / "doc/configuration.md"), re.M
+    )
+    known |= {part for key in keys for part in key.split(".")}
+    # subtitles and JSON of espnet-dus transcribe: their names are made in a loop
+    return known | {"srt", "json"}
+
+
+def commands(text):
+    """Give the lines of a page, continued ones as one."""
+    return text.replace("\\\n", " ").splitlines()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_options_exist(path):
+    known, of_recipe = all_options(), set(dus_sh_options()) | {"help"}
+    for line in commands(text_of(path)):
+        named = re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", line)
+        named = {option.replace("-", "_") for option in named}
+        assert not named - {o.replace("-", "_") for o in known}, line
+        if re.match(r"\s*(\S*/run\.sh|\$run) ", line):
+            # a value in quotes holds a command's options, and may go on below
+            own = re.sub(r'"[^"]*("|$)', "", line.partition(" # ")[0])
+            own = re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", own)
+            assert not {o.replace("-", "_") for o in own} - of_recipe, line
+
+
+def is_there(dotted):
+    """Tell whether a dotted name is a module, or what a module defines."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:length])
+        rest = parts[length:]
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                defined = rf'^(def|class) {rest[0]}\b|"{rest[0]}"' if rest else ""
+                return re.search(defined, text_of(file), re.M) is not None
+    return False
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_modules_exist(path):
+    for dotted in re.findall(r"\bespnet_dus(?:\.\w+)+", text_of(path)):
+        assert is_there(dotted), dotted
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_files_of_this_checkout_exist(path):
+    for span in re.findall(
+        r"`((?:espnet_dus|egs2|tools|test|doc)/[^`\s]*)`", text_of(path)
+    ):
+        if not span.startswith(MADE) and not re.search(r"[<$]|mycorpus", span):
+            assert list(ROOT.glob(span.rstrip("/"))), span
+
+
+# -- single pages ----------------------------------------------------------------------
+
+
+def test_every_stage_and_command_is_described():
+    page = text_of(ROOT / "doc/stages.md")
+    stages = re.search(r"^stages=\((.*?)\) # 10", DUS_SH, re.M | re.S)[1]
+    stages = re.sub(r"#.*", "", stages).split()
+    assert len(stages) == 15
+    called = re.findall(r"(?:^| )dus(?:_alone \S+)? ([a-z_]+) ", DUS_SH)
+    called = {f"dus_{name}" for name in called} | {"dus_train", "dus_inference"}
+    for wanted in {*stages, *called}:
+        assert f"`{wanted}`" in page, wanted
+    for option in re.findall(r"`--(\w+)[` ]", page):
+        assert option in dus_sh_options() + ["help", "allow_pipes"], option
+
+
+def messages():
+    """Give the messages of the package, with … for what is put in."""
+    for path in ROOT.glob("espnet_dus/**/*.py"):
+        for node in ast.walk(ast.parse(text_of(path))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [
+                    str(part.value) if isinstance(part, ast.Constant) else "…"
+                    for part in node.values
+                ]
+                yield "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    yield text_of(ROOT / "tools/setup.sh")
+
+
+def test_the_messages_of_the_questions_are_real():
+    quoted = re.findall(r"^### `(.*)`$", text_of(ROOT / "doc/faq.md"), re.MULTILINE)
+    assert len(quoted) > 20
+    known = list(messages())
+    for quote in quoted:
+        parts = [re.escape(part) for part in quote.split("…")]
+        pattern = re.compile(".*".join(parts), re.DOTALL)
+        assert any(pattern.search(message) for message in known), quote
+
+
+def test_every_recipe_has_a_row():
+    table = text_of(ROOT / "egs2/README.md")
+    for recipe in ROOT.glob("egs2/*/dus1"):
+        assert f"[{recipe.parent.name}](" in table, recipe
+
+
+def test_the_picture_is_well_formed_and_knows_the_dark():
+    picture = ROOT / "doc/architecture.svg"
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    assert "prefers-color-scheme: dark" in text_of(picture)
