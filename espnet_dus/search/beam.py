@@ -1,14 +1,19 @@
 """Beam search by Hugging Face, alone or joint with CTC; n-best hypotheses.
 
 Dimensions: B utterances, R rows of the search (beam_size for each utterance), N tokens
-so far, V vocabulary.
+so far, T positions of the prefill, V vocabulary.
 """
 
 import math
 from typing import Dict, List, Optional, Tuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+)
 
 from espnet_dus.model import ESPnetDUSModel, Hypothesis
 from espnet_dus.search.config import SearchConfig
@@ -17,6 +22,7 @@ from espnet_dus.search.guards import length_limits, loop_length
 from espnet_dus.search.joint import CTCPrefixes
 from espnet_dus.search.rescoring import rescore, reward_words
 from espnet_dus.search.result import hypothesis
+from espnet_dus.sequence import Sequence
 from espnet_dus.upscaling import SpeechMaskMixin
 
 # Below this a row is none: HF marks so what it has not filled, and CTC the impossible.
@@ -60,6 +66,7 @@ def beam_search(
             masks["speech_mask"] = seq.speech_mask_BT  # the other arms' LM refuses it
         generated = model.lm.generate(
             inputs_embeds=seq.inputs_BTD,
+            past_key_values=_prefill(model, seq, masks, search.beam_size),
             **masks,
             generation_config=GenerationConfig(
                 max_new_tokens=int(limits_B.max()),
@@ -86,6 +93,36 @@ def beam_search(
         found.sort(key=lambda h: -h.score)
         results.append(found[: search.nbest])
     return results
+
+
+def _prefill(
+    model: ESPnetDUSModel,
+    seq: Sequence,
+    masks: Dict[str, torch.Tensor],
+    beam_size: int,
+) -> DynamicCache:
+    """Run the LLM up to the last position, once for all beams of an utterance.
+
+    HF would run it for each beam. It goes on from a cache with what follows.
+
+    Returns:
+        The cache, a row for each beam. It is empty where the last position is speech
+        that bidirectional layers have to see together with the rest.
+    """
+    cache = DynamicCache()
+    num_cached = seq.inputs_BTD.size(1) - 1
+    if num_cached and (model.prompt_ids or "speech_mask" not in masks):
+        positions_BT = (seq.attention_mask_BT.cumsum(1) - 1).clamp(min=0)
+        model.lm.model(
+            inputs_embeds=seq.inputs_BTD[:, :-1],
+            position_ids=positions_BT[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            **{name: mask_BT[:, :-1] for name, mask_BT in masks.items()},
+        )
+        rows_B = torch.arange(len(positions_BT), device=positions_BT.device)
+        cache.reorder_cache(rows_B.repeat_interleave(beam_size))
+    return cache
 
 
 def _result(

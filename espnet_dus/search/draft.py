@@ -4,7 +4,9 @@ The LLM reads the draft in one pass and says at each token what it would have wr
 itself. What agrees is accepted; at the first difference the LLM's own token stands, and
 the rest of the draft is proposed again from where the two meet. The result is that of
 greedy search (Leviathan et al., arXiv 2211.17192, with a temperature of 0), in as many
-passes as there are differences, and one.
+passes as there are differences, and one. In bfloat16, a pass over several tokens and a
+pass over one may round differently, so that of two tokens as good as each other either
+may be taken.
 """
 
 from typing import List, Sequence

@@ -36,6 +36,9 @@ class Speech2Text:
             None for the one it was trained with.
         search: A `SearchConfig`, or a dict of its fields; None: greedy.
 
+    Attributes:
+        search: The `SearchConfig`; another one may take its place at any time.
+
     Raises:
         ValueError: An option is unknown or does not fit the model.
 
@@ -62,12 +65,10 @@ class Speech2Text:
         if dtype is not None:
             set_precision(self.model, dtype)
         self.device = device
-        # what decides on the results, beside the audio
-        self.run: Dict[str, Any] = {
+        self.origin = {
             "train_config": _sha256(asr_train_config),
             "model_file": _sha256(asr_model_file),
             "dtype": dtype,
-            "search": self.search.asdict(),
         }
         self.min_length = min_length(self.train_args)
         # of audio; features do not tell theirs
@@ -79,6 +80,11 @@ class Speech2Text:
                 "draft, ctc_weight or word_times: this model was trained without a CTC "
                 "head (no ctc_units in its config.yaml)"
             )
+
+    @property
+    def run(self) -> Dict[str, Any]:
+        """Give what decides on the results, beside the audio."""
+        return {**self.origin, "search": self.search.asdict()}
 
     @property
     def needs_ctc(self) -> bool:

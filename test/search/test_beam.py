@@ -133,6 +133,33 @@ def test_a_batch_gives_what_each_utterance_gives_alone(
             assert one.score == pytest.approx(other.score, abs=1e-3)
             assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
             assert one.guards == other.guards
+            if not weight:  # the cache has followed its beam
+                lm = lm_log_prob(model, speech, one.token_int, not one.guards)
+                assert one.score == pytest.approx(lm, abs=1e-3)
+
+
+@pytest.mark.parametrize("arm", ["encoder", "transformer-speech", "transformer-all"])
+def test_the_prompt_may_be_empty(make_arm, encode_all, config, noises, arm):
+    model, speeches = make_arm(arm), noises(0.98, 0.2)
+    model.prompt_ids = []
+    encoded = encode_all(model, speeches)
+    assert int(encoded.lengths_B[1]) == 1  # nothing stands before its last position
+    results = beam_search(model, encoded, config(beam_size=3, nbest=2))
+    for speech, found in zip(speeches, results):
+        for h in found:
+            lm = lm_log_prob(model, speech, h.token_int, not h.guards)
+            assert h.score == pytest.approx(lm, abs=1e-3)
+
+
+def test_the_speech_is_run_through_the_llm_once(make_arm, encode_all, config, noises):
+    model = make_arm("encoder")
+    encoded = encode_all(model, noises(0.98, 0.3))
+    rows, embed = [], model.lm.model.layers[-1]
+    embed.register_forward_hook(lambda _, args, out: rows.append(out.shape[:2]))
+    beam_search(model, encoded, config(beam_size=3))
+    positions = int(encoded.lengths_B.max()) + len(model.prompt_ids)
+    assert rows[0] == (2, positions - 1)
+    assert set(rows[1:]) == {(2 * 3, 1)}
 
 
 def test_a_beam_of_more_is_no_worse_than_greedy(

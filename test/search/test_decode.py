@@ -272,9 +272,10 @@ def test_another_run_is_not_gone_on_with(speech2text, corpus, monkeypatch, chang
     if changed == "data":
         corpus.write_text("".join(reversed(corpus.read_text().splitlines(True))))
     elif changed == "model":
-        monkeypatch.setitem(speech2text.run, "model_file", "another's")
+        monkeypatch.setitem(speech2text.origin, "model_file", "another's")
     else:
-        monkeypatch.setitem(speech2text.run, "search", {"maxlenratio": 0.1})
+        search = SearchConfig(maxlenratio=0.9, no_speech=0.0)
+        monkeypatch.setattr(speech2text, "search", search)
     sizes = record_batches(speech2text, monkeypatch)
     results(speech2text, corpus, 0.1)
     assert len(sizes) == len(GOOD)
