@@ -9,6 +9,7 @@ beam          Hugging Face's beam search, with CTC: joint (at each token) or
 guards        limits of length, loops, audio without speech
 result        tokens and scores -> a hypothesis with a confidence for each word
 config        the options; precision: float32, bfloat16, int8
+vad           Silero's detector of speech, for guards and segmentation
 timing        word times; segmentation, long_audio: recordings of any length
 decode        stage 12: a data set -> result files; records: what is done so far
 """

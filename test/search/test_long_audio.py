@@ -8,6 +8,7 @@ import soundfile
 import torch
 import yaml
 
+from espnet_dus.bin.dus_inference import main
 from espnet_dus.data.an4 import find_corpus
 from espnet_dus.io import read_scp
 from espnet_dus.model import Hypothesis
@@ -21,16 +22,21 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def speech2text(tiny_model, tiny_options, randomise, tmp_path_factory):
-    """A model that writes a word or two; its CTC head is random too."""
+def experiment(tiny_model, tiny_options, randomise, tmp_path_factory):
     directory = tmp_path_factory.mktemp("exp")
     (directory / "config.yaml").write_text(yaml.safe_dump(vars(tiny_options())))
     model = tiny_model()
     randomise(model.lm, seed=3)
     torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech2text(experiment):
+    """A model that writes a word or two; its CTC head is random too."""
     return Speech2Text(
-        directory / "config.yaml",
-        directory / "valid.acc.ave.pth",
+        experiment / "config.yaml",
+        experiment / "valid.acc.ave.pth",
         search={"no_speech": 0.0, "word_times": True, "maxlenratio": 0.5},
     )
 
@@ -161,6 +167,28 @@ def test_recordings_become_result_files_with_ctm_and_subtitles(
     assert "1\n00:00:0" in (tmp_path / "out/srt/long.srt").read_text()
     assert (tmp_path / "out/srt/silent.srt").read_text() == ""
     assert sum("recording long: " in m for m in caplog.messages) == 4
+
+
+def test_the_command_takes_recordings(speech2text, experiment, recording, tmp_path):
+    (tmp_path / "wav.scp").write_text(f"long {recording}\n")
+    options = {
+        "asr_train_config": experiment / "config.yaml",
+        "asr_model_file": experiment / "valid.acc.ave.pth",
+        "data_path_and_name_and_type": f"{tmp_path}/wav.scp,speech,sound",
+        "output_dir": tmp_path / "out",
+        "segment_seconds": 20,
+        "batch_size": 60,
+        "no_speech": 0,
+        "word_times": "true",
+        "maxlenratio": 0.5,
+    }
+    main(
+        [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    )
+    text = read_scp(tmp_path / "out/1best_recog/text")["long"]
+    assert text.split() == join(speech2text.transcribe_long(recording)).text.split()
+    ctm = (tmp_path / "out/1best_recog/ctm").read_text(encoding="utf-8")
+    assert [line.split()[4] for line in ctm.splitlines()] == text.split()
 
 
 def test_recordings_are_audio(speech2text, tmp_path):
