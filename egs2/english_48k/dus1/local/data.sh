@@ -10,6 +10,7 @@ stage=1
 stop_stage=2
 corpora="mls voxpopuli tedlium3 commonvoice"
 nj=8
+# shellcheck source=../utils/parse_options.sh
 . utils/parse_options.sh
 . ./path.sh
 . ./db.sh
