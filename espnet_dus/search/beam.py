@@ -78,7 +78,7 @@ def beam_search(
                 pad_token_id=model.eos_id,
             ),
             logits_processor=[scores],
-            stopping_criteria=[Limits(limits_B, search.repetition)],
+            stopping_criteria=[Limits(limits_B, search.repetition, scores)],
         )
     rows = generated.view(len(limits_B), search.beam_size, -1).tolist()
     results = []
@@ -153,7 +153,7 @@ def _result(
 
 
 class BeamScores(LogitsProcessor):
-    """Scores the candidates of each step, and remembers those that may be taken.
+    """Scores what may follow each beam, and remembers what HF has considered.
 
     Args:
         search: `beam_size`, `ctc_weight` and `penalty` are read.
@@ -164,7 +164,10 @@ class BeamScores(LogitsProcessor):
         self.search = search
         self.ctc = ctc
         self.num_passes = 0
-        self.remembered: Dict[Tuple[int, Tuple[int, ...]], Dict[int, float]] = {}
+        self.rows: Dict[Tuple[int, Tuple[int, ...]], int] = {}
+        self.scores_RV: Optional[torch.Tensor] = None
+        # (utterance, tokens) -> the score of the last of them
+        self.remembered: Dict[Tuple[int, Tuple[int, ...]], float] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Give the scores (R, V) of what may follow the tokens (R, N) so far."""
@@ -173,13 +176,18 @@ class BeamScores(LogitsProcessor):
         if self.ctc is not None:
             weight = self.search.ctc_weight
             scores = (1 - weight) * scores + weight * self.ctc(prefixes, scores)
-        # HF goes on with 2 * beam_size candidates of an utterance at most
-        best_RK, ids_RK = scores.topk(min(2 * self.search.beam_size, scores.size(1)))
-        rows = zip(prefixes, ids_RK.tolist(), best_RK.tolist())
-        for row, (prefix, ids, best) in enumerate(rows):
-            place = (row // self.search.beam_size, prefix)
-            self.remembered[place] = dict(zip(ids, best))
+        beam_size = self.search.beam_size
+        self.rows = {(row // beam_size, p): row for row, p in enumerate(prefixes)}
+        self.scores_RV = scores
         return scores + self.search.penalty
+
+    def remember(self, candidates: List[List[int]], num_utterances: int) -> None:
+        """Keep the scores of the candidates, the same number for each utterance."""
+        share = len(candidates) // num_utterances
+        keys = [(k // share, tuple(ids)) for k, ids in enumerate(candidates)]
+        rows = [self.rows[utterance, ids[:-1]] for utterance, ids in keys]
+        tokens = [ids[-1] for _, ids in keys]
+        self.remembered.update(zip(keys, self.scores_RV[rows, tokens].tolist()))
 
     def of(self, utterance: int, ids: List[int]) -> Optional[List[float]]:
         """Give the scores of a hypothesis' tokens, without penalty.
@@ -187,10 +195,10 @@ class BeamScores(LogitsProcessor):
         Returns:
             None where HF has never had it, or CTC holds it to be impossible.
         """
-        scores = []
-        for place, token in enumerate(ids):
-            candidates = self.remembered.get((utterance, tuple(ids[:place])), {})
-            scores.append(candidates.get(token, IMPOSSIBLE))
+        scores = [
+            self.remembered.get((utterance, tuple(ids[: n + 1])), IMPOSSIBLE)
+            for n in range(len(ids))
+        ]
         return None if min(scores) <= IMPOSSIBLE else scores
 
 
@@ -200,15 +208,19 @@ class Limits(StoppingCriteria):
     Args:
         limits_B: The most tokens of each utterance.
         repetition: See `SearchConfig`.
+        scores: It is told what HF considers.
     """
 
-    def __init__(self, limits_B: torch.Tensor, repetition: int):
+    def __init__(self, limits_B: torch.Tensor, repetition: int, scores: BeamScores):
         self.limits_B = limits_B
         self.repetition = repetition
+        self.scores = scores
 
     def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
         """Tell who is done; with embeddings as prompt, all ids are new."""
-        candidates = len(input_ids) // len(self.limits_B)
-        done_R = self.limits_B.repeat_interleave(candidates) <= input_ids.size(1)
-        loops = [loop_length(ids, self.repetition) > 0 for ids in input_ids.tolist()]
+        candidates = input_ids.tolist()
+        self.scores.remember(candidates, len(self.limits_B))
+        share = len(candidates) // len(self.limits_B)
+        done_R = self.limits_B.repeat_interleave(share) <= input_ids.size(1)
+        loops = [loop_length(ids, self.repetition) > 0 for ids in candidates]
         return done_R | torch.tensor(loops, device=done_R.device)

@@ -138,6 +138,18 @@ def test_a_batch_gives_what_each_utterance_gives_alone(
                 assert one.score == pytest.approx(lm, abs=1e-3)
 
 
+def test_tokens_of_the_same_score_are_told_apart(make_arm, encode_all, config, noises):
+    model = make_arm("encoder")
+    model.lm.lm_head.weight.data.zero_()  # every token is as good as any other
+    encoded = encode_all(model, noises(0.5))
+    (found,) = beam_search(model, encoded, config(beam_size=3, nbest=3))
+    assert len({tuple(h.token_int) for h in found}) == 3
+    for h in found:
+        num_scored = len(h.token_int) + (not h.guards)
+        chance = -math.log(len(model.tokenizer)) * num_scored
+        assert h.score == pytest.approx(chance, abs=1e-3)
+
+
 @pytest.mark.parametrize("arm", ["encoder", "transformer-speech", "transformer-all"])
 def test_the_prompt_may_be_empty(make_arm, encode_all, config, noises, arm):
     model, speeches = make_arm(arm), noises(0.98, 0.2)
