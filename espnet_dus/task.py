@@ -55,7 +55,7 @@ STREAMING_CONF = {
     "max_tokens": 8192,
     "batch_sizes": None,
     "num_buckets": 30,
-    "buffer_size": 4000,
+    "buffer_size": 3000,
     "hours_per_epoch": None,
     "num_iters_per_epoch": None,
     "max_duration": 30.0,

@@ -73,7 +73,7 @@ def get_parser():
     add("--decode", action="store_true", help="decode the audio of these batches too")
     add("--throughput_batches", type=int, default=20, help="decoded and timed")
     add("--max_tokens", type=int, default=8192, help="LLM positions in a batch")
-    add("--buffer_size", type=int, default=4000, help="utterances in the buckets")
+    add("--buffer_size", type=int, default=3000, help="utterances in the buckets")
     add("--num_buckets", type=int, default=30, help="of similar length")
     add("--work_dir", type=Path, help="for the data; not given: a temporary one")
     return parser
