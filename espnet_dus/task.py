@@ -54,7 +54,7 @@ STREAMING_CONF = {
     "shards": None,
     "max_tokens": 8192,
     "batch_sizes": None,
-    "num_buckets": 30,
+    "num_buckets": 40,
     "buffer_size": 3000,
     "hours_per_epoch": None,
     "num_iters_per_epoch": None,
