@@ -7,7 +7,7 @@ gradients and the optimizer's state.
 """
 
 import logging
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 
@@ -157,7 +157,7 @@ def step_bytes(
     model: ESPnetDUSModel,
     optimizer: torch.optim.Optimizer,
     batch: Dict[str, torch.Tensor],
-) -> int:
+) -> Optional[int]:
     """Do a training step without an update; give the memory it takes.
 
     Returns:
@@ -188,7 +188,9 @@ def step_bytes(
     return sum({**saved, **held}.values()) + gradients + state_bytes
 
 
-def _step_bytes_cuda(model: ESPnetDUSModel, batch: Dict[str, torch.Tensor]) -> int:
+def _step_bytes_cuda(
+    model: ESPnetDUSModel, batch: Dict[str, torch.Tensor]
+) -> Optional[int]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:

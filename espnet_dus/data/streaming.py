@@ -54,7 +54,7 @@ class StreamingIterFactory(AbsIterFactory):
         max_tokens: LLM positions in a batch, padding included.
         batch_sizes: Utterances in a batch by the LLM positions of the longest
             (dus_find_batch); not None: used instead of `max_tokens`.
-        num_buckets: Buckets of similar length.
+        num_buckets: Most buckets of similar length.
         buffer_size: Utterances, with their audio, that wait in a place's buckets.
         epochs_per_pass: Epochs that see the data once.
         speed_factors: Of the speech.
@@ -151,10 +151,15 @@ class StreamingIterFactory(AbsIterFactory):
                 break
         if not lengths:
             raise ValueError("no utterance of the shards can be used")
-        buckets = min(self.num_buckets, len(lengths))
-        if buckets < 2:
+        # One bucket for each length there is, since lengths are multiples already:
+        # utterances of equal mass in each, lhotse's way, would leave the short ones,
+        # which are few, in one wide bucket with much padding.
+        distinct = sorted({cut.num_tokens for cut in lengths})
+        if len(distinct) <= self.num_buckets:
+            return distinct
+        if self.num_buckets == 1:
             return []
-        bounds = estimate_duration_buckets(lengths, buckets, self.constraint())
+        bounds = estimate_duration_buckets(lengths, self.num_buckets, self.constraint())
         return sorted({int(bound) for bound in bounds})
 
     def constraint(self) -> SamplingConstraint:

