@@ -171,15 +171,16 @@ def _memory_table(arms: List[Arm]) -> str:
     for arm in arms:
         counts = _parameters(arm)
         frozen = counts["frozen"] * arm.frozen_bytes
-        # float32: parameter, gradient, two moments of AdamW; DDP's buckets
-        state, buckets = counts["trained"] * 16, counts["trained"] * 4
-        numbers = (frozen, state, buckets, frozen + state + buckets)
+        # float32: parameter, gradient, two moments of AdamW; DDP's buckets; and the
+        # bfloat16 copy that autocast makes of a weight
+        numbers = [frozen] + [counts["trained"] * n for n in (16, 4, 2)]
+        numbers.append(sum(numbers))
         rows.append(
             [arm.size, arm.name, f"{counts['trained'] / 1e6:,.1f}"]
             + [f"{number / 1e9:.2f}" for number in numbers]
         )
     header = ["base LM", "arm", "trained, M", "frozen", "trained and optimizer"]
-    return _table([*header, "DDP's buckets", "sum, GB"], rows)
+    return _table([*header, "DDP's buckets", "autocast", "sum, GB"], rows)
 
 
 def _time_table(arms: List[Arm], plan: Plan) -> str:
