@@ -10,7 +10,17 @@ import random
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 import torch
@@ -73,6 +83,8 @@ class ResumableBatches:
 
     def _unfinished(self) -> Iterator[Batch]:
         loader, skipped = self.iterator, self._skipped
+        if hasattr(loader, "worker_init_fn"):
+            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         if not isinstance(loader, torch.utils.data.DataLoader):
             batches = iter(loader)
             for n in range(skipped):
@@ -80,7 +92,6 @@ class ResumableBatches:
                     logging.info(f"batches done before, read over: {n} of {skipped}")
                 next(batches)
             return batches
-        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         if skipped:  # ESPnet's batches are a list of ids: those done need not be read
             loader = torch.utils.data.DataLoader(
                 dataset=loader.dataset,
@@ -93,9 +104,9 @@ class ResumableBatches:
         return iter(loader)
 
 
-def _init_worker(espnets, worker_id: int) -> None:
-    if espnets is not None:
-        espnets(worker_id)
+def _init_worker(iterators_own: Optional[Callable], worker_id: int) -> None:
+    if iterators_own is not None:
+        iterators_own(worker_id)
     ignore_signals()
 
 

@@ -129,10 +129,11 @@ def utterance(arm: Arm, plan: Plan) -> Work:
 
 def tables(arms: List[Arm], plan: Plan) -> Iterator[Tuple[str, str]]:
     """Give the tables of `doc/scaling.md`: (title, Markdown)."""
-    yield "FLOPs", _flops_table(arms, plan)
-    yield "Memory", _memory_table(arms)
-    yield "Time", _time_table(arms, plan)
-    yield "Storage", _storage_table(arms, plan)
+    yield "Operations", _flops_table(arms, plan)
+    yield "Memory without activations", _memory_table(arms)
+    yield "Time of an epoch", _time_table(arms, plan)
+    yield "Data", _data_table(plan)
+    yield "Checkpoints", _storage_table(arms)
 
 
 def _total(arm: Arm, plan: Plan, which: str = "total") -> float:
@@ -170,55 +171,59 @@ def _memory_table(arms: List[Arm]) -> str:
     for arm in arms:
         counts = _parameters(arm)
         frozen = counts["frozen"] * arm.frozen_bytes
-        # float32: parameter, gradient, two moments of AdamW; DDP's buckets
-        state, buckets = counts["trained"] * 16, counts["trained"] * 4
-        numbers = (frozen, state, buckets, frozen + state + buckets)
+        # float32: parameter, gradient, two moments of AdamW; DDP's buckets; and the
+        # bfloat16 copy that autocast makes of a weight
+        numbers = [frozen] + [counts["trained"] * n for n in (16, 4, 2)]
+        numbers.append(sum(numbers))
         rows.append(
             [arm.size, arm.name, f"{counts['trained'] / 1e6:,.1f}"]
             + [f"{number / 1e9:.2f}" for number in numbers]
         )
     header = ["base LM", "arm", "trained, M", "frozen", "trained and optimizer"]
-    return _table([*header, "DDP's buckets", "sum, GB"], rows)
+    return _table([*header, "DDP's buckets", "autocast", "sum, GB"], rows)
 
 
 def _time_table(arms: List[Arm], plan: Plan) -> str:
     rows = []
     for arm in arms:
         seconds = plan.hours * 3600
-        flops = _total(arm, plan) / plan.mean_seconds * seconds
-        gpu_hours = flops / (plan.peak_tflops * 1e12 * plan.mfu) / 3600
         positions = utterance(arm, plan).positions / plan.mean_seconds * seconds
-        row = [arm.size, arm.name, f"{positions / 1e9:.2f}", f"{flops / 1e18:,.0f}"]
-        row.append(f"{gpu_hours:,.0f}")
+        flops = _total(arm, plan) / plan.mean_seconds * seconds
+        gpu_seconds = flops / (plan.peak_tflops * 1e12 * plan.mfu)
+        rows.append(
+            [arm.size, arm.name, f"{positions / 1e9:.2f}", f"{flops / 1e18:.1f}"]
+            + [f"{gpu_seconds / 3600:.1f}", f"{seconds / gpu_seconds:,.0f}"]
+        )
         for gpus in plan.gpus:
-            hours = gpu_hours / gpus
-            row += [f"{hours:,.1f}", f"{plan.hours / hours:,.0f}"]
-        rows.append(row)
-    header = ["base LM", "arm", "G tokens", "EFLOP", "GPU-hours"]
+            rate = seconds * plan.bytes_per_second / gpu_seconds * gpus
+            rows[-1] += [f"{gpu_seconds / 3600 / gpus:.2f}", f"{rate / 1e6:,.0f}"]
+    header = ["base LM", "arm", "G tokens", "EFLOP", "GPU-hours", "audio s/s of a GPU"]
     for gpus in plan.gpus:
-        header += [f"hours on {gpus}", "audio s/s"]
+        header += [f"hours on {gpus}", f"MB/s for {gpus}"]
     return _table(header, rows)
 
 
-def _storage_table(arms: List[Arm], plan: Plan) -> str:
+def _data_table(plan: Plan) -> str:
     seconds = plan.hours * 3600
+    # four bytes to a token: what it stands for in English text
     rows = [
-        ["audio", f"{seconds * plan.bytes_per_second / 1e12:.2f} TB"],
-        ["transcripts", f"{seconds * plan.tokens_per_second * 4 / 1e9:.1f} GB"],
+        ["audio", f"{plan.bytes_per_second:,.0f} B/s"],
+        ["transcripts", f"{plan.tokens_per_second * 4:.1f} B/s"],
     ]
+    for row, rate in zip(rows, (plan.bytes_per_second, plan.tokens_per_second * 4)):
+        row.append(f"{seconds * rate / 1e9:,.1f}")
+    return _table(["what", "rate", "GB"], rows)
+
+
+def _storage_table(arms: List[Arm]) -> str:
+    rows = []
     for arm in arms:
         trained = _parameters(arm)["trained"]
-        # parameters and two moments; the parameters alone
-        rows.append(
-            [
-                f"{arm.size} {arm.name}: a state to resume from",
-                f"{trained * 12 / 1e9:.2f} GB",
-            ]
-        )
-        rows.append(
-            [f"{arm.size} {arm.name}: an epoch's model", f"{trained * 4 / 1e9:.2f} GB"]
-        )
-    return _table(["what", "size"], rows)
+        # float32: parameters and two moments of AdamW; the parameters alone
+        sizes = [f"{trained * n / 1e9:.2f}" for n in (12, 4)]
+        rows.append([arm.size, arm.name, *sizes])
+    header = ["state to resume from, GB", "model of an epoch, GB"]
+    return _table(["base LM", "arm", *header], rows)
 
 
 def _parameters(arm: Arm) -> Dict[str, int]:

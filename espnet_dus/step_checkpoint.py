@@ -133,11 +133,13 @@ class StepCheckpoints:
 
 def save_with_checksum(content: Any, path: Path) -> None:
     """Save a file, and beside it its checksum; each is whole or absent."""
+    checksum = Path(f"{path}.sha256")
+    checksum.unlink(missing_ok=True)  # a process killed here leaves a file without
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
             hashing = _HashingWriter(file)
             torch.save(content, hashing)
-    write_text(f"{path}.sha256", f"{hashing.sha256.hexdigest()}  {path.name}\n")
+    write_text(checksum, f"{hashing.sha256.hexdigest()}  {path.name}\n")
 
 
 class _HashingWriter:
@@ -162,11 +164,18 @@ def _problem(place: Path) -> Optional[str]:
         return "no process has finished saving"
     (size,) = sizes
     for name in ["shared.pth"] + [f"rank{rank}of{size}.pth" for rank in range(size)]:
-        path, checksum = place / name, place / f"{name}.sha256"
-        if not path.is_file() or not checksum.is_file():
+        if not (place / name).is_file() or not (place / f"{name}.sha256").is_file():
             return f"{name} or its checksum is missing"
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != checksum.read_text(encoding="utf-8").split()[0]:
+        if differs_from_checksum(place / name):
             return f"{name} differs from its checksum"
     return None
+
+
+def differs_from_checksum(path: Path) -> bool:
+    """Tell whether a file is not what was saved; one without a checksum passes."""
+    checksum = Path(f"{path}.sha256")
+    if not checksum.is_file():
+        return False
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return found != checksum.read_text(encoding="utf-8").split()[0]

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, Optional
@@ -33,8 +34,14 @@ from espnet_dus.io import atomic_path, write_text
 from espnet_dus.nonfinite import NonfiniteSteps, finite_values, spoil_nonfinite_loss
 from espnet_dus.preemption import StopSignals, exit_to_be_restarted
 from espnet_dus.resume import Epoch, ResumableBatches
-from espnet_dus.step_checkpoint import StepCheckpoints
+from espnet_dus.step_checkpoint import (
+    StepCheckpoints,
+    differs_from_checksum,
+    save_with_checksum,
+)
 from espnet_dus.throughput import ThroughputLog, peak_memory
+
+PREVIOUS = "checkpoint.previous"
 
 
 @dataclasses.dataclass
@@ -155,6 +162,7 @@ class DUSTrainer(Trainer):
         `latest.pth`. Killed in between, it would miss the second when it averages the
         best epochs, and the third would stay behind if this was the last epoch.
         """
+        checkpoint = whole_checkpoint(Path(checkpoint))
         Trainer.resume(checkpoint=checkpoint, model=model, **kwargs)
         epoch = kwargs["reporter"].get_epoch()
         epoch_file = Path(checkpoint).parent / f"{epoch}epoch.pth"
@@ -335,13 +343,17 @@ def atomic_torch_save() -> Iterator[None]:
     """Let `torch.save` to a path write a temporary file and rename it.
 
     ESPnet's Trainer calls `torch.save` deep inside its `run`; a process killed there
-    would leave half a checkpoint, with nothing to resume from.
+    would leave half a checkpoint, with nothing to resume from. Of `checkpoint.pth`, the
+    one before it and their checksums are kept too: a disk can fail as well.
     """
     plain_save = torch.save
 
     def save(obj, f, *args, **kwargs):
         if not isinstance(f, (str, Path)):
             return plain_save(obj, f, *args, **kwargs)
+        if Path(f).name == "checkpoint.pth":
+            keep_previous(Path(f))
+            return save_with_checksum(obj, Path(f))
         with atomic_path(f) as temporary:
             plain_save(obj, temporary, *args, **kwargs)
 
@@ -350,3 +362,37 @@ def atomic_torch_save() -> Iterator[None]:
         yield
     finally:
         torch.save = plain_save
+
+
+def keep_previous(checkpoint: Path) -> None:
+    """Keep a checkpoint that is to be replaced, and its checksum, under another name.
+
+    A link is made, so that at no time `checkpoint.pth` is missing.
+    """
+    for suffix in ("", ".sha256"):
+        path = Path(f"{checkpoint}{suffix}")
+        if path.exists():
+            previous = path.with_name(path.name.replace("checkpoint", PREVIOUS))
+            with atomic_path(previous) as link:
+                try:
+                    link.hardlink_to(path)
+                except OSError:  # not every file system has links
+                    shutil.copyfile(path, link)
+
+
+def whole_checkpoint(checkpoint: Path) -> Path:
+    """Give a checkpoint, or the one before it if it is damaged.
+
+    Raises:
+        RuntimeError: Both are.
+    """
+    if not differs_from_checksum(checkpoint):
+        return checkpoint
+    previous = checkpoint.with_name(f"{PREVIOUS}.pth")
+    if not previous.exists() or differs_from_checksum(previous):
+        raise RuntimeError(
+            f"{checkpoint} is damaged: it differs from its checksum, and there is no "
+            f"{previous.name} to take instead. Remove it to train from the beginning"
+        )
+    logging.warning(f"{checkpoint} differs from its checksum: {previous} is taken")
+    return previous

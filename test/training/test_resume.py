@@ -235,6 +235,7 @@ class Streaming:
 
     def __init__(self):
         self.position = 0
+        self.worker_init_fn = None
 
     def __iter__(self):
         while self.position < 6:
@@ -270,3 +271,15 @@ def test_iterators_of_all_kinds_go_on(iterator):
     second.load_state_dict(state)
     assert begun + list(second) == expected
     assert len(expected) == 5 + (iterator is Streaming)  # one of Drawing's is empty
+
+
+@pytest.mark.parametrize("own", [None, print])
+def test_loader_processes_leave_the_signals_to_the_training(own, monkeypatch):
+    iterator = Streaming()
+    iterator.worker_init_fn = own
+    next(iter(ResumableBatches(iterator)))
+    handlers = []
+    monkeypatch.setattr(signal, "signal", lambda *args: handlers.append(args))
+    iterator.worker_init_fn(3)
+    ignored = [(signal.SIGTERM, signal.SIG_IGN), (signal.SIGUSR1, signal.SIG_IGN)]
+    assert handlers == ignored

@@ -1,6 +1,7 @@
 """Checkpoints that are whole, and interruptions that change nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,9 +34,10 @@ def die_before_saving(monkeypatch, name):
     save = torch.save
 
     def dying(obj, f, *args, **kwargs):
-        if name in str(f):
-            with open(f, "wb") as file:
-                file.write(b"half a checkp")
+        # a path, or a file that is hashed while it is written
+        path = Path(f if isinstance(f, (str, Path)) else f.file.name)
+        if name in path.name:
+            path.write_bytes(b"half a checkp")
             raise Killed
         return save(obj, f, *args, **kwargs)
 
@@ -163,6 +165,27 @@ def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):
     assert (tmp_path / "one" / "2epoch.pth").exists() and len(speeches) == 4
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
+    train, uninterrupted, tmp_path, monkeypatch, caplog, both
+):
+    with monkeypatch.context() as patch:
+        die_in_epoch(patch, 4)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    for name in ("checkpoint.pth", "checkpoint.previous.pth")[: 1 + both]:
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-100])
+    if both:
+        with pytest.raises(RuntimeError, match="is damaged: .*Remove it"):
+            train(tmp_path)
+        return
+    train(tmp_path)
+    (warning,) = [m for m in caplog.messages if "differs from its checksum" in m]
+    assert "checkpoint.previous.pth is taken" in warning
+    assert_same_training(tmp_path, uninterrupted)
+
+
 # -- saving ----------------------------------------------------------------------------
 
 
@@ -180,7 +203,8 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path):
         with pytest.raises(Killed):
             torch.save({"last": Unpicklable()}, str(tmp_path / "new.pth"))
     assert load(path) == {"epoch": torch.tensor(1)}
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names[-1] == "checkpoint.pth" and not [n for n in names if "tmp" in n]
 
 
 def test_torch_save_is_itself_again_afterwards(tmp_path):

@@ -406,6 +406,7 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
 
     # The text shapes lack asr.sh's ",<vocabulary size>": it would outweigh the speech
     # in a batch's size. The job's name has no "/": SGE takes none.
+    log "log: '${dus_exp}/train.log'"
     restart_if_stopped "${dus_exp}/train.log" \
         env OMP_NUM_THREADS="${threads_here}" "${python}" -m espnet2.bin.launch \
         --cmd "${cuda_cmd} --name $(printf %q "$(basename "${dus_exp}")")" \

@@ -1,0 +1,55 @@
+"""A scheduler's signal ends a training command with the code to restart on."""
+
+import multiprocessing
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from torch.multiprocessing import ProcessExitedException
+
+from espnet_dus.preemption import EXIT_CODE, StopSignals, stoppable
+
+
+def exited(code):
+    return ProcessExitedException("it ended", 0, 1, exit_code=code)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_training_ends_the_command(number):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        with stoppable():
+            os.kill(os.getpid(), number)
+    assert stopped.value.code == EXIT_CODE
+    assert signal.getsignal(number) == before
+
+
+def test_a_parent_hands_the_signal_on_and_exits_as_its_processes_do(monkeypatch):
+    children = [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
+    sent = []
+    with pytest.raises(SystemExit) as stopped, stoppable():
+        with monkeypatch.context() as patch:
+            patch.setattr(multiprocessing, "active_children", lambda: children)
+            kill, own = os.kill, os.getpid()
+            patch.setattr(os, "kill", lambda *args: sent.append(args))
+            kill(own, signal.SIGUSR1)
+        assert sent == [(7, signal.SIGUSR1), (8, signal.SIGUSR1)]
+        raise exited(EXIT_CODE)
+    assert stopped.value.code == EXIT_CODE
+
+
+def test_another_end_of_a_process_stays_an_error():
+    with pytest.raises(ProcessExitedException):
+        with stoppable():
+            raise exited(1)
+
+
+def test_while_it_trains_a_signal_is_only_noted():
+    with stoppable():
+        with StopSignals() as stop:
+            assert not stop.any_process()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.any_process() and stop.received == "SIGTERM"
+        with stop:  # another training in this process
+            assert not stop.any_process()
