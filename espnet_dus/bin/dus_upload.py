@@ -19,9 +19,6 @@ def get_parser() -> argparse.ArgumentParser:
         "--license", default="cc-by-4.0", help="licence of the trained parameters"
     )
     parser.add_argument(
-        "--base_model", help="the base LM's hub id; default: its name, if it is one"
-    )
-    parser.add_argument(
         "--dry_run",
         default="false",
         choices=["true", "false"],
@@ -42,7 +39,6 @@ def main(cmd=None):
         args.dataset,
         args.lang,
         args.license,
-        args.base_model,
         args.dry_run == "true",
     )
 

@@ -4,18 +4,27 @@ import logging
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Union
 
 import yaml
 
 from espnet_dus.io import write_text
 from espnet_dus.zoo.pack import check_archive
 
+WHAT = {
+    "dus": "multimodal depth up-scaling: new layers in a text LLM whose own weights "
+    "stay as they are",
+    "lora": "low-rank updates (LoRA) of a text LLM",
+    "full": "a text LLM all of whose weights were trained further",
+    "frozen": "a speech embedder in front of a text LLM that stays as it is",
+}
+# What models that come in a package are called on the hub.
+HUB_IDS = {"SmolLM2-135M-Instruct-Q4_1": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 CARD = """\
 # {repo_id}
 
-Speech recognition by multimodal depth up-scaling: new layers in a text LLM whose own
-weights stay as they are, trained with `espnet_dus` on {dataset}.
+Speech recognition by {what}. Trained with
+`espnet_dus` on {dataset}.
 
 - Adaptation: {adaptation}
 - Base LM: `{name}` {revision}(sha256 of its weights `{sha256}`). It is not in this
@@ -81,7 +90,6 @@ def upload(
     dataset: str,
     lang: str = "noinfo",
     license: str = "cc-by-4.0",
-    base_model: Optional[str] = None,
     dry_run: bool = False,
 ) -> Dict[str, int]:
     """Send a pack's content and a model card to the Hugging Face hub.
@@ -95,7 +103,6 @@ def upload(
         dataset: Name of the training data, for the card.
         lang: Language of the speech as ISO 639 code; `noinfo` stands for none.
         license: Of the trained parameters, as the hub names it.
-        base_model: The base LM's hub id, for the card. None: its name, if it is one.
         dry_run: Only say what would be sent.
 
     Returns:
@@ -120,9 +127,7 @@ def upload(
     ) as directory:
         with zipfile.ZipFile(pack) as archive:
             archive.extractall(directory)
-        card = model_card(
-            Path(directory), meta, repo_id, dataset, lang, license, base_model
-        )
+        card = model_card(Path(directory), meta, repo_id, dataset, lang, license)
         write_text(Path(directory) / "README.md", card)
         sizes = {
             str(path.relative_to(directory)): path.stat().st_size
@@ -159,7 +164,6 @@ def model_card(
     dataset: str,
     lang: str,
     license: str,
-    base_model: Optional[str],
 ) -> str:
     """Write the model card of an unpacked pack; see `upload`.
 
@@ -171,8 +175,8 @@ def model_card(
     config_text = config_path.read_text("utf-8")
     config = yaml.safe_load(config_text)
     base_lm = meta["base_lm"]
-    if base_model is None and "/" in base_lm["name"]:
-        base_model = base_lm["name"]
+    from_hub = "/" in base_lm["source"]
+    base_model = base_lm["source"] if from_hub else HUB_IDS.get(base_lm["name"])
     front = ModelCardData(
         tags=["espnet", "audio", "automatic-speech-recognition"],
         language=None if lang == "noinfo" else lang,
@@ -194,6 +198,7 @@ def model_card(
     )
     body = CARD.format(
         repo_id=repo_id,
+        what=WHAT[config["adaptation"]],
         dataset=dataset,
         adaptation=f"`{config['adaptation']}` ({options or 'no options'})",
         name=base_lm["name"],

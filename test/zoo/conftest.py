@@ -135,9 +135,23 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def transcribe(noises):
-    """Give a function that says what a Speech2Text makes of some speech."""
+    """Give a function that says what a Speech2Text makes of some speech.
 
+    The transcripts, which may be short, and the best token at every position.
+    """
+
+    @torch.no_grad()
     def call(speech2text):
-        return [(h.text, h.token_int) for h in speech2text(noises(0.5, 0.8))]
+        speech, model = noises(0.5, 0.8), speech2text.model
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(s) for s in speech], batch_first=True
+        )
+        embedded = model.embed_speech(padded, torch.tensor([len(s) for s in speech]))
+        nothing = torch.zeros((2, 0), dtype=torch.long)
+        hidden, _ = model.run_lm(
+            model.join_text(*embedded, nothing, torch.zeros(2, dtype=torch.long))
+        )
+        tokens = model.lm.lm_head(hidden).argmax(-1).tolist()
+        return [h.text for h in speech2text(speech)], tokens
 
     return call

@@ -67,7 +67,7 @@ def test_a_pack_gives_the_same_transcripts_without_the_experiment(
     for _ in range(2):  # the second time from the cache
         speech2text = Speech2Text.from_pretrained(packed, base_lm=tiny_base_lm_dir)
         assert transcribe(speech2text) == expected
-    assert expected[0][0] or expected[1][0]
+    assert len({token for tokens in expected[1] for token in tokens}) > 5
     assert [p.name for p in cache.iterdir()] == ["espnet_dus"]
 
 

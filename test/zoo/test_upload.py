@@ -130,8 +130,15 @@ def front_matter(card):
     return yaml.safe_load(card.split("---")[1])
 
 
-def test_the_hub_gets_what_the_pack_holds_and_a_card(packed, hub):
-    sizes = upload(packed, "owner/model", "an4", lang="en", base_model="owner/lm")
+def from_the_hub(content):
+    meta = yaml.safe_load(content)
+    meta["base_lm"]["source"] = "owner/lm"
+    return yaml.safe_dump(meta)
+
+
+def test_the_hub_gets_what_the_pack_holds_and_a_card(tampered, hub):
+    packed = tampered(**{"meta.yaml": from_the_hub})
+    sizes = upload(packed, "owner/model", "an4", lang="en")
     assert hub.created[0]["name"] == "model"
     assert hub.created[0]["organization"] == "owner"
     with zipfile.ZipFile(packed) as archive:
@@ -157,6 +164,7 @@ def test_the_hub_gets_what_the_pack_holds_and_a_card(packed, hub):
         'Speech2Text.from_pretrained("owner/model")',
         "--download_model owner/model",
         "Base LM: `tiny-random-llama` revision test",
+        "Speech recognition by multimodal depth up-scaling: new layers",
         "`dus` (",
         "kind e_branchformer",
         "2604.00489",
