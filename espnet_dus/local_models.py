@@ -36,12 +36,13 @@ class LocalModel(NamedTuple):
     trained: Optional[int] = None
 
 
-def load(model: str, **options: Any):
+def load(model: str, base_lm: Optional[str] = None, **options: Any):
     """Load a model.
 
     Args:
         model: An experiment directory, a checkpoint in one, a pack (.zip), its URL, or
             `user/name[@revision]` on the Hugging Face hub.
+        base_lm: Of a pack or hub id: the base LM's directory; None: it is fetched.
         options: Those of `Speech2Text`.
 
     Returns:
@@ -54,11 +55,16 @@ def load(model: str, **options: Any):
     from espnet_dus import Speech2Text
 
     if Path(model).is_dir() or Path(model).suffix == ".pth":
+        if base_lm is not None:
+            raise ValueError(
+                f"base_lm: {base_lm} is for packs and hub ids; {model} is an "
+                "experiment and names its own in config.yaml"
+            )
         config, checkpoint = experiment_files(model)
         with chdir(training_directory(config)):
             speech2text = Speech2Text(config, checkpoint, **options)
     else:
-        speech2text = Speech2Text.from_pretrained(model, **options)
+        speech2text = Speech2Text.from_pretrained(model, base_lm, **options)
     timed = speech2text.model.ctc is not None
     speech2text.search = replace(speech2text.search, word_times=timed)
     return speech2text

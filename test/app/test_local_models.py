@@ -41,6 +41,28 @@ def test_a_model_is_loaded_from_any_directory(experiment, tmp_path, monkeypatch)
     assert speech2text.fs == 16000
 
 
+def test_a_pack_gives_the_transcript_of_its_experiment(
+    experiment, loaded, recording, tiny_base_lm_dir, tmp_path, monkeypatch
+):
+    from espnet_dus.transcription import transcribe
+    from espnet_dus.zoo.pack import pack
+
+    monkeypatch.chdir(experiment.parents[1])
+    archive = tmp_path / "exp" / "toy.zip"
+    pack(experiment / "config.yaml", experiment / "valid.acc.ave.pth", archive)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    speech2text = load(str(archive), str(tiny_base_lm_dir))
+    speech2text.search = loaded.search
+    expected = transcribe(loaded, recording)
+    assert transcribe(speech2text, recording) == expected and expected.text
+    (found,) = find_models(tmp_path)  # what is packed is listed
+    assert found[:2] == (str(archive), "dus transformer all")
+    with pytest.raises(ValueError, match="is for packs and hub ids"):
+        load(str(experiment), str(tiny_base_lm_dir))
+
+
 def test_a_checkpoint_stands_for_its_experiment(root):
     directory = root / "egs2/toy/dus1/exp/dus_toy"
     (directory / "3epoch.pth").touch()
