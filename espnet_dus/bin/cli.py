@@ -96,7 +96,7 @@ def transcribe(args):
     import soundfile
 
     from espnet_dus.io import write_text
-    from espnet_dus.transcription import render, transcribe
+    from espnet_dus.transcription import check_kind, render, transcribe
 
     names = [Path(audio).stem for audio in args.audio]
     if args.out_dir and len(set(names)) < len(names):
@@ -105,6 +105,7 @@ def transcribe(args):
             "their transcripts would have one too: transcribe them one by one"
         )
     speech2text = _load(args)
+    check_kind(speech2text, args.kind)
     failed = 0
     for number, audio in enumerate(args.audio, 1):
         started = time.perf_counter()
