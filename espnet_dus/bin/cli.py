@@ -155,7 +155,7 @@ def models(args):
     if not found:
         raise ValueError(
             f"no models: no trained experiment in {args.root}/exp or "
-            f"{args.root}/egs2/*/dus1/exp, no pack, and none fetched from the hub"
+            f"{args.root}/egs2/*/dus1/exp, no pack, and none that was fetched"
         )
     rows = [("MODEL", "adaptation", "base LM", "trained parameters")]
     for model in found:
