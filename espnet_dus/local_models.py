@@ -13,6 +13,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import yaml
 
+from espnet_dus.zoo import TAG, default_cache
+
+IDENTITY = "identity.json"  # of a base LM directory
 # The checkpoint of an experiment directory: the first of these that is there.
 CHECKPOINTS = ("valid.acc.ave.pth", "train.acc.ave.pth", "model.pth", "latest.pth")
 # Options of a training that name files, relative to the directory that it ran in.
@@ -36,12 +39,13 @@ class LocalModel(NamedTuple):
     trained: Optional[int] = None
 
 
-def load(model: str, **options: Any):
+def load(model: str, base_lm: Optional[str] = None, **options: Any):
     """Load a model.
 
     Args:
         model: An experiment directory, a checkpoint in one, a pack (.zip), its URL, or
             `user/name[@revision]` on the Hugging Face hub.
+        base_lm: Of a pack or hub id: the base LM's directory; None: it is fetched.
         options: Those of `Speech2Text`.
 
     Returns:
@@ -54,11 +58,16 @@ def load(model: str, **options: Any):
     from espnet_dus import Speech2Text
 
     if Path(model).is_dir() or Path(model).suffix == ".pth":
+        if base_lm is not None:
+            raise ValueError(
+                f"base_lm: {base_lm} is for packs and hub ids; {model} is an "
+                "experiment and names its own in config.yaml"
+            )
         config, checkpoint = experiment_files(model)
         with chdir(training_directory(config)):
             speech2text = Speech2Text(config, checkpoint, **options)
     else:
-        speech2text = Speech2Text.from_pretrained(model, **options)
+        speech2text = Speech2Text.from_pretrained(model, base_lm, **options)
     timed = speech2text.model.ctc is not None
     speech2text.search = replace(speech2text.search, word_times=timed)
     return speech2text
@@ -132,7 +141,7 @@ def find_models(root: Union[str, Path] = ".") -> List[LocalModel]:
 
     Args:
         root: Experiments and packs are looked for in its `exp` and `egs2/*/dus1/exp`;
-            fetched models in the Hugging Face cache.
+            models that were fetched once, in their cache.
 
     Returns:
         Experiments with a checkpoint, then packs, then fetched models.
@@ -145,7 +154,8 @@ def find_models(root: Union[str, Path] = ".") -> List[LocalModel]:
     for pattern in WHERE:
         for archive in sorted(root.glob(f"{pattern}/**/*.zip")):
             found += _pack(archive)
-    return found + list(_fetched())
+    names = {os.path.abspath(model.name) for model in found}
+    return found + [model for model in _fetched() if model.name not in names]
 
 
 def _experiment(config: Path) -> Iterator[LocalModel]:
@@ -171,20 +181,11 @@ def _pack(archive: Path) -> Iterator[LocalModel]:
 
 
 def _fetched() -> Iterator[LocalModel]:
-    """Give the models in the Hugging Face cache, by their hub ids."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    for path in sorted(Path(HF_HUB_CACHE).glob("models--*/snapshots/*/meta.yaml")):
-        meta = yaml.safe_load(path.read_text("utf-8"))
-        if "base_lm" not in meta:  # another of ESPnet's models
-            continue
-        repository = path.parts[-4].removeprefix("models--").replace("--", "/")
-        config = path.parent / meta["yaml_files"]["asr_train_config"]
-        yield from _model(
-            f"{repository}@{path.parts[-2]}",
-            config.read_text("utf-8"),
-            meta["base_lm"]["name"],
-        )
+    """Give the models fetched before, by what they were fetched by."""
+    for path in sorted((default_cache() / "models").glob(f"*/{TAG}")):
+        identity = json.loads(path.with_name("base_lm").joinpath(IDENTITY).read_text())
+        config = path.with_name("config.yaml").read_text("utf-8")
+        yield from _model(path.read_text("utf-8"), config, identity["name"])
 
 
 def _model(

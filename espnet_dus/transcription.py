@@ -61,15 +61,25 @@ def transcribe(speech2text: Speech2Text, path: Union[str, Path]) -> Transcript:
     return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
 
 
+def check_kind(speech2text: Speech2Text, kind: str) -> None:
+    """Check that a model can give what `render` is to write, before it sets to work.
+
+    Raises:
+        ValueError: Subtitles are asked for, and it gives no word times.
+    """
+    if kind == "srt" and not speech2text.search.word_times:
+        raise ValueError(
+            "subtitles need word times, and those a CTC head, which this model was "
+            "trained without (no ctc_units in its config.yaml)"
+        )
+
+
 def render(transcript: Transcript, kind: str) -> str:
     """Write a transcript down.
 
     Args:
         transcript: What to write.
-        kind: `txt`, `json` (one line) or `srt`.
-
-    Raises:
-        ValueError: Subtitles are asked for, and the words have no times.
+        kind: `txt`, `json` (one line) or `srt`, for which the words must have times.
     """
     if kind == "txt":
         return f"{transcript.text}\n"
@@ -77,11 +87,6 @@ def render(transcript: Transcript, kind: str) -> str:
         words = [word._asdict() for word in transcript.words]
         content = {**transcript._asdict(), "words": words}
         return json.dumps(content, ensure_ascii=False) + "\n"
-    if any(word.start is None for word in transcript.words):
-        raise ValueError(
-            "subtitles need word times, and those a CTC head, which this model was "
-            "trained without (no ctc_units in its config.yaml)"
-        )
     return srt(
         [WordTime(w.word, w.start, w.end, w.confidence) for w in transcript.words]
     )

@@ -19,9 +19,12 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    device.add_argument(
+    loading = argparse.ArgumentParser(add_help=False)
+    loading.add_argument(
+        "--base_lm", help="of a pack or hub id: the base LM, if it is at hand"
+    )
+    loading.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    loading.add_argument(
         "--dtype", help="of the base LM: float32, bfloat16, int8; None: as trained"
     )
 
@@ -36,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("transcribe", transcribe, "Transcribe recordings.", [device])
+    command = add("transcribe", transcribe, "Transcribe recordings.", [loading])
     command.add_argument("audio", nargs="+", help="recordings of any length")
     command.add_argument("--model", required=True, help="see espnet-dus --help")
     command.add_argument("--out_dir", help="a file for each recording goes there")
@@ -55,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
         )
     command.set_defaults(kind="txt")
 
-    command = add("chat", chat, "Chat in text with the LLM in a model.", [device])
+    command = add("chat", chat, "Chat in text with the LLM in a model.", [loading])
     command.add_argument("--model", required=True, help="see espnet-dus --help")
     command.add_argument(
         "--base", action="store_true", help="show the base LM's answer too"
@@ -65,10 +68,10 @@ def get_parser() -> argparse.ArgumentParser:
     command = add("models", models, "List the models on this machine.")
     command.add_argument("--root", default=".", help="where exp/ or egs2/ stands")
 
-    command = add("info", info, "Show the stack of a model.", [device])
+    command = add("info", info, "Show the stack of a model.", [loading])
     command.add_argument("model", help="see espnet-dus --help")
 
-    command = add("demo", demo, "Start a demo for the browser.", [device])
+    command = add("demo", demo, "Start a demo for the browser.", [loading])
     command.add_argument("--model", required=True, help="see espnet-dus --help")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=7860, help="of the demo")
@@ -93,7 +96,7 @@ def transcribe(args):
     import soundfile
 
     from espnet_dus.io import write_text
-    from espnet_dus.transcription import render, transcribe
+    from espnet_dus.transcription import check_kind, render, transcribe
 
     names = [Path(audio).stem for audio in args.audio]
     if args.out_dir and len(set(names)) < len(names):
@@ -102,6 +105,7 @@ def transcribe(args):
             "their transcripts would have one too: transcribe them one by one"
         )
     speech2text = _load(args)
+    check_kind(speech2text, args.kind)
     failed = 0
     for number, audio in enumerate(args.audio, 1):
         started = time.perf_counter()
@@ -151,7 +155,7 @@ def models(args):
     if not found:
         raise ValueError(
             f"no models: no trained experiment in {args.root}/exp or "
-            f"{args.root}/egs2/*/dus1/exp, no pack, and none fetched from the hub"
+            f"{args.root}/egs2/*/dus1/exp, no pack, and none that was fetched"
         )
     rows = [("MODEL", "adaptation", "base LM", "trained parameters")]
     for model in found:
@@ -185,7 +189,7 @@ def _load(args):
     from espnet_dus.local_models import load
 
     print(f"loading {args.model}", file=sys.stderr)
-    return load(args.model, device=args.device, dtype=args.dtype)
+    return load(args.model, args.base_lm, device=args.device, dtype=args.dtype)
 
 
 def _read_line() -> str:

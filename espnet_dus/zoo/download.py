@@ -8,7 +8,6 @@ archive, URL or hub id -> model zoo -> checked -> base LM fetched and verified
 import hashlib
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
@@ -18,6 +17,7 @@ from filelock import FileLock
 
 from espnet_dus.base_lm import Identity, fetch, identify
 from espnet_dus.io import atomic_path, write_text
+from espnet_dus.zoo import TAG, default_cache
 from espnet_dus.zoo.pack import (
     BASE_LM,
     META,
@@ -53,9 +53,7 @@ def download(
         ValueError: The pack is damaged, was tampered with, or the base LM is another.
         RuntimeError: Something could not be fetched.
     """
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "espnet_dus"
-    cache_dir = Path(cache_dir).expanduser().absolute()
+    cache_dir = Path(cache_dir or default_cache()).expanduser().absolute()
     root, config_path, meta = _unpacked(str(model_tag), cache_dir)
     model_path = root / meta["files"]["asr_model_file"]
     identity = checkpoint_identity(model_path)
@@ -71,6 +69,8 @@ def download(
     config = yaml.safe_load(config_path.read_text("utf-8"))
     config["base_lm"] = config["bpemodel"] = str(ready / "base_lm")
     write_text(ready / "config.yaml", yaml.safe_dump(config))
+    is_file = Path(model_tag).is_file()
+    write_text(ready / TAG, str(Path(model_tag).absolute() if is_file else model_tag))
     return {
         "asr_train_config": str(ready / "config.yaml"),
         "asr_model_file": str(model_path),

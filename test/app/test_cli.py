@@ -148,7 +148,7 @@ def test_info_shows_where_the_inserted_layers_are(run, loaded):
 def test_no_model_and_no_models_are_errors_that_say_what_to_do(
     capsys, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for cmd, message in (
         (["models", "--root", str(tmp_path)], "error: no models: "),
         (["info", str(tmp_path)], f"error: {tmp_path}: no config.yaml there"),

@@ -19,9 +19,7 @@ from espnet_dus.local_models import (
 @pytest.fixture
 def root(experiment, tmp_path, monkeypatch):
     """A directory with an experiment, one without checkpoint, one of another task."""
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache")
-    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = tmp_path / "egs2" / "toy" / "dus1"
     shutil.copytree(experiment.parents[1], recipe)
     exp = recipe / "exp"
@@ -39,6 +37,29 @@ def test_a_model_is_loaded_from_any_directory(experiment, tmp_path, monkeypatch)
     speech2text = load(str(experiment))
     assert speech2text.search.word_times
     assert speech2text.fs == 16000
+
+
+def test_a_pack_gives_the_transcript_of_its_experiment(
+    experiment, loaded, recording, tiny_base_lm_dir, tmp_path, monkeypatch
+):
+    from espnet_dus.transcription import transcribe
+    from espnet_dus.zoo.pack import pack
+
+    monkeypatch.chdir(experiment.parents[1])
+    archive = tmp_path / "exp" / "toy.zip"
+    pack(experiment / "config.yaml", experiment / "valid.acc.ave.pth", archive)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    speech2text = load(str(archive), str(tiny_base_lm_dir))
+    speech2text.search = loaded.search
+    expected = transcribe(loaded, recording)
+    assert transcribe(speech2text, recording) == expected and expected.text
+    # a pack is listed once, and when it was fetched, from everywhere
+    for where in (tmp_path, tmp_path / "cache"):
+        wanted = LocalModel(str(archive), "dus transformer all", "tiny-random-llama")
+        assert find_models(where) == [wanted]
+    with pytest.raises(ValueError, match="is for packs and hub ids"):
+        load(str(experiment), str(tiny_base_lm_dir))
 
 
 def test_a_checkpoint_stands_for_its_experiment(root):
@@ -88,19 +109,3 @@ def test_trained_experiments_and_packs_are_listed(root):
         LocalModel(str(exp / "dus_toy"), "dus transformer all", "tiny", 12),
         LocalModel(str(exp / "dus_toy" / "model.zip"), "lora", "SmolLM2"),
     ]
-
-
-def test_fetched_models_are_listed_by_their_hub_ids(root, tmp_path):
-    shutil.rmtree(root / "egs2")
-    snapshot = tmp_path / "cache/models--me--dus/snapshots/abc"
-    snapshot.mkdir(parents=True)
-    other = tmp_path / "cache/models--me--asr/snapshots/def"
-    other.mkdir(parents=True)
-    (other / "meta.yaml").write_text("yaml_files: {}\n")
-    (snapshot / "config.yaml").write_text("adaptation: full\nbase_lm: x\n")
-    meta = {
-        "yaml_files": {"asr_train_config": "config.yaml"},
-        "base_lm": {"name": "SmolLM2"},
-    }
-    (snapshot / "meta.yaml").write_text(yaml.safe_dump(meta))
-    assert find_models(root) == [LocalModel("me/dus@abc", "full", "SmolLM2")]
