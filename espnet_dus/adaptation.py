@@ -1,11 +1,12 @@
 """The arms: four ways to adapt the base LM, alike in everything but what is trained."""
 
 import inspect
-from typing import Any, Callable, Dict, Optional, Sequence, Union
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Union
 
 import torch
 
-from espnet_dus.upscaling import upscale
+from espnet_dus.upscaling import only_base_layers, upscale
 
 ARMS: Dict[str, Callable]
 
@@ -100,3 +101,35 @@ def lora(
 
 
 ARMS = {"dus": upscale, "lora": lora, "full": full, "frozen": frozen}
+
+
+@contextmanager
+def unadapted(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Run the base LM that stands inside an adapted one.
+
+    Within the block the inserted layers are taken out, low-rank updates are off: what
+    is left is the base LM, without loading it again.
+
+    Args:
+        lm: An adapted LM of any arm but `full`.
+
+    Yields:
+        `lm`.
+
+    Raises:
+        ValueError: Full fine-tuning has overwritten the base LM.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    updates = [m for m in lm.modules() if isinstance(m, BaseTunerLayer)]
+    with ExitStack() as stack:
+        stack.enter_context(only_base_layers(lm))
+        own = [p for n, p in lm.named_parameters() if "lora_" not in n]
+        if any(p.requires_grad for p in own):
+            raise ValueError(
+                "full fine-tuning has overwritten the base LM: load it by itself"
+            )
+        for update in updates:
+            update.enable_adapters(False)
+            stack.callback(update.enable_adapters, True)
+        yield lm

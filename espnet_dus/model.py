@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from espnet_dus.base_lm import Identity
 from espnet_dus.checkpoint import keep_only_trained, parameter_counts
 from espnet_dus.ctc import CTCHead, CTCUnits, ctc_layer_index, word_errors
+from espnet_dus.distributed import share_of_mean
 from espnet_dus.sequence import Sequence, join
 from espnet_dus.speech_embedder import SpeechEmbedder
 
@@ -145,10 +146,13 @@ class ESPnetDUSModel(AbsESPnetModel):
     def train(self, mode: bool = True) -> "ESPnetDUSModel":
         """Set training mode, but keep what is frozen in eval mode."""
         super().train(mode)
-        for module in self.lm.modules():
+        for module in self.modules():
             own = list(module.parameters())
             if own and not any(p.requires_grad for p in own):
                 module.eval()
+        for module in self.lm.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = mode  # a frozen layer recomputes in this mode only
         return self
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "ESPnetDUSModel":
@@ -200,9 +204,15 @@ class ESPnetDUSModel(AbsESPnetModel):
                 text, text_lengths = text[:, :0], torch.zeros_like(text_lengths)
             seq = self.join_text(speech_BSD, lengths_B, text, text_lengths)
             hidden_BTD, ctc_BTD = self.run_lm(seq)
+        ce_share = ctc_share = 1.0
+        if self.training:
+            targets = text_lengths.sum() + len(text_lengths)
+            units = targets if text_ctc is None else text_ctc_lengths.sum()
+            ce_share, ctc_share = share_of_mean([targets, units], len(lengths_B))
         loss = 0.0
         if not self.ctc_only:
             ce, acc = self._cross_entropy(hidden_BTD, lengths_B, text, text_lengths)
+            ce = ce * ce_share
             loss = (1 - self.ctc_weight) * ce
             stats.update(loss_ce=ce.detach(), acc=acc)
         else:
@@ -211,6 +221,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         if self.ctc is not None and (self.ctc_weight > 0 or self.ctc_only):
             ctc_BSD = ctc_BTD[:, : speech_BSD.size(1)]  # speech stands first
             ctc_loss = self.ctc(ctc_BSD, lengths_B, text_ctc, text_ctc_lengths)
+            ctc_loss = ctc_loss * ctc_share
             loss = loss + (1.0 if self.ctc_only else self.ctc_weight) * ctc_loss
             stats.update(loss_ctc=ctc_loss.detach())
             if not self.training:
@@ -368,10 +379,22 @@ class Hypothesis(NamedTuple):
         text: The transcript.
         token: The base LM's tokens.
         token_int: Their ids.
-        score: Sum of their log-probabilities, EOS included.
+        score: What the search ranks by: the sum of the tokens' log-probabilities, EOS
+            included, with whatever its options add.
+        confidence: The probability of each word of `text`, given the words before it,
+            as the search scores tokens: the LLM's or, in a joint search, the weighted
+            geometric mean of the LLM's and CTC's.
+        word_times: Each word with its start and end (seconds) and confidence, or None
+            where no times were asked for.
+        llm_passes: How often the LLM ran for it, the pass over the speech included.
+        guards: What cut it short: `length`, `repetition`, `no_speech`.
     """
 
     text: str
     token: List[str]
     token_int: List[int]
     score: float
+    confidence: List[float] = []
+    word_times: Optional[List[Tuple[str, float, float, float]]] = None
+    llm_passes: int = 0
+    guards: List[str] = []

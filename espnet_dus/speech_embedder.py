@@ -31,6 +31,18 @@ def fewest_frames(input_layer: str) -> int:
     return SUBSAMPLING[input_layer][1]
 
 
+def num_positions(input_layer: str, frames: int) -> int:
+    """Give the speech positions of some frames.
+
+    Raises:
+        ValueError: An unknown `input_layer`.
+    """
+    # each convolution has kernel 3 and stride 2
+    for _ in range(fewest_frames(input_layer).bit_length() - 1):
+        frames = (frames - 1) // 2
+    return max(frames, 0)
+
+
 class SpeechEmbedder(torch.nn.Module):
     """ESPnet's convolutional subsampling, then a projection. Trained in every arm.
 
@@ -57,6 +69,7 @@ class SpeechEmbedder(torch.nn.Module):
         dropout_rate: float = 0.1,
     ):
         super().__init__()
+        self.input_size = input_size
         self.min_frames = fewest_frames(input_layer)
         subsampling, _ = SUBSAMPLING[input_layer]
         # positions are the base LM's business: no positional encoding here

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
@@ -14,6 +15,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.torch_utils.initialize import initialize
 from espnet2.train.class_choices import ClassChoices
+from espnet2.train.dataset import ESPnetDataset
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
@@ -29,8 +31,9 @@ from espnet_dus.data.dataset import (
     NonEmptyBatches,
     check_sampling_rate,
 )
+from espnet_dus.io import read_scp
 from espnet_dus.model import ESPnetDUSModel, FeatureModel
-from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames
+from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames, num_positions
 from espnet_dus.trainer import DUSTrainer
 
 frontend_choices = ClassChoices(
@@ -46,6 +49,25 @@ normalize_choices = ClassChoices(
 
 BASE_LM_CONF = {"dtype": "auto", "attn_implementation": None}
 EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
+# Of --iterator_type task; see data/streaming.py, data/mix.py and data/augment.py.
+STREAMING_CONF = {
+    "shards": None,
+    "max_tokens": 8192,
+    "batch_sizes": None,
+    "num_buckets": 30,
+    "buffer_size": 4000,
+    "hours_per_epoch": None,
+    "num_iters_per_epoch": None,
+    "max_duration": 30.0,
+    "min_text_ratio": 0.005,
+    "max_text_ratio": 1.0,
+    "speed_factors": [1.0],
+    "noise": None,
+    "noise_prob": 0.5,
+    "noise_snr": [5.0, 20.0],
+    "rir": None,
+    "rir_prob": 0.3,
+}
 
 
 class DUSTask(AbsTask):
@@ -119,6 +141,12 @@ class DUSTask(AbsTask):
             default=0,
             help="how many utterances may be left out because of faulty data",
         )
+        group.add_argument(
+            "--streaming_conf",
+            action=NestedDictAction,
+            default=dict(STREAMING_CONF),
+            help="data of --iterator_type task: shards, max_tokens, batch_sizes, ...",
+        )
         for class_choices in cls.class_choices_list:
             class_choices.add_arguments(group)
 
@@ -171,9 +199,70 @@ class DUSTask(AbsTask):
         return FaultTolerantDataset(dataset, _bad_utterances(args))
 
     @classmethod
-    def build_streaming_iterator(cls, *args, **kwargs):
-        """Build ESPnet's iterator, without batches of which nothing is left."""
-        return NonEmptyBatches(super().build_streaming_iterator(*args, **kwargs))
+    def build_task_iter_factory(cls, args, iter_options, mode):
+        """Build the iterator of `--iterator_type task`: shards, read as a stream.
+
+        Raises:
+            ValueError: Options that do not fit; the message names them.
+        """
+        conf = _known("streaming_conf", args.streaming_conf, STREAMING_CONF)
+        if mode != "train":
+            raise ValueError(
+                f"iterator_type: task is for training; mode {mode} takes files: give "
+                "--valid_iterator_type sequence (and --num_att_plot 0)"
+            )
+        if not isinstance(iter_options.preprocess_fn, DUSPreprocessor):
+            raise ValueError("iterator_type: task needs --use_preprocessor true")
+        if args.input_size is not None:
+            raise ValueError("iterator_type: task reads audio, not features")
+        from espnet_dus.data.streaming import build_factory
+
+        return build_factory(
+            conf,
+            preprocess=iter_options.preprocess_fn,
+            collate=iter_options.collate_fn,
+            num_positions=partial(speech_positions, args),
+            prompt=args.model_conf.get("prompt", ""),
+            fs=sampling_rate(args),
+            num_workers=args.num_workers,
+            distributed=iter_options.distributed,
+            seed=args.seed,
+            pin_memory=args.ngpu > 0,
+        )
+
+    @classmethod
+    def build_streaming_iterator(
+        cls, data_path_and_name_and_type, preprocess_fn, collate_fn, **kwargs
+    ):
+        """Build ESPnet's iterator over files, in their order.
+
+        For statistics, what cannot be read is counted, as it is in training.
+        """
+        bad = getattr(preprocess_fn, "bad_utterances", None)
+        if kwargs.get("inference", False) or bad is None:
+            loader = super().build_streaming_iterator(
+                data_path_and_name_and_type, preprocess_fn, collate_fn, **kwargs
+            )
+            return NonEmptyBatches(loader)
+        keys = list(read_scp(kwargs["key_file"] or data_path_and_name_and_type[0][0]))
+        dataset = ESPnetDataset(
+            data_path_and_name_and_type,
+            preprocess=preprocess_fn,
+            float_dtype=kwargs["dtype"],
+            keys_to_load=set(keys),
+        )
+        cls.check_task_requirements(
+            dataset, kwargs["allow_variable_data_keys"], train=False
+        )
+        loader = torch.utils.data.DataLoader(
+            FaultTolerantDataset(dataset, bad),
+            sampler=keys,
+            batch_size=kwargs["batch_size"],
+            num_workers=kwargs["num_workers"],
+            collate_fn=collate_fn,
+            pin_memory=kwargs["ngpu"] > 0,
+        )
+        return NonEmptyBatches(loader)
 
     @classmethod
     def build_optimizers(
@@ -313,6 +402,28 @@ def min_length(args: argparse.Namespace) -> int:
     frames = fewest_frames(embedder_conf["input_layer"])
     if args.input_size is not None:
         return frames
+    hop, window, center = _framing(args)
+    return frames * hop if center else (frames - 1) * hop + window
+
+
+def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
+    """Give the speech positions that samples become, with these options."""
+    hop, window, center = _framing(args)
+    frames = 1 + (num_samples if center else num_samples - window) // hop
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    return num_positions(embedder_conf["input_layer"], frames)
+
+
+def samples_of_positions(args: argparse.Namespace, positions: int) -> int:
+    """Give the fewest samples that become so many speech positions."""
+    hop, window, center = _framing(args)
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    # the first position takes 2n - 1 frames, each further one n
+    frames = fewest_frames(embedder_conf["input_layer"])
+    frames += (positions - 1) * (frames + 1) // 2
+    return (frames - 1) * hop + (0 if center else window)
+
+
+def _framing(args: argparse.Namespace) -> Tuple[int, int, bool]:
     conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}
-    hop, window = conf["hop_length"], conf["n_fft"]
-    return frames * hop if conf["center"] else (frames - 1) * hop + window
+    return conf["hop_length"], conf["n_fft"], conf["center"]

@@ -9,7 +9,8 @@ Hugging Face's forward, `generate`, cache and attention back-ends go on working.
 """
 
 import inspect
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -74,8 +75,7 @@ def upscale(
                 layer = KINDS[kind](lm, neighbour, layer_idx, scope, **layer_conf)
             layers.append(_trainable(layer))
             layer_idx += 1
-    lm.model.layers = torch.nn.ModuleList(layers)
-    lm.config.num_hidden_layers = len(layers)
+    _set_layers(lm, layers)
     lm.config.depth_up_scaling = dict(
         kind=kind, scope=scope, positions=after, layer_conf=layer_conf
     )
@@ -93,6 +93,18 @@ def inserted_layers(lm: torch.nn.Module) -> Dict[int, torch.nn.Module]:
     return {
         index + 1 + n: lm.model.layers[index + 1 + n] for n, index in enumerate(after)
     }
+
+
+@contextmanager
+def only_base_layers(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Take the inserted layers out of an LM for as long as the block lasts."""
+    layers = list(lm.model.layers)
+    inserted = inserted_layers(lm)
+    _set_layers(lm, [layer for i, layer in enumerate(layers) if i not in inserted])
+    try:
+        yield lm
+    finally:
+        _set_layers(lm, layers)
 
 
 def parse_positions(positions: Positions, num_layers: int) -> List[int]:
@@ -149,6 +161,13 @@ class SpeechMaskMixin:
         if speech_mask is not None:
             inputs["speech_mask"] = speech_mask
         return inputs
+
+
+def _set_layers(lm: torch.nn.Module, layers: List[torch.nn.Module]) -> None:
+    lm.model.layers = torch.nn.ModuleList(layers)
+    lm.config.num_hidden_layers = len(layers)
+    if getattr(lm.config, "layer_types", None):  # read by place, for the masks
+        lm.config.layer_types = ["full_attention"] * len(layers)
 
 
 def _check_convertible(lm: torch.nn.Module) -> None:

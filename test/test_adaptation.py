@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from espnet_dus.adaptation import ARMS, adapt
+from espnet_dus.adaptation import ARMS, adapt, unadapted
 
 IDS = torch.arange(3, 30)[None]
 # rank 1 of LoRA: in + out features of q, k, v, o, gate, up and down, in three layers
@@ -92,3 +92,24 @@ def test_an_unknown_arm_or_option_is_an_error_that_names_it(
 ):
     with pytest.raises(ValueError, match=message):
         adapt(tiny_lm[0], arm, **conf)
+
+
+@pytest.mark.parametrize("arm", ["dus", "lora", "frozen"])
+@torch.no_grad()
+def test_the_base_lm_stands_inside_an_adapted_one(tiny_lm, randomise, arm):
+    conf = {"dus": {"scope": "all", **CONF["dus"]}}.get(arm, {})
+    lm = randomise(adapt(copy.deepcopy(tiny_lm[0]), arm, **conf)).eval()
+    before = lm(IDS).logits
+    options = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    wanted = tiny_lm[0].generate(IDS, **options)
+    with unadapted(lm) as base:
+        assert torch.equal(base(IDS).logits, tiny_lm[0](IDS).logits)
+        assert torch.equal(base.generate(IDS, **options), wanted)
+    assert torch.equal(lm(IDS).logits, before)
+    assert before.equal(tiny_lm[0](IDS).logits) == (arm == "frozen")
+
+
+def test_full_fine_tuning_leaves_no_base_lm(tiny_lm):
+    lm = adapt(tiny_lm[0], "full")
+    with pytest.raises(ValueError, match="overwritten the base LM"), unadapted(lm):
+        pass

@@ -239,6 +239,14 @@ def test_frozen_modules_stay_in_eval_mode(tiny_model):
     assert not any(module.training for module in model.eval().modules())
 
 
+def test_a_frozen_speech_embedder_drops_nothing_out(tiny_model):
+    model = tiny_model(speech_embedder_conf={"channels": 8, "dropout_rate": 0.5})
+    model.speech_embedder.requires_grad_(False)  # what freeze_param does
+    model.train()
+    assert not any(module.training for module in model.speech_embedder.modules())
+    assert model.ctc.dropout.training
+
+
 def test_the_frozen_base_lm_keeps_its_precision(tiny_model):
     model = tiny_model(base_lm_conf={"dtype": "bfloat16"})
     assert model.to(dtype=torch.float32, device="cpu") is model

@@ -207,6 +207,20 @@ def test_a_bad_utterance_is_left_out_of_the_statistics(corpus, tiny_base_lm_dir)
     assert [line.split()[0] for line in lines] == ["utt0", "utt2", "utt3"]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_file_is_left_out_of_the_statistics(
+    corpus, tiny_base_lm_dir, num_workers
+):
+    (corpus / "utt1.wav").write_bytes(b"no audio")
+    options = dict(base_lm=tiny_base_lm_dir, num_workers=num_workers)
+    with pytest.raises(RuntimeError, match="utterance utt1: .*0 are allowed"):
+        collect_stats(corpus, **options)
+    out_dir = collect_stats(corpus, **options, max_bad_utterances=1)
+    lines = (out_dir / "train/speech_shape").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["utt0", "utt2", "utt3"]
+    assert "utt1 " in (out_dir / "bad_utterances.txt").read_text()
+
+
 def test_the_statistics_model_has_only_a_frontend(tiny_options):
     model = DUSTask.build_model(tiny_options(collect_stats=True, base_lm="nowhere"))
     assert isinstance(model, FeatureModel)

@@ -6,8 +6,12 @@ from espnet_dus.bin import user_errors
 
 def get_parser():
     """Build the command's parser; the options are those of ESPnet's asr_inference."""
+    from dataclasses import fields
+
     from espnet2.utils import config_argparse
-    from espnet2.utils.types import str2triple_str, str_or_none
+    from espnet2.utils.types import str2bool, str2triple_str, str_or_none
+
+    from espnet_dus.search.config import SearchConfig
 
     parser = config_argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log_level", default="INFO", help="verbosity")
@@ -25,14 +29,32 @@ def get_parser():
     parser.add_argument("--asr_train_config", required=True, help="config.yaml")
     parser.add_argument("--asr_model_file", required=True, help="a checkpoint")
     parser.add_argument(
-        "--batch_size", type=int, default=1, help="utterances at a time"
-    )
-    parser.add_argument(
-        "--maxlenratio",
+        "--batch_size",
         type=float,
         default=1.0,
-        help="at most so many tokens for a speech position",
+        help="seconds of speech at a time; a longer utterance goes alone",
     )
+    parser.add_argument(
+        "--segment_seconds",
+        type=float,
+        default=0.0,
+        help="long recordings: cut them at pauses into segments of at most so many "
+        "seconds; 0: utterances, decoded as they are",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=str_or_none,
+        help="of the base LM: float32, bfloat16, int8; default: as it was trained with",
+    )
+    group = parser.add_argument_group("Search")
+    for option in fields(SearchConfig):
+        kind = type(option.default)
+        group.add_argument(
+            f"--{option.name}",
+            type=str2bool if kind is bool else kind,
+            default=option.default,
+            help=option.metadata["help"],
+        )
     return parser
 
 
@@ -40,11 +62,13 @@ def get_parser():
 def main(cmd=None):
     """Run the command."""
     import logging
+    from dataclasses import fields
 
     args = get_parser().parse_args(cmd)
     logging.getLogger().setLevel(args.log_level)
     from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 
+    from espnet_dus.search.config import SearchConfig
     from espnet_dus.search.decode import decode
     from espnet_dus.search.speech2text import Speech2Text
 
@@ -53,7 +77,8 @@ def main(cmd=None):
         args.asr_train_config,
         args.asr_model_file,
         "cuda" if args.ngpu else "cpu",
-        args.maxlenratio,
+        args.dtype,
+        {option.name: getattr(args, option.name) for option in fields(SearchConfig)},
     )
     decode(
         speech2text,
@@ -61,6 +86,7 @@ def main(cmd=None):
         args.key_file,
         args.output_dir,
         args.batch_size,
+        args.segment_seconds,
     )
 
 

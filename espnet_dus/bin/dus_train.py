@@ -18,9 +18,12 @@ def main(cmd=None):
     Examples:
         % python -m espnet_dus.bin.dus_train --config conf/train_dus.yaml --print_config
     """
-    from espnet_dus.task import DUSTask
+    from espnet_dus.preemption import stoppable
 
-    DUSTask.main(cmd=cmd)
+    with stoppable():
+        from espnet_dus.task import DUSTask
+
+        DUSTask.main(cmd=cmd)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,11 @@ import importlib.metadata
 import logging
 import os
 import re
-import tarfile
-import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from typing import Dict, Union
 
 from espnet_dus.data.data_dir import DataDir
-from espnet_dus.io import atomic_path
+from espnet_dus.data.download import download, extract_one
 
 # The archive of ESPnet's mini_an4 recipe, as the espnet package carries it.
 MINI_ARCHIVE = "egs3/mini_an4/esp2_asr/downloads.tar.gz"
@@ -51,61 +47,17 @@ def find_corpus(corpus: str, download_dir: Union[str, Path]) -> Path:
     elif re.match("https?://", corpus):
         archive = Path(download_dir, corpus.rsplit("/", 1)[1])
         if not archive.exists():
-            _download(corpus, archive)
+            download(corpus, archive)
     else:
         archive = Path(corpus)
     if not archive.is_file():
         raise ValueError(f"{archive}: no such file. Name AN4's directory in db.sh")
-    _extract(archive, root)
+    extract_one(archive, root, _is_an4, "AN4")
     return root
 
 
 def _is_an4(root: Path) -> bool:
     return (root / "etc" / "an4_train.transcription").is_file()
-
-
-def _download(url: str, path: Path) -> None:
-    logging.info("downloading %s to %s", url, path)
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as out:
-            with urllib.request.urlopen(url, timeout=60) as source:
-                size = int(source.headers.get("Content-Length", 0))
-                started = reported = time.time()
-                while block := source.read(1 << 20):
-                    out.write(block)
-                    if size and time.time() - reported > 5:
-                        reported = time.time()
-                        share = out.tell() / size
-                        left = (reported - started) * (1 / share - 1)
-                        logging.info("%s: %.0f %%, %.0f s left", url, 100 * share, left)
-                if size and out.tell() != size:
-                    raise OSError(f"got {out.tell()} of {size} bytes")
-    except OSError as error:
-        raise RuntimeError(
-            f"cannot download {url}: {error}. Get AN4 by other means and name its "
-            "directory in db.sh"
-        ) from error
-
-
-def _extract(archive: Path, root: Path) -> None:
-    """Extract the one AN4 of an archive to `root`, wholly or not at all."""
-    logging.info("extracting %s", archive)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=".an4.") as directory:
-        try:
-            with tarfile.open(archive) as tar:
-                # The filter refuses members that would land outside of the directory.
-                tar.extractall(directory, filter="data")
-        except (tarfile.TarError, EOFError) as error:
-            raise ValueError(
-                f"{archive}: not an archive that can be extracted: {error}. If it was "
-                "downloaded, delete it and start again"
-            ) from error
-        found = [path.parent for path in Path(directory).rglob("etc") if path.is_dir()]
-        found = [path for path in found if _is_an4(path)]
-        if len(found) != 1:
-            raise ValueError(f"{archive}: expected one AN4 in it, found {len(found)}")
-        found[0].rename(root)
 
 
 def prepare_an4(

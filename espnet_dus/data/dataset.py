@@ -2,7 +2,17 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import (
+    Any,
+    Collection,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import soundfile
@@ -32,8 +42,8 @@ class BadUtterances:
         self.path = Path(path)
         self.limit = limit
 
-    def add(self, utt_id: str, reason: Exception) -> None:
-        """Count an utterance.
+    def add(self, utt_id: str, reason: Union[str, Exception]) -> None:
+        """Count an utterance, or a shard of them.
 
         Raises:
             TooManyBadUtterances: There are more than `limit`.

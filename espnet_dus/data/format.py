@@ -8,17 +8,11 @@ import functools
 import hashlib
 import io
 import logging
-import multiprocessing
 import os
-import threading
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Tuple, Union
 from urllib.parse import quote
 
 import kaldiio
@@ -31,13 +25,13 @@ from espnet_dus.data.data_dir import (
     explain_write_errors,
     first_few,
 )
+from espnet_dus.data.parallel import Progress, run_blocks
 from espnet_dus.io import atomic_path, write_scp, write_text
 
 # The frontend of the recipes: training on `raw` computes the same features itself. Not
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
 FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
 BLOCK_SIZE = 1000  # utterances in one ark, and what an interruption loses at most
-SECONDS_BETWEEN_REPORTS = 10
 
 
 class Record(NamedTuple):
@@ -173,9 +167,9 @@ def format_data(
             stray.unlink()
         first_ark = 1 + max(map(_ark_number, recorded.values()), default=0)
         work = functools.partial(_dump_block, dump=dump, digests=digests)
-        progress = _Progress(str(out_dir), len(pending))
+        progress = Progress(str(out_dir), len(pending))
         # Closed, so that an error here also ends the processes.
-        with closing(_run(work, _blocks(pending, first_ark, nj), nj)) as finished:
+        with closing(run_blocks(work, _blocks(pending, first_ark, nj), nj)) as finished:
             for new, bad in finished:
                 _append_journal(journal, new)
                 done.update(new)
@@ -296,64 +290,6 @@ def _blocks(
 def _ark_number(record: Record) -> int:
     name = Path(record.file).name.split(".")
     return int(name[1]) if name[0] == "feats" and name[-1] == "ark" else 0
-
-
-def _run(work: Callable, blocks: List, nj: int) -> Iterator[Tuple[Done, Faults]]:
-    if nj == 1:
-        yield from map(work, blocks)
-        return
-    # Not fork: torch and libsndfile keep threads and locks that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(nj, mp_context=context, initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(work, block) for block in blocks]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process was killed, most likely for want of memory; run again with a "
-            "smaller nj: what is finished stays"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Each of nj processes would start a thread per core for its small matrices.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # When the main process is killed, the pool's processes would wait for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-class _Progress:
-    """Say now and then how far the work is and how long it will take."""
-
-    def __init__(self, what: str, total: int):
-        self.what, self.total = what, total
-        self.count = self.bad = 0
-        self.start = self.reported = time.monotonic()
-
-    def add(self, good: int, bad: int) -> None:
-        self.count += good + bad
-        self.bad += bad
-        now = time.monotonic()
-        if now - self.reported < SECONDS_BETWEEN_REPORTS and self.count < self.total:
-            return
-        self.reported = now
-        rate = self.count / max(now - self.start, 1e-3)
-        logging.info(
-            "%s: %d of %d utterances, %d bad, %.0f/s, %s left",
-            self.what,
-            self.count,
-            self.total,
-            self.bad,
-            rate,
-            timedelta(seconds=round((self.total - self.count) / rate)),
-        )
 
 
 def _dump_block(

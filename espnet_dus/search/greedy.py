@@ -1,90 +1,129 @@
-"""Greedy search, batched over utterances, with the base LM's and our own caches.
+"""Greedy search, batched over utterances, with or without a draft to verify.
 
-Dimensions: B utterances, T positions of the prefill, N generated tokens, V vocabulary.
+Dimensions: B utterances, N new tokens of a pass, V vocabulary.
 """
 
 import math
-from typing import List
+from typing import List, Optional
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
 
 from espnet_dus.model import ESPnetDUSModel, Hypothesis
-from espnet_dus.upscaling import SpeechMaskMixin
-
-
-class PerUtteranceLength(StoppingCriteria):
-    """Ends each utterance at its own limit, so that its batch mates do not matter."""
-
-    def __init__(self, limits_B: torch.Tensor):
-        self.limits_B = limits_B
-
-    def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        """Tell who is done; with embeddings as prompt, all ids are new."""
-        return self.limits_B <= input_ids.size(1)
+from espnet_dus.search.cached_lm import CachedLM
+from espnet_dus.search.config import SearchConfig
+from espnet_dus.search.draft import Draft, ctc_drafts
+from espnet_dus.search.encoding import Encoded
+from espnet_dus.search.guards import length_limits, loop_length
+from espnet_dus.search.result import hypothesis
 
 
 @torch.inference_mode()
 def greedy_search(
-    model: ESPnetDUSModel,
-    speech: torch.Tensor,
-    speech_lengths: torch.Tensor,
-    maxlenratio: float = 1.0,
+    model: ESPnetDUSModel, encoded: Encoded, search: SearchConfig
 ) -> List[Hypothesis]:
-    """Transcribe a batch, taking the best token at each step.
+    """Transcribe a batch, taking the LLM's best token at each step.
 
     Args:
         model: In eval mode.
-        speech: (B, samples) or features (B, F, M), padded at the right.
-        speech_lengths: (B,).
-        maxlenratio: At most so many tokens for a speech position, and at least one.
+        encoded: The batch's speech, with CTC if there is to be a draft.
+        search: `draft`, `maxlenratio` and `repetition` are read.
 
     Returns:
         A hypothesis for each utterance, the same as it would get alone.
-
-    Raises:
-        TooShortUttError: An utterance is too short for the subsampling.
     """
+    drafts = [Draft() for _ in encoded.lengths_B]
+    if search.draft:
+        drafts = ctc_drafts(model, encoded.ctc_BSU, encoded.lengths_B)
+    limits = length_limits(encoded.lengths_B, search.maxlenratio).tolist()
+    texts = [
+        _Text(model.eos_id, limit, search.repetition, draft)
+        for limit, draft in zip(limits, drafts)
+    ]
     with model.autocast():
-        speech_BSD, lengths_B = model.embed_speech(speech, speech_lengths)
-        no_text_B0 = speech_lengths.new_zeros((len(speech_lengths), 0))
-        no_lengths_B = torch.zeros_like(lengths_B)
-        seq = model.join_text(speech_BSD, lengths_B, no_text_B0, no_lengths_B, "left")
-        masks = {"attention_mask": seq.attention_mask_BT}
-        if isinstance(model.lm, SpeechMaskMixin):  # the other arms' LM refuses it
-            masks["speech_mask"] = seq.speech_mask_BT
-        limits_B = (lengths_B * maxlenratio).ceil().clamp(min=1).long()
-        generated = model.lm.generate(
-            inputs_embeds=seq.inputs_BTD,
-            **masks,
-            generation_config=GenerationConfig(
-                max_new_tokens=int(limits_B.max()),
-                do_sample=False,
-                eos_token_id=model.eos_id,
-                pad_token_id=model.eos_id,
-                return_dict_in_generate=True,
-                output_logits=True,
-            ),
-            stopping_criteria=[PerUtteranceLength(limits_B)],
-        )
-    logits_NBV = torch.stack(generated.logits).float()
-    log_probs_BN = logits_NBV.log_softmax(-1).amax(-1).T
-    results = []
-    for ids, log_probs, limit in zip(
-        generated.sequences.tolist(), log_probs_BN.tolist(), limits_B.tolist()
-    ):
-        ids = ids[:limit]
-        end = ids.index(model.eos_id) if model.eos_id in ids else len(ids)
-        score = math.fsum(log_probs[: min(end + 1, len(ids))])
-        results.append(hypothesis(model, ids[:end], score))
-    return results
+        lm = CachedLM(model, encoded)
+        going_on, last = texts, 0  # tokens of a pass that are no proposals
+        while going_on:
+            proposals = [text.propose() for text in going_on]
+            new = [text.ids[-last:] * last + p for text, p in zip(going_on, proposals)]
+            logits_BNV = lm.feed(new)
+            best_BN = logits_BNV.argmax(-1)
+            scores_BN = logits_BNV.gather(2, best_BN[..., None]).squeeze(
+                2
+            ).float() - logits_BNV.float().logsumexp(-1)
+            num_kept = [
+                last + text.accept(proposal, best, scores)
+                for text, proposal, best, scores in zip(
+                    going_on, proposals, best_BN.tolist(), scores_BN.tolist()
+                )
+            ]
+            rows = [row for row, text in enumerate(going_on) if not text.ended]
+            if rows:
+                lm.keep(num_kept, rows)
+            going_on, last = [going_on[row] for row in rows], 1
+    return [
+        hypothesis(model, t.ids, t.scores, math.fsum(t.scores), t.num_passes, t.guards)
+        for t in texts
+    ]
 
 
-def hypothesis(model: ESPnetDUSModel, ids: List[int], score: float) -> Hypothesis:
-    """Turn token ids, without EOS, into a hypothesis."""
-    return Hypothesis(
-        text=model.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-        token=model.tokenizer.convert_ids_to_tokens(ids),
-        token_int=ids,
-        score=score,
-    )
+class _Text:
+    """The text of one utterance while it is being written.
+
+    Args:
+        eos_id: Ends it.
+        limit: At most so many tokens, EOS included.
+        repetition: See `SearchConfig`.
+        draft: What to propose.
+    """
+
+    def __init__(self, eos_id: int, limit: int, repetition: int, draft: Draft):
+        self.eos_id = eos_id
+        self.limit = limit
+        self.repetition = repetition
+        self.draft = draft
+        self.ids: List[int] = []
+        self.scores: List[float] = []  # EOS included
+        self.num_passes = 0
+        self.guards: List[str] = []
+        self.ended = False
+
+    def propose(self) -> List[int]:
+        """Give the tokens for the LLM to verify: no more than can still be used."""
+        return self.draft.rest()[: self.limit - len(self.ids) - 1]
+
+    def accept(self, proposal: List[int], best: List[int], scores: List[float]) -> int:
+        """Write on: the proposed tokens that are the LLM's own, and one of its own.
+
+        Args:
+            proposal: N tokens.
+            best: The LLM's choice at each of them and behind the last, N + 1.
+            scores: Its log-probabilities.
+
+        Returns:
+            How many tokens of the proposal stand in the text.
+        """
+        self.num_passes += 1
+        for num_accepted, (token, score) in enumerate(zip(best, scores)):
+            proposed: Optional[int] = None
+            if num_accepted < len(proposal):
+                proposed = proposal[num_accepted]
+            self._write(token, score)
+            if self.ended or token != proposed:
+                return num_accepted
+        raise ValueError("more tokens were proposed than the LLM has answered")
+
+    def _write(self, token: int, score: float) -> None:
+        self.scores.append(score)
+        if token == self.eos_id:
+            self.ended = True
+            return
+        self.ids.append(token)
+        self.draft.advance(token)
+        if loop := loop_length(self.ids, self.repetition):
+            keep = len(self.ids) - loop * (self.repetition - 1)
+            self.ids, self.scores = self.ids[:keep], self.scores[:keep]
+            self.guards.append("repetition")
+            self.ended = True
+        elif len(self.ids) >= self.limit:
+            self.guards.append("length")
+            self.ended = True

@@ -1,32 +1,49 @@
 """A trained model as one Python object: waveforms in, transcripts out."""
 
+import hashlib
 from pathlib import Path
-from typing import List, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from transformers import GenerationConfig
 
 from espnet_dus.model import Hypothesis
+from espnet_dus.search.beam import beam_search
+from espnet_dus.search.config import Search, SearchConfig
+from espnet_dus.search.encoding import encode
 from espnet_dus.search.greedy import greedy_search
-from espnet_dus.task import DUSTask, min_length
+from espnet_dus.search.guards import has_speech
+from espnet_dus.search.long_audio import LongResult, batches, in_recording
+from espnet_dus.search.precision import set_precision
+from espnet_dus.search.result import nothing
+from espnet_dus.search.segmentation import segments
+from espnet_dus.search.timing import FRAMES_PER_SECOND, seconds_per_position, word_times
+from espnet_dus.task import DUSTask, min_length, sampling_rate
 
 Waveform = Union[np.ndarray, torch.Tensor]
 
 
 class Speech2Text:
-    """Transcribes speech with a trained model.
+    """Transcribes speech with a trained model, and chats with the LLM in it.
 
     Args:
         asr_train_config: The `config.yaml` of the training.
         asr_model_file: A checkpoint, such as `valid.acc.ave.pth`.
         device: `cpu`, `cuda` or `cuda:N`.
-        maxlenratio: At most so many tokens for a speech position.
+        dtype: Of the base LM: `float32`, `bfloat16`, `int8` (weights, on a CPU), or
+            None for the one it was trained with.
+        search: A `SearchConfig`, or a dict of its fields; None: greedy.
+
+    Raises:
+        ValueError: An option is unknown or does not fit the model.
 
     Examples:
         >>> speech2text = Speech2Text("exp/dus_x/config.yaml", "exp/dus_x/latest.pth")
         >>> speech, rate = soundfile.read("speech.wav")
-        >>> text, token, token_int, score = speech2text(speech)[0]
+        >>> text, token, token_int, score, *_ = speech2text(speech)[0]
+        >>> speech2text.generate_text("What is a depth up-scaled LLM?")
     """
 
     def __init__(
@@ -34,15 +51,78 @@ class Speech2Text:
         asr_train_config: Union[str, Path],
         asr_model_file: Union[str, Path],
         device: str = "cpu",
-        maxlenratio: float = 1.0,
+        dtype: Optional[str] = None,
+        search: Search = None,
     ):
+        self.search = SearchConfig.make(search)
         self.model, self.train_args = DUSTask.build_model_from_file(
             asr_train_config, asr_model_file, device
         )
         self.model.eval()
+        if dtype is not None:
+            set_precision(self.model, dtype)
         self.device = device
+        # what decides on the results, beside the audio
+        self.run: Dict[str, Any] = {
+            "train_config": _sha256(asr_train_config),
+            "model_file": _sha256(asr_model_file),
+            "dtype": dtype,
+            "search": self.search.asdict(),
+        }
         self.min_length = min_length(self.train_args)
-        self.maxlenratio = maxlenratio
+        # of audio; features do not tell theirs
+        self.fs: Optional[int] = None
+        if self.train_args.input_size is None:
+            self.fs = sampling_rate(self.train_args)
+        if self.needs_ctc and self.model.ctc is None:
+            raise ValueError(
+                "draft, ctc_weight or word_times: this model was trained without a CTC "
+                "head (no ctc_units in its config.yaml)"
+            )
+
+    @property
+    def needs_ctc(self) -> bool:
+        """Tell whether the search reads the CTC head."""
+        search = self.search
+        return search.draft or search.ctc_weight > 0 or search.word_times
+
+    @property
+    def seconds_per_position(self) -> float:
+        """Give the time from one speech position to the next."""
+        hop, fs = 1, FRAMES_PER_SECOND
+        if self.fs is not None:
+            hop, fs = self.model.frontend.hop_length, self.fs
+        return seconds_per_position(self.model.speech_embedder, hop, fs)
+
+    @staticmethod
+    def from_pretrained(
+        model_tag: Union[str, Path],
+        base_lm: Optional[Union[str, Path]] = None,
+        **kwargs: Any,
+    ) -> "Speech2Text":
+        """Load a published model: see `espnet_dus.zoo.download.download`.
+
+        Args:
+            model_tag: A pack (`.zip`), the URL of one, or `user/name[@revision]` on the
+                Hugging Face hub.
+            base_lm: The base LM's directory; None: it is fetched, once.
+            kwargs: The other options of this class.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: The pack is damaged, was tampered with, or the base LM is
+                another than the one it belongs to.
+            RuntimeError: Something could not be fetched, or the checkpoint does not fit
+                the configuration.
+
+        Examples:
+            >>> speech2text = Speech2Text.from_pretrained("user/name", device="cuda")
+        """
+        from espnet_dus.zoo.download import download
+
+        return Speech2Text(**download(model_tag, base_lm), **kwargs)
 
     def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> List[Hypothesis]:
         """Transcribe one utterance, or a batch.
@@ -52,21 +132,139 @@ class Speech2Text:
                 if the model was trained on features; or a list of such.
 
         Returns:
-            A hypothesis for each utterance.
+            Of one utterance: its n-best hypotheses, the best first. Of a list: the best
+            hypothesis of each.
 
         Raises:
             TooShortUttError: An utterance is too short for the subsampling.
         """
-        batch = speech if isinstance(speech, (list, tuple)) else [speech]
-        batch = [torch.as_tensor(s).to(torch.float32) for s in batch]
+        if isinstance(speech, (list, tuple)):
+            return [hypotheses[0] for hypotheses in self.nbest(speech)]
+        return self.nbest([speech])[0]
+
+    @torch.inference_mode()
+    def nbest(self, speeches: Sequence[Waveform]) -> List[List[Hypothesis]]:
+        """Transcribe a batch.
+
+        Args:
+            speeches: As above.
+
+        Returns:
+            The n-best hypotheses of each utterance: `nbest` of them, or as many as the
+            search has found.
+
+        Raises:
+            TooShortUttError: An utterance is too short for the subsampling.
+        """
+        batch = [torch.as_tensor(s).to("cpu", torch.float32) for s in speeches]
+        for waveform in batch:
+            self.check_length(waveform)
+        results = [[nothing("no_speech")] for _ in batch]
+        spoken = [i for i, speech in enumerate(batch) if self._is_spoken(speech)]
+        if not spoken:
+            return results
+        batch = [batch[i] for i in spoken]
         lengths = torch.tensor([len(s) for s in batch], device=self.device)
-        if (shortest := int(lengths.min())) < self.min_length:
+        padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
+        encoded = encode(self.model, padded.to(self.device), lengths, self.needs_ctc)
+        if self.search.beam_size > 1:
+            found = beam_search(self.model, encoded, self.search)
+        else:
+            best = greedy_search(self.model, encoded, self.search)
+            found = [[hypothesis] for hypothesis in best]
+        for n, (i, hypotheses) in enumerate(zip(spoken, found)):
+            if self.search.word_times:
+                ctc_SU = encoded.ctc_BSU[n, : encoded.lengths_B[n]]
+                hypotheses = [self._timed(h, ctc_SU) for h in hypotheses]
+            results[i] = hypotheses
+        return results
+
+    def _timed(self, hypothesis: Hypothesis, ctc_SU: torch.Tensor) -> Hypothesis:
+        times = word_times(
+            ctc_SU, hypothesis.text, self.model.ctc_units, self.seconds_per_position
+        )
+        return hypothesis._replace(word_times=times)
+
+    def transcribe_long(
+        self,
+        path: Union[str, Path],
+        max_seconds: float = 20.0,
+        batch_size: float = 60.0,
+    ) -> Iterator[LongResult]:
+        """Transcribe a recording of any length, segment by segment.
+
+        Args:
+            path: Any audio file that libsndfile reads.
+            max_seconds: No segment is longer.
+            batch_size: Seconds of segments decoded at a time, padding included.
+
+        Yields:
+            Each segment's start and end, and its hypothesis, whose word times are the
+            recording's. `long_audio.join` makes one transcript of them.
+
+        Raises:
+            ValueError: The model takes features, or `segments` raises it.
+            soundfile.LibsndfileError: The file cannot be read.
+        """
+        if self.fs is None:
+            raise ValueError("long recordings are audio, but this model takes features")
+        for batch in batches(segments(path, self.fs, max_seconds), batch_size):
+            found = self([segment.samples for segment in batch])
+            for segment, hypothesis in zip(batch, found):
+                yield in_recording(segment, hypothesis)
+
+    def check_length(self, speech: Waveform) -> None:
+        """Check that an utterance gives at least one speech position.
+
+        Raises:
+            TooShortUttError: It does not.
+        """
+        if len(speech) < self.min_length:
             raise TooShortUttError(
-                f"has {shortest} samples or frames, {self.min_length} are the fewest",
-                shortest,
+                f"has {len(speech)} samples or frames, {self.min_length} are the "
+                "fewest",
+                len(speech),
                 self.min_length,
             )
-        padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-        return greedy_search(
-            self.model, padded.to(self.device), lengths, self.maxlenratio
-        )
+
+    def _is_spoken(self, speech: torch.Tensor) -> bool:
+        if not self.search.no_speech or self.fs is None:
+            return True
+        return has_speech(speech, self.fs, self.search.no_speech)
+
+    @torch.inference_mode()
+    def generate_text(self, prompt: str, max_new_tokens: int = 128) -> str:
+        """Answer in text, as the base LM does: greedily, no speech involved.
+
+        Args:
+            prompt: What the user says; it goes through the tokenizer's chat template
+                where there is one, and is continued as it stands where there is none.
+            max_new_tokens: At most so many tokens.
+        """
+        tokenizer = self.model.tokenizer
+        if tokenizer.chat_template:
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        ids = inputs.input_ids.to(self.device)
+        with self.model.autocast():
+            generated = self.model.lm.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=GenerationConfig(
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=self.model.eos_id,
+                    pad_token_id=self.model.eos_id,
+                ),
+            )
+        new = generated[0, ids.size(1) :]
+        return tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def _sha256(path: Union[str, Path]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

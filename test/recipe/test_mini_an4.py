@@ -1,6 +1,7 @@
 """The recipe itself, on real speech: with a tiny random base LM, and with SmolLM2."""
 
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -41,8 +42,14 @@ def parameters(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def test_all_stages_lead_to_a_table_of_results(checkout, prepared, tiny):
-    output = checkout.run("mini_an4", *tiny, "--stage", 6)
+@pytest.fixture(scope="module")
+def finished(checkout, prepared, tiny):
+    """What stages 6 to 14 print."""
+    return checkout.run("mini_an4", *tiny, "--stage", 6, "--skip_packing", "false")
+
+
+def test_all_stages_lead_to_a_table_of_results(finished, prepared):
+    output = finished
     results = (prepared / "exp/tiny/RESULTS.md").read_text()
     assert results in output
     rows = re.findall(r"^\|(\S+)/(seen|test)\|(\d+)\|(\d+)\|", results, re.M)
@@ -55,6 +62,29 @@ def test_all_stages_lead_to_a_table_of_results(checkout, prepared, tiny):
         assert len(path.read_text().splitlines()) == 2
     report = (prepared / "exp/tiny/upscale/report.md").read_text()
     assert report.count("|equal|") == 8 and "DIFFERENT" not in report
+
+
+def test_a_pack_decodes_alike_where_the_experiment_is_gone(
+    checkout, finished, prepared, tiny_base_lm_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pack = tmp_path / "published.zip"
+    shutil.copy(prepared / "exp/tiny/tiny_train.acc.ave.zip", pack)
+    (prepared / "exp").rename(prepared / "gone")
+    try:
+        checkout.run(
+            *("mini_an4", "--download_model", pack, "--skip_train", "true"),
+            *("--base_lm_dir", tiny_base_lm_dir, "--inference_nj", 1, "--stage", 12),
+            *("--ngpu", 0, "--dus_exp", "exp/fetched"),
+        )
+        for name in ("text", "token", "token_int"):
+            (ours,) = prepared.glob(f"exp/fetched/*/test/{name}")
+            (theirs,) = prepared.glob(f"gone/tiny/*/test/{name}")
+            assert ours.read_text() == theirs.read_text()
+        assert (prepared / "exp/fetched/RESULTS.md").is_file()
+    finally:
+        shutil.rmtree(prepared / "exp", ignore_errors=True)
+        (prepared / "gone").rename(prepared / "exp")
 
 
 def test_training_killed_at_any_time_ends_as_if_it_had_not_been(

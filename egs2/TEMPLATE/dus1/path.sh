@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # The environment of a recipe. Sourced from the recipe's directory, egs2/<corpus>/dus1.
 
-MAIN_ROOT=$(cd ../../.. && pwd)
+# -P: from an ESPnet checkout, a link leads here (tools/port_to_espnet.sh).
+MAIN_ROOT=$(cd -P ../../.. && pwd)
 export MAIN_ROOT
 
 "${MAIN_ROOT}/tools/setup.sh" || return 1

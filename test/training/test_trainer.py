@@ -3,126 +3,17 @@
 import json
 
 import pytest
-import soundfile
 import torch
-import yaml
 from espnet2.train.reporter import Reporter
+from training_helpers import Killed, assert_same, assert_same_training, load
 
 from espnet_dus.io import read_scp
-from espnet_dus.task import DUSTask
 from espnet_dus.trainer import DUSTrainer, atomic_torch_save
-
-
-class Killed(BaseException):
-    """Stands for a process that is no more."""
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory, noises, transcripts):
-    """Four utterances of noise."""
-    directory = tmp_path_factory.mktemp("corpus")
-    tables = {"wav.scp": "", "text": "", "speech_shape": ""}
-    for i, speech in enumerate(noises(0.9, 0.5, 0.7, 0.4)):
-        soundfile.write(directory / f"utt{i}.wav", speech, 16000)
-        tables["wav.scp"] += f"utt{i} {directory}/utt{i}.wav\n"
-        tables["text"] += f"utt{i} {transcripts[i]}\n"
-        tables["speech_shape"] += f"utt{i} {len(speech)}\n"
-    for name, lines in tables.items():
-        (directory / name).write_text(lines)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def train(corpus, tiny_options):
-    """Give a function that trains for four epochs, in this process."""
-
-    def run(out_dir, **options):
-        kept = ("base_lm", "base_lm_conf", "adaptation_conf", "frontend_conf")
-        kept += ("speech_embedder_conf", "model_conf", "ctc_units")
-        args = tiny_options()
-        config = {name: getattr(args, name) for name in kept}
-        # what draws random numbers is on: its state must survive an interruption too
-        config["adaptation_conf"] = {**args.adaptation_conf, "dropout_rate": 0.1}
-        config.update(
-            specaug="specaug",
-            specaug_conf={"time_mask_width_range": 20},
-            optim="adamw",
-            optim_conf={"lr": 1e-3},
-            scheduler="warmuplr",
-            scheduler_conf={"warmup_steps": 3},
-            max_epoch=4,
-            batch_type="unsorted",
-            batch_size=2,
-            num_workers=0,
-            keep_nbest_models=2,
-            best_model_criterion=[["valid", "loss", "min"]],
-            use_tensorboard=False,
-            use_matplotlib=False,
-            num_att_plot=0,
-            resume=True,
-        )
-        config.update(options)
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "train.yaml").write_text(yaml.safe_dump(config))
-        command = [
-            "--config",
-            str(out_dir / "train.yaml"),
-            "--output_dir",
-            str(out_dir),
-        ]
-        for which in ("train", "valid"):
-            command += [f"--{which}_shape_file", str(corpus / "speech_shape")]
-            for name, table, kind in (
-                ("speech", "wav.scp", "sound"),
-                ("text", "text", "text"),
-            ):
-                command += [f"--{which}_data_path_and_name_and_type"]
-                command += [f"{corpus / table},{name},{kind}"]
-        DUSTask.main(cmd=command)
-        return out_dir
-
-    return run
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(train, tmp_path_factory):
     return train(tmp_path_factory.mktemp("exp") / "whole")
-
-
-def load(path):
-    return torch.load(path, weights_only=False)
-
-
-def assert_same(ours, theirs, where=""):
-    """Compare nested containers bit for bit, times left out."""
-    if isinstance(theirs, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in theirs:
-            if "time" not in str(key) and "cached" not in str(key):
-                assert_same(ours[key], theirs[key], f"{where}.{key}")
-    elif isinstance(theirs, (list, tuple)):
-        assert len(ours) == len(theirs), where
-        for i, pair in enumerate(zip(ours, theirs)):
-            assert_same(*pair, f"{where}[{i}]")
-    else:
-        assert ours == theirs, where
-
-
-def assert_same_training(ours, theirs):
-    for name in ("model", "optimizers", "schedulers", "reporter"):
-        assert_same(
-            load(ours / "checkpoint.pth")[name],
-            load(theirs / "checkpoint.pth")[name],
-            name,
-        )
-    for name in ("4epoch.pth", "valid.loss.ave.pth", "latest.pth"):
-        assert_same(load(ours / name), load(theirs / name), name)
-    # the process may have died before it removed an epoch that is not needed
-    assert {p.name for p in ours.glob("*epoch.pth")} >= {
-        p.name for p in theirs.glob("*epoch.pth")
-    }
 
 
 def die_in_epoch(monkeypatch, number):

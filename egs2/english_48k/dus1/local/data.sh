@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Makes LibriSpeech's data directories, then the shards of the other corpora, one after
+# the other. On a cluster, run the first stage alone, then local/corpus.sh for each
+# corpus, all at once.
+set -euo pipefail
+
+help_message="Usage: $0 [--stage N] [--stop_stage N] [--corpora NAMES] [--nj N]
+  1: data/{train_960,dev,...} of LibriSpeech   2: dump/shar/<corpus> of the others"
+stage=1
+stop_stage=2
+corpora="mls voxpopuli tedlium3 commonvoice"
+nj=8
+. utils/parse_options.sh
+. ./path.sh
+. ./db.sh
+
+if [ "${stage}" -le 1 ] && [ "${stop_stage}" -ge 1 ]; then
+    python3 -m espnet_dus.bin.dus_prepare_librispeech --corpus "${LIBRISPEECH}"
+    python3 -m espnet_dus.bin.dus_pydoc_text --out data/perplexity/pydoc.txt
+fi
+if [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ]; then
+    for corpus in ${corpora}; do
+        local/corpus.sh "${corpus}" "${nj}"
+    done
+fi

@@ -1,0 +1,177 @@
+"""Beam search by Hugging Face, alone or joint with CTC; n-best hypotheses.
+
+Dimensions: B utterances, R rows of the search (beam_size for each utterance), N tokens
+so far, V vocabulary.
+"""
+
+import math
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+from espnet_dus.model import ESPnetDUSModel, Hypothesis
+from espnet_dus.search.config import SearchConfig
+from espnet_dus.search.encoding import Encoded
+from espnet_dus.search.guards import length_limits, loop_length
+from espnet_dus.search.joint import CTCPrefixes
+from espnet_dus.search.rescoring import rescore, reward_words
+from espnet_dus.search.result import hypothesis
+from espnet_dus.upscaling import SpeechMaskMixin
+
+# Below this a row is none: HF marks so what it has not filled, and CTC the impossible.
+IMPOSSIBLE = -1e8
+
+
+@torch.inference_mode()
+def beam_search(
+    model: ESPnetDUSModel, encoded: Encoded, search: SearchConfig
+) -> List[List[Hypothesis]]:
+    """Transcribe a batch with `beam_size` hypotheses at each step.
+
+    With a `ctc_weight` w, each token adds `(1 - w) * log P(LLM) + w * log P(CTC)`, CTC
+    as the probability of all transcripts with that beginning (Watanabe et al., "Hybrid
+    CTC/attention architecture for end-to-end speech recognition"). This takes CTC units
+    that are the LLM's tokens; those of another type score the complete hypotheses.
+
+    Args:
+        model: In eval mode.
+        encoded: The batch's speech, with CTC if it has a weight.
+        search: All options but `draft` are read.
+
+    Returns:
+        The n-best hypotheses of each utterance, the same as it would get alone.
+    """
+    limits_B = length_limits(encoded.lengths_B, search.maxlenratio)
+    joint = search.ctc_weight > 0 and model.ctc_units.type == "llm"
+    ctc = CTCPrefixes(model, encoded, search.beam_size) if joint else None
+    scores = BeamScores(search, ctc)
+    with model.autocast():
+        no_text_B0 = limits_B.new_zeros((len(limits_B), 0))
+        seq = model.join_text(
+            encoded.speech_BSD,
+            encoded.lengths_B,
+            no_text_B0,
+            torch.zeros_like(limits_B),
+            "left",
+        )
+        masks = {"attention_mask": seq.attention_mask_BT}
+        if isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers:
+            masks["speech_mask"] = seq.speech_mask_BT  # the other arms' LM refuses it
+        generated = model.lm.generate(
+            inputs_embeds=seq.inputs_BTD,
+            **masks,
+            generation_config=GenerationConfig(
+                max_new_tokens=int(limits_B.max()),
+                num_beams=search.beam_size,
+                num_return_sequences=search.beam_size,
+                length_penalty=0.0,  # the score is a sum, as ESPnet's
+                do_sample=False,
+                eos_token_id=model.eos_id,
+                pad_token_id=model.eos_id,
+            ),
+            logits_processor=[scores],
+            stopping_criteria=[Limits(limits_B, search.repetition)],
+        )
+    rows = generated.view(len(limits_B), search.beam_size, -1).tolist()
+    results = []
+    for utterance, (texts, limit) in enumerate(zip(rows, limits_B.tolist())):
+        made = [_result(model, search, scores, utterance, t, limit) for t in texts]
+        found = [hypothesis for hypothesis in made if hypothesis is not None]
+        if search.ctc_weight and not joint:
+            length = int(encoded.lengths_B[utterance])
+            ctc_SU = encoded.ctc_BSU[utterance, :length]
+            found = rescore(found, ctc_SU, model.ctc_units, search.ctc_weight)
+        found = [reward_words(h, search.word_reward) for h in found]
+        found.sort(key=lambda h: -h.score)
+        results.append(found[: search.nbest])
+    return results
+
+
+def _result(
+    model: ESPnetDUSModel,
+    search: SearchConfig,
+    scores: "BeamScores",
+    utterance: int,
+    ids: List[int],
+    limit: int,
+) -> Optional[Hypothesis]:
+    """Make a hypothesis of a row; None where HF has left the row unfilled."""
+    end = ids.index(model.eos_id) if model.eos_id in ids else len(ids)
+    guards = []
+    if loop := loop_length(ids[:end], search.repetition):
+        scored = ids[:end]
+        end -= loop * (search.repetition - 1)
+        guards.append("repetition")
+    elif end == limit:
+        scored = ids[:end]
+        guards.append("length")
+    else:
+        scored = [*ids[:end], model.eos_id]
+    token_scores = scores.of(utterance, scored)
+    if token_scores is None:
+        return None
+    score = math.fsum(token_scores) + search.penalty * len(token_scores)
+    return hypothesis(model, ids[:end], token_scores, score, scores.num_passes, guards)
+
+
+class BeamScores(LogitsProcessor):
+    """Scores the candidates of each step, and remembers those that may be taken.
+
+    Args:
+        search: `beam_size`, `ctc_weight` and `penalty` are read.
+        ctc: The CTC head's scores, or None for the LLM's alone.
+    """
+
+    def __init__(self, search: SearchConfig, ctc: Optional[CTCPrefixes]):
+        self.search = search
+        self.ctc = ctc
+        self.num_passes = 0
+        self.remembered: Dict[Tuple[int, Tuple[int, ...]], Dict[int, float]] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Give the scores (R, V) of what may follow the tokens (R, N) so far."""
+        self.num_passes += 1
+        prefixes = [tuple(ids) for ids in input_ids.tolist()]
+        if self.ctc is not None:
+            weight = self.search.ctc_weight
+            scores = (1 - weight) * scores + weight * self.ctc(prefixes, scores)
+        # HF goes on with 2 * beam_size candidates of an utterance at most
+        best_RK, ids_RK = scores.topk(min(2 * self.search.beam_size, scores.size(1)))
+        rows = zip(prefixes, ids_RK.tolist(), best_RK.tolist())
+        for row, (prefix, ids, best) in enumerate(rows):
+            place = (row // self.search.beam_size, prefix)
+            self.remembered[place] = dict(zip(ids, best))
+        return scores + self.search.penalty
+
+    def of(self, utterance: int, ids: List[int]) -> Optional[List[float]]:
+        """Give the scores of a hypothesis' tokens, without penalty.
+
+        Returns:
+            None where HF has never had it, or CTC holds it to be impossible.
+        """
+        scores = []
+        for place, token in enumerate(ids):
+            candidates = self.remembered.get((utterance, tuple(ids[:place])), {})
+            scores.append(candidates.get(token, IMPOSSIBLE))
+        return None if min(scores) <= IMPOSSIBLE else scores
+
+
+class Limits(StoppingCriteria):
+    """Ends each hypothesis at its utterance's limit, and in a loop.
+
+    Args:
+        limits_B: The most tokens of each utterance.
+        repetition: See `SearchConfig`.
+    """
+
+    def __init__(self, limits_B: torch.Tensor, repetition: int):
+        self.limits_B = limits_B
+        self.repetition = repetition
+
+    def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
+        """Tell who is done; with embeddings as prompt, all ids are new."""
+        candidates = len(input_ids) // len(self.limits_B)
+        done_R = self.limits_B.repeat_interleave(candidates) <= input_ids.size(1)
+        loops = [loop_length(ids, self.repetition) > 0 for ids in input_ids.tolist()]
+        return done_R | torch.tensor(loops, device=done_R.device)

@@ -1,0 +1,163 @@
+"""The LLM over a batch of utterances, fed some tokens at a time, some taken back.
+
+The cache is kept left-padded: what follows an utterance's speech and prompt stands
+right behind them, whatever its batch mates have accepted.
+
+    [pad pad][speech][prompt][text]      context
+    [new tokens][pad]                    what a pass adds to it
+
+Dimensions: B utterances, T positions in the cache, N new positions, D hidden, V
+vocabulary, H heads, C channels, K frames of a convolution's cache.
+"""
+
+from typing import List, Sequence
+
+import torch
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+)
+
+from espnet_dus.layers.e_branchformer import CausalEBranchformer
+from espnet_dus.model import ESPnetDUSModel
+from espnet_dus.search.encoding import Encoded
+from espnet_dus.upscaling import SpeechMaskMixin
+
+
+class CachedLM:
+    """A batch's LLM passes.
+
+    Args:
+        model: In eval mode.
+        encoded: The batch's speech.
+    """
+
+    def __init__(self, model: ESPnetDUSModel, encoded: Encoded):
+        self.model = model
+        lengths_B = encoded.lengths_B
+        no_text_B0 = lengths_B.new_zeros((len(lengths_B), 0))
+        self.context = model.join_text(
+            encoded.speech_BSD,
+            lengths_B,
+            no_text_B0,
+            torch.zeros_like(lengths_B),
+            "left",
+        )
+        self.masks = {}
+        if isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers:
+            self.masks["speech_mask"] = self.context.speech_mask_BT
+        self.mask_BT = self.context.attention_mask_BT
+        self.cache = DynamicCache()
+        for layer in model.lm.model.layers:
+            if isinstance(layer, CausalEBranchformer):
+                _record(self.cache, layer.along_time[0].layer_idx)
+        self.num_new = 0
+
+    def feed(self, tokens: Sequence[List[int]]) -> torch.Tensor:
+        """Run the LLM over new tokens; the first time, over speech and prompt too.
+
+        Args:
+            tokens: New token ids of each utterance. The first time there may be none.
+
+        Returns:
+            (B, N, V) logits of what follows each new token of the longest list; the
+            first time, (B, 1 + N, V), what follows the prompt first.
+        """
+        first = self.context is not None
+        device = self.mask_BT.device
+        self.num_new = max(map(len, tokens))
+        padded = [
+            ids + [self.model.eos_id] * (self.num_new - len(ids)) for ids in tokens
+        ]
+        tokens_BN = torch.tensor(padded, dtype=torch.long, device=device)
+        lengths_B = torch.tensor([len(ids) for ids in tokens], device=device)
+        places_N = torch.arange(self.num_new, device=device)
+        new_BN = (places_N[None] < lengths_B[:, None]).to(self.mask_BT.dtype)
+        mask_BT = torch.cat([self.mask_BT, new_BN], dim=1)
+        inputs_BND = self.model.lm.get_input_embeddings()(tokens_BN)
+        masks = {}
+        if first:
+            inputs_BND = torch.cat([self.context.inputs_BTD, inputs_BND], dim=1)
+            if self.masks:
+                speech_mask_BT = self.masks["speech_mask"]
+                masks["speech_mask"] = torch.nn.functional.pad(
+                    speech_mask_BT, (0, self.num_new)
+                )
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+        logits_BNV = self.model.lm(
+            inputs_embeds=inputs_BND,
+            attention_mask=mask_BT,
+            position_ids=positions_BT[:, -inputs_BND.size(1) :],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=self.num_new + first,
+            **masks,
+        ).logits
+        self.mask_BT, self.context = mask_BT, None
+        return logits_BNV
+
+    def keep(self, num_kept: Sequence[int], rows: Sequence[int]) -> None:
+        """Forget what was fed last, but for the first tokens of some utterances.
+
+        Args:
+            num_kept: How many of its new tokens each utterance of the batch keeps.
+            rows: The utterances that go on, by their place in the batch. They are the
+                batch from here on.
+        """
+        device = self.mask_BT.device
+        drop_B = self.num_new - torch.tensor(
+            [num_kept[row] for row in rows], device=device
+        )
+        rows_B = torch.tensor(rows, device=device)
+        same_rows = len(rows) == len(self.mask_BT)
+        mask_BT = self.mask_BT if same_rows else self.mask_BT[rows_B]
+        # what is dropped moves to the left, out of the mask
+        place_BT = torch.arange(mask_BT.size(1), device=device) - drop_B[:, None]
+        mask_BT = mask_BT.gather(1, place_BT.clamp(min=0)) * (place_BT >= 0)
+        num_padding = int(mask_BT.argmax(1).min())
+        self.mask_BT = mask_BT[:, num_padding:]
+        moved = bool(drop_B.any())
+        place_BT = place_BT[:, num_padding:].clamp(min=0)
+
+        def select(x_BHTD: torch.Tensor) -> torch.Tensor:
+            if not same_rows:
+                x_BHTD = x_BHTD[rows_B]
+            if not moved:
+                return x_BHTD[:, :, num_padding:]
+            index = place_BT[:, None, :, None].expand(
+                -1, x_BHTD.size(1), -1, x_BHTD.size(3)
+            )
+            return x_BHTD.gather(2, index)
+
+        for layer in self.cache.layers:
+            if isinstance(layer, LinearAttentionAndFullAttentionLayer):
+                _keep_frames(layer, rows_B, drop_B)
+            if layer.is_initialized:
+                layer.keys, layer.values = select(layer.keys), select(layer.values)
+
+
+def _record(cache: DynamicCache, layer_idx: int) -> None:
+    """Prepare the cache of a layer whose convolutions' states may have to go back."""
+    while len(cache.layers) <= layer_idx:
+        cache.layers.append(DynamicLayer())
+    cache.layers[layer_idx] = LinearAttentionAndFullAttentionLayer(2)
+    cache.layers[layer_idx].activate_past_recording()
+
+
+def _keep_frames(
+    layer: LinearAttentionAndFullAttentionLayer,
+    rows_B: torch.Tensor,
+    drop_B: torch.Tensor,
+) -> None:
+    """Take back the last frames of each utterance, and keep as many as are read."""
+    for i, state_BCK in layer.conv_states.items():
+        if state_BCK is None:
+            continue  # a kernel of one frame has no past
+        state_BCK = state_BCK[rows_B]
+        num_frames = layer.conv_kernel_size[i]
+        place_K = torch.arange(-num_frames, 0, device=drop_B.device)
+        place_BK = place_K[None] + state_BCK.size(2) - drop_B[:, None]
+        index_BCK = place_BK.clamp(min=0)[:, None].expand(-1, state_BCK.size(1), -1)
+        kept_BCK = state_BCK.gather(2, index_BCK)
+        layer.conv_states[i] = kept_BCK.masked_fill(place_BK[:, None] < 0, 0.0)

@@ -1,0 +1,56 @@
+"""N-best rescoring: the complete hypotheses of a beam search, scored once more.
+
+Dimensions: S speech positions, U CTC units.
+"""
+
+from typing import List
+
+import torch
+
+from espnet_dus.ctc import BLANK, CTCUnits
+from espnet_dus.model import Hypothesis
+
+
+def rescore(
+    hypotheses: List[Hypothesis],
+    ctc_SU: torch.Tensor,
+    units: CTCUnits,
+    ctc_weight: float,
+) -> List[Hypothesis]:
+    """Give hypotheses `(1 - ctc_weight) * score + ctc_weight * log P(CTC)` as score.
+
+    Args:
+        hypotheses: Of one utterance.
+        ctc_SU: The CTC head's log-probabilities.
+        units: Its units, of any type.
+        ctc_weight: From 0 to 1.
+    """
+    return [
+        h._replace(
+            score=(1 - ctc_weight) * h.score
+            + ctc_weight * ctc_log_probability(ctc_SU, units.encode(h.text))
+        )
+        for h in hypotheses
+    ]
+
+
+def ctc_log_probability(ctc_SU: torch.Tensor, unit_ids: List[int]) -> float:
+    """Give the log-probability that CTC gives to a transcript.
+
+    More units than the speech has positions are impossible: -1e10, as in ESPnet.
+    """
+    loss = torch.nn.functional.ctc_loss(
+        ctc_SU[:, None],
+        torch.tensor([unit_ids], dtype=torch.long, device=ctc_SU.device),
+        torch.tensor([len(ctc_SU)]),
+        torch.tensor([len(unit_ids)]),
+        blank=BLANK,
+        reduction="sum",
+    )
+    return max(-loss.item(), -1e10)
+
+
+def reward_words(hypothesis: Hypothesis, word_reward: float) -> Hypothesis:
+    """Add a reward for each word to a hypothesis' score."""
+    num_words = len(hypothesis.text.split())
+    return hypothesis._replace(score=hypothesis.score + word_reward * num_words)

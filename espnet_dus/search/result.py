@@ -1,0 +1,61 @@
+"""From tokens and their scores to a hypothesis."""
+
+import math
+from typing import List, Sequence
+
+from espnet_dus.model import ESPnetDUSModel, Hypothesis
+
+
+def hypothesis(
+    model: ESPnetDUSModel,
+    ids: List[int],
+    token_scores: Sequence[float],
+    score: float,
+    llm_passes: int,
+    guards: List[str],
+) -> Hypothesis:
+    """Make a hypothesis.
+
+    Args:
+        model: Whose tokens they are.
+        ids: Token ids, without EOS.
+        token_scores: Log-probability of each; that of EOS may follow.
+        score: Of the whole.
+        llm_passes: How often the LLM ran for it.
+        guards: What cut it short.
+    """
+    return Hypothesis(
+        text=model.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        token=model.tokenizer.convert_ids_to_tokens(ids),
+        token_int=ids,
+        score=score,
+        confidence=word_confidences(model.tokenizer, ids, token_scores),
+        llm_passes=llm_passes,
+        guards=guards,
+    )
+
+
+def nothing(guard: str) -> Hypothesis:
+    """Give the hypothesis of an utterance in which there is nothing to transcribe."""
+    return Hypothesis("", [], [], 0.0, guards=[guard])
+
+
+def word_confidences(
+    tokenizer, ids: List[int], token_scores: Sequence[float]
+) -> List[float]:
+    """Give each word's probability: the product of those of its tokens.
+
+    The space before a word counts as its own, and so do the marks behind it.
+    """
+    sums: List[float] = []
+    space = 0.0  # of tokens that are nothing but space
+    for place, score in enumerate(token_scores[: len(ids)]):
+        text = tokenizer.decode(ids[: place + 1], skip_special_tokens=True)
+        if not text or text[-1].isspace():
+            space += score
+            continue
+        num_words = len(text.split())
+        sums += [0.0] * (num_words - len(sums))
+        sums[-1] += space + score
+        space = 0.0
+    return [math.exp(min(s, 0.0)) for s in sums]

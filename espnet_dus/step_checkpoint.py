@@ -1,0 +1,172 @@
+"""States of single steps on disk: whole, checked, the newest of them kept.
+
+    step_checkpoints/0003_00012000/     epoch 3, after 12,000 of its batches
+        shared.pth                      what is the same in all processes
+        rank0of2.pth, rank1of2.pth      what is each process's own
+        *.pth.sha256                    as `sha256sum` writes it; a file without is not
+                                        whole
+
+They belong to the epoch at hand: ESPnet's `checkpoint.pth` is that of the one before.
+"""
+
+import hashlib
+import logging
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
+
+import torch
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+from espnet_dus.io import atomic_path, write_text
+
+
+class StepCheckpoints:
+    """The newest states of the epoch at hand.
+
+    Args:
+        directory: Where they stand.
+        keep: How many are kept.
+        rank: Of this process.
+        world_size: How many processes train.
+    """
+
+    def __init__(self, directory: Path, keep: int, rank: int = 0, world_size: int = 1):
+        self.directory = Path(directory)
+        self.keep = keep
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def _own_file(self) -> str:
+        return f"rank{self.rank}of{self.world_size}.pth"
+
+    def save(self, epoch: int, batches: int, shared: Any, own: Any) -> Path:
+        """Save a state; all processes call this together.
+
+        Args:
+            epoch: The epoch at hand.
+            batches: How many of its batches are done.
+            shared: What is the same in all processes.
+            own: What is this process's.
+
+        Returns:
+            The state's directory.
+        """
+        start = time.perf_counter()
+        place = self.directory / f"{epoch:04d}_{batches:08d}"
+        if self.rank == 0:
+            save_with_checksum(shared, place / "shared.pth")
+        save_with_checksum(own, place / self._own_file)
+        self._wait_for_all()
+        if self.rank == 0:
+            for old in self._places()[: -self.keep]:
+                shutil.rmtree(old)
+        seconds = time.perf_counter() - start
+        logging.info(f"saved {place} in {seconds:.1f} s")
+        return place
+
+    def load(self, epoch: int) -> Optional[Tuple[Any, Any]]:
+        """Load the newest whole state of an epoch; all processes call this together.
+
+        States of other epochs are removed, and so are those that are not whole, which
+        a warning names.
+
+        Returns:
+            What is shared and what is this process's, or None if there is no state.
+
+        Raises:
+            ValueError: It was saved by another number of processes.
+        """
+        chosen = [None]
+        if self.rank == 0:
+            chosen = [self._newest(epoch)]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(chosen)
+        if chosen[0] is None:
+            return None
+        place = Path(chosen[0])
+        own = place / self._own_file
+        if not own.is_file():
+            found = ", ".join(path.name for path in sorted(place.glob("rank0of*.pth")))
+            raise ValueError(
+                f"{place} was saved by another number of processes ({found}; now "
+                f"{self.world_size}): train on as many, or remove {self.directory} to "
+                "go on from the last whole epoch"
+            )
+        logging.info(f"resuming inside epoch {epoch}, from {place}")
+        return tuple(
+            safe_torch_load(path, map_location="cpu")
+            for path in (place / "shared.pth", own)
+        )
+
+    def clear(self) -> None:
+        """Remove all states."""
+        if self.rank == 0 and self.directory.exists():
+            shutil.rmtree(self.directory)
+
+    def _places(self) -> List[Path]:
+        return sorted(self.directory.glob("[0-9]*_[0-9]*"))
+
+    def _newest(self, epoch: int) -> Optional[str]:
+        newest = None
+        for place in reversed(self._places()):
+            if int(place.name.partition("_")[0]) != epoch:
+                shutil.rmtree(place)
+            elif newest is None:
+                if problem := _problem(place):
+                    logging.warning(
+                        f"{place} is not whole ({problem}): the state before it is "
+                        "taken, or the beginning of the epoch"
+                    )
+                    shutil.rmtree(place)
+                else:
+                    newest = str(place)
+        return newest
+
+    def _wait_for_all(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+
+def save_with_checksum(content: Any, path: Path) -> None:
+    """Save a file, and beside it its checksum; each is whole or absent."""
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            hashing = _HashingWriter(file)
+            torch.save(content, hashing)
+    write_text(f"{path}.sha256", f"{hashing.sha256.hexdigest()}  {path.name}\n")
+
+
+class _HashingWriter:
+    """A file to write to that knows the checksum of what was written."""
+
+    def __init__(self, file):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _problem(place: Path) -> Optional[str]:
+    """Say what is wrong with a state's files, if anything is."""
+    ranks = [p.name for p in place.glob("rank*of*.pth")]
+    sizes = {int(re.fullmatch(r"rank\d+of(\d+)\.pth", name)[1]) for name in ranks}
+    if len(sizes) != 1:
+        return "no process has finished saving"
+    (size,) = sizes
+    for name in ["shared.pth"] + [f"rank{rank}of{size}.pth" for rank in range(size)]:
+        path, checksum = place / name, place / f"{name}.sha256"
+        if not path.is_file() or not checksum.is_file():
+            return f"{name} or its checksum is missing"
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != checksum.read_text(encoding="utf-8").split()[0]:
+            return f"{name} differs from its checksum"
+    return None

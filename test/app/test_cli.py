@@ -1,0 +1,158 @@
+"""The command line espnet-dus, on a tiny trained model and real speech."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from espnet_dus.bin import cli
+from espnet_dus.transcription import transcribe
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, loaded):
+    """Give a function that runs the command with the model already in memory."""
+    import espnet_dus.local_models
+
+    monkeypatch.setattr(espnet_dus.local_models, "load", lambda *_, **__: loaded)
+
+    def run(*cmd, code=0):
+        try:
+            cli.main([str(word) for word in cmd])
+            ended = 0
+        except SystemExit as error:
+            ended = error.code
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def expected(loaded, recording):
+    transcript = transcribe(loaded, recording)
+    assert transcript.text
+    return transcript
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom espnet_dus.bin import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'espnet2', 'gradio', 'numpy', 'yaml'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert "transcribe" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: []", done.stderr
+
+
+def test_a_transcript_is_all_that_stands_on_stdout(run, recording, expected):
+    out, err = run("transcribe", recording, "--model", "m")
+    assert out == f"{expected.text}\n"
+    assert f"1 of 1: {recording}, {expected.seconds:.1f} s of audio in " in err
+
+
+def test_json_has_times_and_confidences_of_all_words(run, recording, expected):
+    out, _ = run("transcribe", recording, "--model", "m", "--json")
+    (line,) = out.splitlines()
+    content = json.loads(line)
+    assert content["file"] == str(recording)
+    assert content["text"] == expected.text
+    words = content["words"]
+    assert [word["word"] for word in words] == expected.text.split()
+    for word in words:
+        assert 0 <= word["confidence"] <= 1
+        assert 0 <= word["start"] <= word["end"] <= content["seconds"]
+
+
+def test_subtitles_of_several_recordings_go_to_files(run, recording, tmp_path):
+    other = tmp_path / "other.wav"
+    other.write_bytes(recording.read_bytes())
+    out_dir = tmp_path / "out"
+    out, _ = run(
+        "transcribe", recording, other, "--model", "m", "--srt", "--out_dir", out_dir
+    )
+    assert out == ""
+    assert sorted(path.name for path in out_dir.iterdir()) == ["an4.srt", "other.srt"]
+    text = (out_dir / "an4.srt").read_text()
+    assert text == (out_dir / "other.srt").read_text()
+    assert text.startswith("1\n00:00:0") and " --> " in text
+
+
+def test_a_bad_recording_is_reported_and_the_others_are_done(
+    run, recording, expected, tmp_path
+):
+    broken, missing = tmp_path / "broken.wav", tmp_path / "missing.wav"
+    broken.write_bytes(b"RIFF, but no more")
+    out, err = run("transcribe", broken, missing, recording, "--model", "m", code=1)
+    assert out == f"{recording}: {expected.text}\n"
+    assert f"error: {broken}: " in err and f"error: {missing}: " in err
+    assert "error: 2 of 3 recordings failed" in err
+
+
+def test_recordings_of_one_name_are_refused_before_anything_is_written(
+    run, recording, tmp_path
+):
+    other = tmp_path / "an4.flac"
+    _, err = run(
+        "transcribe", recording, other, "--model", "m", "--out_dir", tmp_path, code=1
+    )
+    assert "two recordings have one name" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_subtitles_without_word_times_are_an_error(run, recording, loaded, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(loaded, "search", replace(loaded.search, word_times=False))
+    _, err = run("transcribe", recording, "--model", "m", "--srt", code=1)
+    assert "subtitles need word times" in err
+    out, _ = run("transcribe", recording, "--model", "m", "--json")
+    assert {word["start"] for word in json.loads(out)["words"]} == {None}
+
+
+def test_chat_answers_each_line_until_an_empty_one(run, loaded, monkeypatch):
+    lines = iter(["hello", "the cat", "", "never read"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    out, _ = run("chat", "--model", "m", "--max_new_tokens", "5", "--base")
+    answers = [loaded.generate_text(text, 5) for text in ("hello", "the cat")]
+    shown = out.splitlines()[1:]
+    assert shown[0::2] == answers
+    # scope `all`, in some training state: the base LM says something else
+    assert all(line.startswith("base LM: ") for line in shown[1::2])
+    assert next(lines) == "never read"
+
+
+def test_info_shows_where_the_inserted_layers_are(run, loaded):
+    out, _ = run("info", "m")
+    assert "base LM tiny-random-llama" in out
+    rows = [line.split("  ")[0] for line in out.splitlines()]
+    assert [row for row in rows if "base layer" in row or row.startswith("+")] == [
+        "+ inserted transformer",
+        "| base layers 1 to 2",
+        "+ inserted transformer",
+        "| base layer 0",
+    ]
+    from espnet_dus.checkpoint import parameter_counts
+
+    counts = parameter_counts(loaded.model)
+    assert f"Trained: {counts['trained']:,} parameters" in out
+    assert f"of {counts['total']:,}." in out
+
+
+def test_no_model_and_no_models_are_errors_that_say_what_to_do(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for cmd, message in (
+        (["models", "--root", str(tmp_path)], "error: no models: "),
+        (["info", str(tmp_path)], f"error: {tmp_path}: no config.yaml there"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(cmd)
+        assert message in capsys.readouterr().err

@@ -1,0 +1,168 @@
+"""A trained model as one object: transcripts, n-best lists, text, precision."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from transformers import AutoModelForCausalLM
+
+from espnet_dus import Speech2Text
+from espnet_dus.model import Hypothesis
+
+NO_GUARDS = {"no_speech": 0.0, "repetition": 0}
+
+
+@pytest.fixture(scope="module")
+def load(make_arm, tiny_options, tmp_path_factory):
+    """Give a function that makes a Speech2Text of a model and its options."""
+
+    def load(model, options, search=None, **kwargs):
+        directory = tmp_path_factory.mktemp("exp")
+        (directory / "config.yaml").write_text(yaml.safe_dump(vars(options)))
+        torch.save(model.state_dict(), directory / "model.pth")
+        return Speech2Text(
+            directory / "config.yaml",
+            directory / "model.pth",
+            search={**NO_GUARDS, **(search or {})},
+            **kwargs,
+        )
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def make(load, tiny_model, tiny_options, randomise):
+    """Give a function that makes a Speech2Text of a tiny model."""
+
+    def make(search=None, arm=None, **kwargs):
+        arm = arm or {}
+        model = tiny_model(**arm)
+        randomise(model.lm, seed=3)
+        return load(model, tiny_options(**arm), search, **kwargs)
+
+    return make
+
+
+LORA = dict(
+    adaptation="lora", adaptation_conf={"rank": 2}, model_conf={"ctc_layer": "base:1"}
+)
+FULL = dict(adaptation="full", adaptation_conf={}, model_conf={"ctc_layer": "base:1"})
+
+
+def ids(hypotheses):
+    return [h.token_int for h in hypotheses]
+
+
+def test_a_result_unpacks_as_espnets(make, noises):
+    (speech,) = noises(0.9)
+    result = make()(speech)
+    text, token, token_int, score, *_ = result[0]
+    assert len(result) == 1 and isinstance(result[0], Hypothesis)
+    assert token_int and len(token) == len(token_int) and score < 0
+    assert len(result[0].confidence) == len(text.split())
+    assert result[0].llm_passes > 1
+
+
+@pytest.mark.parametrize("search", [{"beam_size": 3, "nbest": 3}, {"draft": True}])
+def test_one_utterance_gives_its_nbest_and_a_list_the_best_of_each(
+    make, noises, search
+):
+    speech2text, speeches = make(search), noises(0.9, 0.5)
+    nbest = speech2text(speeches[0])
+    assert len(nbest) == search.get("nbest", 1)
+    assert [h.score for h in nbest] == sorted((h.score for h in nbest))[::-1]
+    best = speech2text(speeches)
+    assert ids(best) == [speech2text(s)[0].token_int for s in speeches]
+    assert [ids(found) for found in speech2text.nbest(speeches)] == [
+        ids(speech2text(speech)) for speech in speeches
+    ]
+
+
+def test_options_that_do_not_fit_the_model_are_errors(
+    make, load, tiny_model, tiny_options
+):
+    with pytest.raises(ValueError, match="unknown key.*beams"):
+        make({"beams": 3})
+    with pytest.raises(ValueError, match="dtype: 'int4'"):
+        make(dtype="int4")
+    no_ctc = dict(
+        adaptation="frozen",
+        adaptation_conf={},
+        ctc_units=None,
+        model_conf={"ctc_weight": 0.0},
+    )
+    for search in ({"draft": True}, {"beam_size": 2, "ctc_weight": 0.5}):
+        with pytest.raises(ValueError, match="without a CTC head"):
+            load(tiny_model(**no_ctc), tiny_options(**no_ctc), search)
+
+
+def test_silence_and_noise_give_nothing_and_leave_the_llm_alone(make, noises):
+    speech2text = make({"no_speech": 0.5})
+    passes = []
+    speech2text.model.lm.register_forward_hook(lambda *_: passes.append(1))
+    found = speech2text([*noises(1.5), np.zeros(16000, np.float32)])
+    assert [(h.text, h.token_int, h.guards) for h in found] == 2 * [
+        ("", [], ["no_speech"])
+    ]
+    assert not passes
+
+
+def test_too_short_an_utterance_is_an_error(make, noises):
+    with pytest.raises(TooShortUttError, match="has 100 samples"):
+        make()(noises(0.9)[0][:100])
+
+
+@pytest.mark.parametrize("arm", [None, LORA, FULL], ids=["dus", "lora", "full"])
+@pytest.mark.parametrize(
+    "search", [{"draft": True}, {"beam_size": 2, "ctc_weight": 0.5}]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_each_precision_loads_and_decodes(make, noises, arm, search, dtype):
+    speech2text = make(search, arm, dtype=dtype)
+    found = speech2text(noises(0.9, 0.4))
+    assert all(h.token_int and np.isfinite(h.score) for h in found)
+    lm = speech2text.model.lm
+    expected = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    assert lm.get_input_embeddings().weight.dtype == expected
+    if dtype == "int8":
+        assert lm.lm_head.weight().dtype == torch.qint8
+
+
+def test_int8_rounds_the_weights_of_the_base_lm_and_no_others(make):
+    exact, rounded = (make(dtype=dtype).model.lm for dtype in ("float32", "int8"))
+    quantized = dict(rounded.named_modules(remove_duplicate=False))
+    changed = set()
+    for name, one in exact.named_modules(remove_duplicate=False):
+        other = quantized[name]
+        if isinstance(one, torch.nn.Linear) and not isinstance(other, torch.nn.Linear):
+            changed.add(name)
+            weight = other.weight()
+            assert weight.dtype == torch.qint8
+            error = (weight.dequantize() - one.weight).abs().max()
+            assert 0 < error <= one.weight.abs().max() / 100
+    # two inserted layers among three of the base LM, each with seven maps
+    assert len(changed) == 3 * 7 + 1 and "lm_head" in changed
+    assert not any(
+        name.startswith(("model.layers.1.", "model.layers.4.")) for name in changed
+    )
+
+
+def test_it_chats_as_the_base_lm_does(make, tiny_base_lm_dir):
+    speech2text = make()  # scope speech: text does not meet the inserted layers
+    tokenizer = speech2text.model.tokenizer
+    lm = AutoModelForCausalLM.from_pretrained(tiny_base_lm_dir, dtype=torch.float32)
+
+    def expected(prompt):
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        made = lm.generate(**inputs, max_new_tokens=8, do_sample=False)
+        new = made[0, inputs.input_ids.size(1) :]
+        return tokenizer.decode(new, skip_special_tokens=True).strip()
+
+    assert speech2text.generate_text("the cat", 8) == expected("the cat")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}"
+        "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    chat = "<|im_start|>user the cat<|im_end|><|im_start|>"
+    assert speech2text.generate_text("the cat", 8) == expected(chat)
