@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -33,23 +34,19 @@ def text_of(path):
     return path.read_text(encoding="utf-8")
 
 
-def load_make_docs():
-    spec = importlib.util.spec_from_file_location(
-        "make_docs", ROOT / "tools/make_docs.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_docs = load_make_docs()
+@pytest.fixture(scope="module")
+def tools():
+    """The modules in tools/, which import each other by name."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    yield importlib.import_module
+    sys.path.remove(str(ROOT / "tools"))
 
 
 # -- what is generated -----------------------------------------------------------------
 
 
-def test_generated_pages_are_up_to_date():
-    for path, text in make_docs.pages().items():
+def test_generated_pages_are_up_to_date(tools):
+    for path, text in tools("make_docs").pages().items():
         assert text_of(path) == text, f"run: python tools/make_docs.py ({path})"
 
 
@@ -60,27 +57,29 @@ def test_options_page_has_the_options_of_dus_sh():
     assert "| `--fs` | `16k` | Sampling rate. |" in page
 
 
-def test_configuration_page_has_every_key_of_every_yaml_file():
+def test_configuration_page_has_every_key_of_every_yaml_file(tools):
+    recipes = tools("keys_of_recipes")
     page = text_of(ROOT / "doc/configuration.md")
     listed = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
-    paths = make_docs.configurations("*_*.yaml")
+    paths = recipes.configurations("*_*.yaml")
     paths = [p for p in paths if p.name.startswith(("train_", "decode_"))]
     assert len(paths) > 10
     for path in paths:
-        keys = {entry.key.name for entry in make_docs.read_yaml_keys(path)}
+        keys = {entry.key.name for entry in recipes.read_yaml_keys(path)}
         assert keys and not keys - listed, path
 
 
-def test_a_key_is_described_from_its_comment(tmp_path):
+def test_a_key_is_described_from_its_comment(tools, tmp_path):
+    recipes = tools("keys_of_recipes")
     (tmp_path / "train_x.yaml").write_text(
         "# A file.\n\n# -- the arm ---\n# Which one. (default dus) Change it.\n"
         "adaptation: dus\nadaptation_conf:\n    # How deep\n    # (default 3 (or 4))\n"
         "    depth: 5\n"
     )
-    found = make_docs.read_yaml_keys(tmp_path / "train_x.yaml")
+    found = recipes.read_yaml_keys(tmp_path / "train_x.yaml")
     assert [entry.key for entry in found] == [
-        make_docs.Key("adaptation", "Which one. Change it.", "dus"),
-        make_docs.Key("adaptation_conf.depth", "How deep", "3 (or 4)"),
+        recipes.Key("adaptation", "Which one. Change it.", "dus"),
+        recipes.Key("adaptation_conf.depth", "How deep", "3 (or 4)"),
     ]
     assert {entry.heading for entry in found} == {"The arm"}
 

@@ -1,0 +1,145 @@
+"""What the code says of its options and keys: docstrings, signatures, add_argument.
+
+The files are parsed, not imported, which takes a second where torch takes ten.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Dict, Iterator, Optional
+
+from keys_of_recipes import ROOT, Key
+
+PACKAGE = ROOT / "espnet_dus"
+
+# Which code reads a block of the configuration: files, and a class or function in each
+# whose arguments are keys (None: all of the file's).
+BLOCKS = {
+    "adaptation_conf": [
+        ("upscaling.py", "upscale"),
+        ("layers/e_branchformer.py", "build_e_branchformer"),
+        ("adaptation.py", "lora"),
+    ],
+    "base_lm_conf": [("base_lm.py", "load_base_lm")],
+    "speech_embedder_conf": [("speech_embedder.py", "SpeechEmbedder")],
+    "model_conf": [("model.py", "ESPnetDUSModel")],
+    "ctc_conf": [("ctc.py", "CTCHead")],
+}
+# Keys of streaming_conf, with their defaults; what they mean stands in these files.
+STREAMING = ("task.py", "STREAMING_CONF")
+STREAMING_FILES = ("mix.py", "augment.py", "cut_stream.py", "streaming.py")
+ESPNETS = "As ESPnet's option of this name."
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _literal(node: Optional[ast.expr]) -> str:
+    if node is None:
+        return ""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    text = ast.unparse(node)
+    return {"None": "null", "True": "true", "False": "false"}.get(text, text)
+
+
+def added_arguments(path: Path) -> Iterator[Key]:
+    """Give the options that a file adds to a parser."""
+    for node in ast.walk(_parse(path)):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name, called = node.args[0], node.func
+        if not isinstance(called, ast.Attribute) or called.attr != "add_argument":
+            continue
+        if isinstance(name, ast.Constant) and str(name.value).startswith("--"):
+            keywords = {k.arg: k.value for k in node.keywords}
+            what = keywords.get("help")
+            yield Key(
+                name.value[2:],
+                what.value if isinstance(what, ast.Constant) else ESPNETS,
+                _literal(keywords.get("default")),
+            )
+
+
+def _definitions(path: Path, name: Optional[str]) -> Iterator[ast.AST]:
+    for node in _parse(path).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            if name in (None, node.name):
+                yield node
+
+
+def arguments(path: Path, name: Optional[str]) -> Iterator[Key]:
+    """Give the arguments of a function or class that have a default, as keys."""
+    for node in _definitions(path, name):
+        described = documented_arguments(node)
+        for function in ast.walk(node):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            if function is not node and function.name != "__init__":
+                continue
+            spec = function.args
+            names = [a.arg for a in spec.args][len(spec.args) - len(spec.defaults) :]
+            for argument, default in zip(names, spec.defaults):
+                what = described.get(argument, ESPNETS)
+                yield Key(argument, what, _literal(default))
+
+
+def documented_arguments(node: ast.AST, title: str = "Args") -> Dict[str, str]:
+    """Read the section of this title in a Google docstring."""
+    section = re.search(
+        rf"^{title}:\n(.*?)(?=^\S|\Z)", ast.get_docstring(node) or "", re.M | re.S
+    )
+    if section is None:
+        return {}
+    found = re.findall(
+        r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section[1] + "\n", re.M | re.S
+    )
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def search_options() -> Iterator[Key]:
+    """Give the fields of `SearchConfig`."""
+    path = PACKAGE / "search/config.py"
+    if not path.is_file():
+        return
+    for node in _definitions(path, "SearchConfig"):
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
+                default, what = field.value.args
+                yield Key(field.target.id, what.value, _literal(default))
+
+
+def streaming_keys() -> Iterator[Key]:
+    """Give the keys of `streaming_conf`."""
+    described: Dict[str, str] = {}
+    files = [PACKAGE / "data" / file for file in STREAMING_FILES]
+    for title in ("Args", "Attributes"):
+        for path in filter(Path.is_file, files):
+            for node in _definitions(path, None):
+                for name, what in documented_arguments(node, title).items():
+                    described.setdefault(name, what)
+    file, constant = STREAMING
+    for node in _parse(PACKAGE / file).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant:
+            for key, value in zip(node.value.keys, node.value.values):
+                name = key.value
+                yield Key(name, described.get(name, ""), _literal(value))
+
+
+def training_keys() -> Iterator[Key]:
+    """Give all keys of the training that our code reads."""
+    for file in sorted(PACKAGE.glob("*.py")):
+        yield from added_arguments(file)
+    for block, sources in BLOCKS.items():
+        for file, name in sources:
+            for key in arguments(PACKAGE / file, name):
+                yield key._replace(name=f"{block}.{key.name}")
+    for key in streaming_keys():
+        yield key._replace(name=f"streaming_conf.{key.name}")
+
+
+def decoding_keys() -> Iterator[Key]:
+    """Give all keys of the decoding."""
+    yield from added_arguments(PACKAGE / "bin/dus_inference.py")
+    yield from search_options()
