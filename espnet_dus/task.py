@@ -271,8 +271,10 @@ class DUSTask(AbsTask):
         """Build the optimizer over the trained parameters only.
 
         Raises:
-            ValueError: Nothing is trained.
+            ValueError: Nothing is trained, or a number is text to YAML.
         """
+        _check_numbers("optim_conf", args.optim_conf)
+        _check_numbers("scheduler_conf", args.scheduler_conf)
         trained = torch.nn.ParameterDict(
             {
                 name.replace(".", "/"): parameter
@@ -368,6 +370,24 @@ def _check_keys(name: str, conf: Dict[str, Any], known: Iterable[str]) -> None:
             f"{name}: unknown key(s) {', '.join(unknown)}; expected some of "
             f"{', '.join(known)}"
         )
+
+
+def _check_numbers(name: str, conf: Dict[str, Any]) -> None:
+    """Refuse numbers that YAML takes for text, such as 8e-4 without a point.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for key, value in conf.items():
+        try:
+            number = float(value) if isinstance(value, str) else None
+        except ValueError:
+            continue  # meant as text
+        if number is not None:
+            raise ValueError(
+                f"{name}: {key}={value} is text to YAML, not a number; write "
+                f"{key}={number:f} or, with a point, 1.0e-3"
+            )
 
 
 def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
