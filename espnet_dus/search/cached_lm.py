@@ -44,9 +44,10 @@ class CachedLM:
             torch.zeros_like(lengths_B),
             "left",
         )
-        self.masks = {}
-        if isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers:
-            self.masks["speech_mask"] = self.context.speech_mask_BT
+        # the layers of the other arms know of none
+        self.has_speech_mask = (
+            isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers
+        )
         self.mask_BT = self.context.attention_mask_BT
         self.cache = DynamicCache()
         for layer in model.lm.model.layers:
@@ -79,10 +80,9 @@ class CachedLM:
         masks = {}
         if first:
             inputs_BND = torch.cat([self.context.inputs_BTD, inputs_BND], dim=1)
-            if self.masks:
-                speech_mask_BT = self.masks["speech_mask"]
+            if self.has_speech_mask:
                 masks["speech_mask"] = torch.nn.functional.pad(
-                    speech_mask_BT, (0, self.num_new)
+                    self.context.speech_mask_BT, (0, self.num_new)
                 )
         positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
         logits_BNV = self.model.lm(
