@@ -4,6 +4,7 @@
 # corpus, all at once.
 set -euo pipefail
 
+# shellcheck disable=SC2034 # utils/parse_options.sh reads it
 help_message="Usage: $0 [--stage N] [--stop_stage N] [--corpora NAMES] [--nj N]
   1: data/{train_960,dev,...} of LibriSpeech   2: dump/shar/<corpus> of the others"
 stage=1
