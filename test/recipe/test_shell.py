@@ -191,14 +191,14 @@ def test_signal_ends_the_jobs_and_their_children(tmp_path, number):
     children = [tmp_path / "child.1", tmp_path / "child.2"]
     wait_for(lambda: all(c.exists() and c.read_text().strip() for c in children))
     process.send_signal(number)
-    assert process.wait(20) == 128 + number
+    assert process.wait(60) == 128 + number
     process.stderr.close()
     for child in children:
         wait_for(lambda: not is_running(int(child.read_text())))
 
 
 def wait_for(condition):
-    deadline = time.time() + 20
+    deadline = time.time() + 60
     while not condition():
         assert time.time() < deadline, "waited in vain"
         time.sleep(0.02)
