@@ -98,7 +98,7 @@ def configuration_page() -> str:
         "key, from the code. A key is set in the YAML file (`--dus_config`, "
         "`--inference_config`) or, stronger, as an option in `--dus_args` or "
         "`--inference_args`: `optim_conf.lr` is key `lr` of the block `optim_conf`, "
-        'as an option `--optim_conf lr=2e-4`. Remarks such as "2048 here" are those '
+        'as an option `--optim_conf lr=2.0e-4`. Remarks such as "2048 here" are those '
         "of the file that the description comes from. Options of the recipe itself: "
         "[options.md](options.md).",
         "## Training\n\nESPnet's own options of a training are known too: "
