@@ -182,6 +182,24 @@ class CTCHead(torch.nn.Module):
         return mean_over_batch * len(lengths_B) / unit_lengths_B.sum()
 
     @torch.no_grad()
+    def start_at_embeddings(self, units: CTCUnits, lm: torch.nn.Module) -> None:
+        """Start the weights of `llm` units at the LLM's embeddings of these tokens.
+
+        What the inserted layers learn from CTC then points where the LLM's own input of
+        that token would: the LLM can read it sooner. The blank starts at a space.
+
+        Args:
+            units: Of the type `llm`.
+            lm: Its input embeddings are read.
+        """
+        embeddings_VD = lm.get_input_embeddings().weight
+        space = units.tokenizer.tokenize(" ")[:1]  # a few tokenizers give none
+        tokens = [*space, *units.units[UNKNOWN + 1 :]]
+        rows = [*[BLANK] * len(space), *range(UNKNOWN + 1, len(units))]
+        ids = units.tokenizer.convert_tokens_to_ids(tokens)
+        self.ctc.ctc_lo.weight[rows] = embeddings_VD[ids].float()
+
+    @torch.no_grad()
     def greedy(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
         """Give the unit ids of the best path of each utterance."""
         best_BS = self.ctc.argmax(self.norm(x_BSD.float()))

@@ -332,6 +332,8 @@ class DUSTask(AbsTask):
         if ctc_units is not None:
             ctc_conf = _known("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
             ctc = CTCHead(lm.config.hidden_size, len(ctc_units), **ctc_conf)
+            if ctc_units.type == "llm":
+                ctc.start_at_embeddings(ctc_units, lm)
         return ESPnetDUSModel(
             lm=lm,
             tokenizer=tokenizer,

@@ -119,6 +119,24 @@ def test_the_loss_is_torchs_ctc_loss_for_each_unit():
     torch.testing.assert_close(loss, summed / 6)
 
 
+def test_llm_units_start_at_the_llms_embeddings_and_the_blank_at_a_space(
+    ctc_units_dirs, tiny_lm
+):
+    lm, tokenizer = tiny_lm
+    units = CTCUnits(ctc_units_dirs["llm"], tokenizer)
+    head = CTCHead(lm.config.hidden_size, len(units))
+    before_UD = head.ctc.ctc_lo.weight.clone()
+    head.start_at_embeddings(units, lm)
+    weight_UD = head.ctc.ctc_lo.weight
+    embeddings_VD = lm.get_input_embeddings().weight
+    for unit in (UNKNOWN + 1, len(units) - 1):
+        token = tokenizer.convert_tokens_to_ids(units.units[unit])
+        assert torch.equal(weight_UD[unit], embeddings_VD[token])
+    space = tokenizer(" ", add_special_tokens=False).input_ids[0]
+    assert torch.equal(weight_UD[BLANK], embeddings_VD[space])
+    assert torch.equal(weight_UD[UNKNOWN], before_UD[UNKNOWN])
+
+
 def test_greedy_collapses_repeats_then_drops_blanks_and_padding():
     head = CTCHead(8, 6, dropout_rate=0.0)
     head.norm = torch.nn.Identity()
