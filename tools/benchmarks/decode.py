@@ -171,6 +171,7 @@ def main(cmd=None):
         utterances=len(tokens),
         audio_seconds=round(result["rows"][0]["audio_seconds"], 1),
         threads=options.threads,
+        batch_seconds=options.batch_size,
         machine=platform.machine(),
         experiment=options.exp_dir.name,
     )

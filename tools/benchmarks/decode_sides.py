@@ -88,8 +88,9 @@ def ours(options, dtype):
     side["differing"]["CTC draft and greedy"] = different(
         results["greedy", "1"], results["CTC draft", "1"]
     )
+    # what greedy search has really written, EOS and what a guard took back included
     side["tokens"] = {
-        key: len(h.token_int) + 1 for key, h in results["greedy", "1"].items()
+        key: max(h.llm_passes, 1) for key, h in results["greedy", "1"].items()
     }
     side["long"] = long_speech(speech2text, speeches, options)
     side["inserted"] = inserted_words(speech2text)
