@@ -18,7 +18,7 @@ import numpy as np
 SEARCHES = {
     "greedy": {},
     "CTC draft": {"draft": True},
-    "joint beam": {"beam_size": 4, "ctc_weight": 0.3},
+    "joint beam": {"beam_size": 4, "ctc_weight": 0.5},
 }
 # name -> module, search, precision
 PEERS = {
