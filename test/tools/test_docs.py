@@ -117,7 +117,11 @@ def all_options():
     compare = text_of(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
     known |= set(re.findall(r"^  --([a-z_]+)", compare, re.MULTILINE))
     espnet = Path(importlib.util.find_spec("espnet2").origin).parent
-    sources = [*ROOT.glob("espnet_dus/**/*.py"), *ROOT.glob("tools/*.py")]
+    sources = [
+        *ROOT.glob("espnet_dus/**/*.py"),
+        *ROOT.glob("tools/*.py"),
+        *ROOT.glob("tools/benchmarks/*.py"),
+    ]
     for path in [*sources, espnet / "tasks/abs_task.py"]:
         known |= set(re.findall(r'"--([a-z0-9_-]+)"', text_of(path)))
     keys = re.findall(
