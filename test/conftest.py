@@ -1,6 +1,7 @@
 """A base LM small enough to build in a second, shared by the tests."""
 
 import json
+import shutil
 
 import pytest
 
@@ -66,6 +67,19 @@ def tiny_base_lm_dir(tmp_path_factory):
         "sha256": weights_sha256(directory),
     }
     (directory / "identity.json").write_text(json.dumps(identity))
+    return directory
+
+
+@pytest.fixture
+def other_base_lm(tmp_path, tiny_base_lm_dir):
+    """A base LM that differs from the tiny one in its weights only."""
+    from safetensors.torch import load_file, save_file
+
+    directory = shutil.copytree(tiny_base_lm_dir, tmp_path / "other")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "identity.json").unlink()
     return directory
 
 

@@ -33,19 +33,6 @@ def build(tiny_model):
     return make
 
 
-@pytest.fixture
-def other_base_lm(tmp_path, tiny_base_lm_dir):
-    """A base LM that differs from the tiny one in its weights only."""
-    from safetensors.torch import load_file, save_file
-
-    directory = shutil.copytree(tiny_base_lm_dir, tmp_path / "other")
-    weights = load_file(directory / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "identity.json").unlink()
-    return directory
-
-
 def trained_values(model):
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.encoding import encode
@@ -54,6 +55,19 @@ def make_arm(tiny_model, adaptation_conf, randomise):
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def experiment(tiny_model, tiny_options, randomise, tmp_path_factory):
+    """The directory of a tiny model, as a training leaves it."""
+    directory = tmp_path_factory.mktemp("exp")
+    (directory / "config.yaml").write_text(yaml.safe_dump(vars(tiny_options())))
+    model = tiny_model()
+    randomise(model.lm, seed=3)
+    # far from ties between alignments, which batch mates' rounding would decide
+    randomise(model.ctc, seed=4, std=0.3)
+    torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 
 from espnet_dus.bin import dus_inference
 from espnet_dus.io import read_scp
@@ -20,20 +19,10 @@ FIELDS = ("text", "token", "token_int", "score")
 
 
 @pytest.fixture(scope="module")
-def speech2text_dir(tiny_model, tiny_options, randomise, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("exp")
-    (directory / "config.yaml").write_text(yaml.safe_dump(vars(tiny_options())))
-    model = tiny_model()
-    randomise(model.lm, seed=3)
-    torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def speech2text(speech2text_dir):
+def speech2text(experiment):
     return Speech2Text(
-        speech2text_dir / "config.yaml",
-        speech2text_dir / "valid.acc.ave.pth",
+        experiment / "config.yaml",
+        experiment / "valid.acc.ave.pth",
         search={"no_speech": 0.0},  # the utterances are noise
     )
 
@@ -335,18 +324,16 @@ CONF = Path(__file__).resolve().parents[2] / "egs2" / "TEMPLATE" / "dus1" / "con
 
 
 @pytest.mark.parametrize("name", ["decode_dus", "decode_dus_greedy"])
-def test_the_command_takes_the_options_of_a_search(
-    speech2text_dir, corpus, name, tmp_path
-):
+def test_the_command_takes_the_options_of_a_search(experiment, corpus, name, tmp_path):
     options = ["--config", CONF / f"{name}.yaml", "--no_speech", "0"]
     options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
-    options += ["--asr_train_config", speech2text_dir / "config.yaml"]
-    options += ["--asr_model_file", speech2text_dir / "valid.acc.ave.pth"]
+    options += ["--asr_train_config", experiment / "config.yaml"]
+    options += ["--asr_model_file", experiment / "valid.acc.ave.pth"]
     options += ["--output_dir", tmp_path / "out"]
     dus_inference.main([*map(str, options)])
     expected = Speech2Text(
-        speech2text_dir / "config.yaml",
-        speech2text_dir / "valid.acc.ave.pth",
+        experiment / "config.yaml",
+        experiment / "valid.acc.ave.pth",
         search=(
             {"no_speech": 0.0, "beam_size": 4, "ctc_weight": 0.3}
             if name == "decode_dus"
@@ -359,7 +346,7 @@ def test_the_command_takes_the_options_of_a_search(
         assert found[key] == " ".join(map(str, hypothesis.token_int))
 
 
-def test_a_wrong_option_is_an_error_for_users(speech2text_dir, corpus, capsys):
+def test_a_wrong_option_is_an_error_for_users(experiment, corpus, capsys):
     options = ["--asr_train_config", "x", "--asr_model_file", "y", "--output_dir", "z"]
     options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
     with pytest.raises(SystemExit):

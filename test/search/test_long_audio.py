@@ -22,16 +22,6 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def experiment(tiny_model, tiny_options, randomise, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("exp")
-    (directory / "config.yaml").write_text(yaml.safe_dump(vars(tiny_options())))
-    model = tiny_model()
-    randomise(model.lm, seed=3)
-    torch.save(model.state_dict(), directory / "valid.acc.ave.pth")
-    return directory
-
-
-@pytest.fixture(scope="module")
 def speech2text(experiment):
     """A model that writes a word or two; its CTC head is random too."""
     return Speech2Text(

@@ -29,19 +29,6 @@ def expected(experiment, transcribe):
         return transcribe(Speech2Text(CONFIG, MODEL))
 
 
-@pytest.fixture
-def other_base_lm(tmp_path, tiny_base_lm_dir):
-    """A base LM of other weights."""
-    from safetensors.torch import load_file, save_file
-
-    directory = shutil.copytree(tiny_base_lm_dir, tmp_path / "other")
-    weights = load_file(directory / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "identity.json").unlink()
-    return directory
-
-
 def refused(pack, message, base_lm, error=ValueError):
     with pytest.raises(error, match=message):
         Speech2Text.from_pretrained(pack, base_lm=base_lm)
