@@ -17,13 +17,12 @@ from transformers import (
 
 from espnet_dus.model import ESPnetDUSModel, Hypothesis
 from espnet_dus.search.config import SearchConfig
-from espnet_dus.search.encoding import Encoded
+from espnet_dus.search.encoding import Encoded, prefix
 from espnet_dus.search.guards import length_limits, loop_length
 from espnet_dus.search.joint import CTCPrefixes
 from espnet_dus.search.rescoring import rescore, reward_words
 from espnet_dus.search.result import hypothesis
 from espnet_dus.sequence import Sequence
-from espnet_dus.upscaling import SpeechMaskMixin
 
 # Below this a row is none: HF marks so what it has not filled, and CTC the impossible.
 IMPOSSIBLE = -1e8
@@ -53,17 +52,7 @@ def beam_search(
     ctc = CTCPrefixes(model, encoded, search.beam_size) if joint else None
     scores = BeamScores(search, ctc)
     with model.autocast():
-        no_text_B0 = limits_B.new_zeros((len(limits_B), 0))
-        seq = model.join_text(
-            encoded.speech_BSD,
-            encoded.lengths_B,
-            no_text_B0,
-            torch.zeros_like(limits_B),
-            "left",
-        )
-        masks = {"attention_mask": seq.attention_mask_BT}
-        if isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers:
-            masks["speech_mask"] = seq.speech_mask_BT  # the other arms' LM refuses it
+        seq, masks = prefix(model, encoded)
         generated = model.lm.generate(
             inputs_embeds=seq.inputs_BTD,
             past_key_values=_prefill(model, seq, masks, search.beam_size),

@@ -21,8 +21,7 @@ from transformers.cache_utils import (
 
 from espnet_dus.layers.e_branchformer import CausalEBranchformer
 from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.search.encoding import Encoded
-from espnet_dus.upscaling import SpeechMaskMixin
+from espnet_dus.search.encoding import Encoded, prefix
 
 
 class CachedLM:
@@ -35,20 +34,9 @@ class CachedLM:
 
     def __init__(self, model: ESPnetDUSModel, encoded: Encoded):
         self.model = model
-        lengths_B = encoded.lengths_B
-        no_text_B0 = lengths_B.new_zeros((len(lengths_B), 0))
-        self.context = model.join_text(
-            encoded.speech_BSD,
-            lengths_B,
-            no_text_B0,
-            torch.zeros_like(lengths_B),
-            "left",
-        )
-        # the layers of the other arms know of none
-        self.has_speech_mask = (
-            isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers
-        )
-        self.mask_BT = self.context.attention_mask_BT
+        self.context, masks = prefix(model, encoded)
+        self.mask_BT = masks["attention_mask"]
+        self.speech_mask_BT = masks.get("speech_mask")  # of the context
         self.cache = DynamicCache()
         for layer in model.lm.model.layers:
             if isinstance(layer, CausalEBranchformer):
@@ -80,9 +68,9 @@ class CachedLM:
         masks = {}
         if first:
             inputs_BND = torch.cat([self.context.inputs_BTD, inputs_BND], dim=1)
-            if self.has_speech_mask:
+            if self.speech_mask_BT is not None:
                 masks["speech_mask"] = torch.nn.functional.pad(
-                    self.context.speech_mask_BT, (0, self.num_new)
+                    self.speech_mask_BT, (0, self.num_new)
                 )
         positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
         logits_BNV = self.model.lm(

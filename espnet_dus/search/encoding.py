@@ -4,12 +4,13 @@ Dimensions: B utterances, S speech positions, D hidden, U CTC units.
 """
 
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Optional
+from typing import Dict, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 
 from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.sequence import join
+from espnet_dus.sequence import Sequence, join
+from espnet_dus.upscaling import SpeechMaskMixin
 
 
 class Encoded(NamedTuple):
@@ -52,11 +53,8 @@ def encode(
         TooShortUttError: An utterance is too short for the subsampling.
         ValueError: CTC is asked of a model without a CTC head.
     """
-    if with_ctc and model.ctc is None:
-        raise ValueError(
-            "draft, ctc_weight and word times need a CTC head, which this model was "
-            "trained without (no ctc_units in its config.yaml)"
-        )
+    if with_ctc:
+        check_ctc_head(model)
     with model.autocast():
         speech_BSD, lengths_B = model.embed_speech(speech, speech_lengths)
         is_encoder = _is_encoder(model)
@@ -79,6 +77,40 @@ def encode(
     if is_encoder:
         speech_BSD = hidden_BSD
     return Encoded(speech_BSD, lengths_B, is_encoder, ctc_BSU)
+
+
+def check_ctc_head(model: ESPnetDUSModel) -> None:
+    """Check that there is a CTC head to read.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if model.ctc is None:
+        raise ValueError(
+            "draft, ctc_weight and word_times need a CTC head: this model was trained "
+            "without a CTC head (no ctc_units in its config.yaml)"
+        )
+
+
+def prefix(
+    model: ESPnetDUSModel, encoded: Encoded
+) -> Tuple[Sequence, Dict[str, torch.Tensor]]:
+    """Give what stands before the text: [speech][prompt], padded at the left.
+
+    Returns:
+        The sequence, and the masks (B, T) that the LM takes with it: `attention_mask`
+        and, where it has layers that are to be told, `speech_mask`.
+    """
+    lengths_B = encoded.lengths_B
+    no_text_B0 = lengths_B.new_zeros((len(lengths_B), 0))
+    seq = model.join_text(
+        encoded.speech_BSD, lengths_B, no_text_B0, torch.zeros_like(lengths_B), "left"
+    )
+    masks = {"attention_mask": seq.attention_mask_BT}
+    # the other arms' LM refuses it
+    if isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers:
+        masks["speech_mask"] = seq.speech_mask_BT
+    return seq, masks
 
 
 def _is_encoder(model: ESPnetDUSModel) -> bool:

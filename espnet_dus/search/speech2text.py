@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from espnet_dus.model import Hypothesis
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
-from espnet_dus.search.encoding import encode
+from espnet_dus.search.encoding import check_ctc_head, encode
 from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech
 from espnet_dus.search.long_audio import LongResult, batches, in_recording
@@ -75,11 +75,8 @@ class Speech2Text:
         self.fs: Optional[int] = None
         if self.train_args.input_size is None:
             self.fs = sampling_rate(self.train_args)
-        if self.needs_ctc and self.model.ctc is None:
-            raise ValueError(
-                "draft, ctc_weight or word_times: this model was trained without a CTC "
-                "head (no ctc_units in its config.yaml)"
-            )
+        if self.needs_ctc:
+            check_ctc_head(self.model)
 
     @property
     def run(self) -> Dict[str, Any]:
