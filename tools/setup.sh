@@ -101,7 +101,7 @@ else
     "${python}" -m venv --clear "${venv}"
 fi
 
-log "installing espnet_dus and what it needs (about 7.5 GB, some minutes)"
+log "installing espnet_dus and what it needs (about 7.3 GB, some minutes)"
 "${venv}/bin/python" -m pip install --constraint "${root}/tools/constraints.txt" \
     --editable "${root}[test]" 9>&-
 
