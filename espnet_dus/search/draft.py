@@ -16,9 +16,13 @@ import torch
 from espnet_dus.ctc import BLANK, UNKNOWN, llm_text
 from espnet_dus.model import ESPnetDUSModel
 
-# Tokens proposed where the text has just departed from the draft. The rest of it is
-# likely to be wrong there, and on a CPU a token of a pass is not free.
+# Tokens proposed where the text has just departed from the draft: the rest of it is
+# likely to be wrong there.
 NUM_TRIED = 4
+# Tokens of all utterances in a pass up to which it takes little longer than with one of
+# each: until then, reading the weights is what takes the time.
+CHEAP_TOKENS_CPU = 32
+CHEAP_TOKENS_GPU = 256
 
 
 class Draft:
@@ -47,9 +51,13 @@ class Draft:
                 )
             )
 
-    def rest(self) -> List[int]:
-        """Give what the draft says comes next; all of it where it agrees just now."""
-        if not self.tokens:
+    def rest(self, most: int) -> List[int]:
+        """Give what the draft says comes next, few tokens where it has just been wrong.
+
+        Args:
+            most: At most so many tokens.
+        """
+        if not self.tokens or most < 1:
             return []
 
         def agrees(j: int) -> bool:
@@ -58,8 +66,9 @@ class Draft:
         # the best place; of equally good ones, where the two agree, or the furthest
         places = range(len(self.tokens) + 1)
         place = min(places, key=lambda j: (self.distances[j], not agrees(j), -j))
-        rest = self.tokens[place:]
-        return rest if agrees(place) else rest[:NUM_TRIED]
+        if not agrees(place):
+            most = min(most, NUM_TRIED)
+        return self.tokens[place : place + most]
 
 
 def ctc_drafts(

@@ -11,7 +11,12 @@ import torch
 from espnet_dus.model import ESPnetDUSModel, Hypothesis
 from espnet_dus.search.cached_lm import CachedLM
 from espnet_dus.search.config import SearchConfig
-from espnet_dus.search.draft import Draft, ctc_drafts
+from espnet_dus.search.draft import (
+    CHEAP_TOKENS_CPU,
+    CHEAP_TOKENS_GPU,
+    Draft,
+    ctc_drafts,
+)
 from espnet_dus.search.encoding import Encoded
 from espnet_dus.search.guards import length_limits, loop_length
 from espnet_dus.search.result import hypothesis
@@ -41,9 +46,13 @@ def greedy_search(
     ]
     with model.autocast():
         lm = CachedLM(model, encoded)
+        on_cpu = encoded.speech_BSD.device.type == "cpu"
+        cheap = CHEAP_TOKENS_CPU if on_cpu else CHEAP_TOKENS_GPU
+        # the first pass reads the speech, beside which a draft is short
+        room = max(limits, default=0)
         going_on, last = texts, 0  # tokens of a pass that are no proposals
         while going_on:
-            proposals = [text.propose() for text in going_on]
+            proposals = [text.propose(room) for text in going_on]
             new = [text.ids[-last:] * last + p for text, p in zip(going_on, proposals)]
             logits_BNV = lm.feed(new)
             best_BN = logits_BNV.argmax(-1)
@@ -60,6 +69,7 @@ def greedy_search(
             if rows:
                 lm.keep(num_kept, rows)
             going_on, last = [going_on[row] for row in rows], 1
+            room = cheap // max(len(rows), 1) - 1
     return [
         hypothesis(model, t.ids, t.scores, math.fsum(t.scores), t.num_passes, t.guards)
         for t in texts
@@ -87,9 +97,9 @@ class _Text:
         self.guards: List[str] = []
         self.ended = False
 
-    def propose(self) -> List[int]:
-        """Give the tokens for the LLM to verify: no more than can still be used."""
-        return self.draft.rest()[: self.limit - len(self.ids) - 1]
+    def propose(self, room: int) -> List[int]:
+        """Give up to `room` tokens for the LLM to verify, all of which can be used."""
+        return self.draft.rest(min(room, self.limit - len(self.ids) - 1))
 
     def accept(self, proposal: List[int], best: List[int], scores: List[float]) -> int:
         """Write on: the proposed tokens that are the LLM's own, and one of its own.

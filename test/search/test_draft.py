@@ -135,7 +135,9 @@ def test_the_draft_goes_on_from_where_the_text_meets_it(text, rest):
     draft = Draft([1, 2, 3, 4, 5, 6, 7, 8])
     for token in text:
         draft.advance(token)
-    assert draft.rest() == rest
+    assert draft.rest(20) == rest
+    assert draft.rest(2) == rest[:2]
+    assert draft.rest(0) == draft.rest(-1) == []
 
 
 def test_a_trained_model_gives_the_same_with_a_draft(
