@@ -147,17 +147,29 @@ def _train_sentencepiece(path: Path, texts: Sequence[str], nbpe: int) -> set:
 
 
 class CTCHead(torch.nn.Module):
-    """A norm (the residual stream has none) and ESPnet's CTC.
+    """A norm, if the residual stream needs one, and ESPnet's CTC.
+
+    Behind base layers a few dimensions of the stream are hundreds of times as large as
+    the others, so that it is normed. Below them all it is not: the loss then holds the
+    stream at the scale of the embeddings, where the base layers can read it and add to
+    it. Behind a norm any scale would do, and it grew to a thousand times theirs.
 
     Args:
         hidden_size: Of the layer it reads (D).
         num_units: Units, the blank included (U).
+        has_norm: Whether what it reads is normed.
         dropout_rate: Dropout on what it reads.
     """
 
-    def __init__(self, hidden_size: int, num_units: int, dropout_rate: float = 0.1):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_units: int,
+        has_norm: bool,
+        dropout_rate: float = 0.1,
+    ):
         super().__init__()
-        self.norm = torch.nn.LayerNorm(hidden_size)
+        self.norm = torch.nn.LayerNorm(hidden_size) if has_norm else torch.nn.Identity()
         # not ESPnet's own, which drops in validation too
         self.dropout = torch.nn.Dropout(dropout_rate)
         self.ctc = CTC(num_units, hidden_size, dropout_rate=0.0)
@@ -238,6 +250,14 @@ def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
             f"ctc_layer: {ctc_layer!r} names no layer; expected inserted:K with K "
             f"below {len(inserted)}, or base:K with K below {len(base)} (-1: the last)"
         ) from error
+
+
+def is_above_base_layer(lm: torch.nn.Module, ctc_layer: str) -> bool:
+    """Tell whether `ctc_layer` (see `ctc_layer_index`) stands on a base layer."""
+    from espnet_dus.upscaling import inserted_layers
+
+    place = ctc_layer_index(lm, ctc_layer)
+    return not set(range(place + 1)) <= set(inserted_layers(lm))
 
 
 def word_errors(

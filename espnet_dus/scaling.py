@@ -114,7 +114,7 @@ def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
             lm = LlamaForCausalLM(config).to(torch.bfloat16)
             hidden, conf = config.hidden_size, args.speech_embedder_conf
             embedder = SpeechEmbedder(NUM_MELS, hidden, 1.0, **conf)
-            ctc = CTCHead(hidden, num_ctc_units)
+            ctc = CTCHead(hidden, num_ctc_units, has_norm=True)
         lm = adapt(lm, args.adaptation, **args.adaptation_conf)
         rate = FRAMES_PER_SECOND / SUBSAMPLING[conf["input_layer"]]
         yield Arm(match[1], match[2], lm, embedder, ctc, rate)

@@ -22,7 +22,7 @@ from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
 from espnet_dus.adaptation import ARMS, adapt
 from espnet_dus.base_lm import load_base_lm
-from espnet_dus.ctc import CTCHead, CTCUnits
+from espnet_dus.ctc import CTCHead, CTCUnits, is_above_base_layer
 from espnet_dus.data.dataset import (
     BadUtterances,
     DUSCollateFn,
@@ -331,7 +331,9 @@ class DUSTask(AbsTask):
         ctc = None
         if ctc_units is not None:
             ctc_conf = _known("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
-            ctc = CTCHead(lm.config.hidden_size, len(ctc_units), **ctc_conf)
+            model_conf = {**get_default_kwargs(ESPnetDUSModel), **args.model_conf}
+            has_norm = is_above_base_layer(lm, model_conf["ctc_layer"])
+            ctc = CTCHead(lm.config.hidden_size, len(ctc_units), has_norm, **ctc_conf)
             if ctc_units.type == "llm":
                 ctc.start_at_embeddings(ctc_units, lm)
         return ESPnetDUSModel(
