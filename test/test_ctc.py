@@ -12,6 +12,7 @@ from espnet_dus.ctc import (
     CTCHead,
     CTCUnits,
     ctc_layer_index,
+    is_above_base_layer,
     llm_text,
     word_errors,
 )
@@ -178,6 +179,22 @@ def test_a_ctc_layer_that_does_not_exist_is_an_error_that_names_it(upscaled, ctc
         ValueError, match=f"ctc_layer: '{ctc_layer}' names no layer; .*K below 3"
     ):
         ctc_layer_index(lm, ctc_layer)
+
+
+@pytest.mark.parametrize(
+    "ctc_layer, above",
+    [("inserted:0", False), ("inserted:1", False), ("inserted:2", True)]
+    + [("base:0", True), ("inserted:-1", True)],
+)
+def test_a_head_has_a_norm_only_where_base_layers_have_written(
+    upscaled, ctc_layer, above
+):
+    lm = upscaled("transformer", "all", positions=[-1, -1, 0])
+    assert is_above_base_layer(lm, ctc_layer) == above
+    head = CTCHead(lm.config.hidden_size, 6, has_norm=above)
+    x_D = torch.randn(lm.config.hidden_size)
+    same = torch.equal(head.norm(x_D), x_D)
+    assert same != above
 
 
 def test_an_arm_that_inserts_nothing_has_base_layers_only(tiny_lm):
