@@ -13,7 +13,7 @@ import torch
 
 from espnet_dus.adaptation import adapt
 from espnet_dus.checkpoint import parameter_counts
-from espnet_dus.ctc import CTCHead
+from espnet_dus.ctc import CTCHead, is_above_base_layer
 from espnet_dus.flops import Work, training_flops
 from espnet_dus.speech_embedder import SpeechEmbedder
 
@@ -114,8 +114,10 @@ def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
             lm = LlamaForCausalLM(config).to(torch.bfloat16)
             hidden, conf = config.hidden_size, args.speech_embedder_conf
             embedder = SpeechEmbedder(NUM_MELS, hidden, 1.0, **conf)
-            ctc = CTCHead(hidden, num_ctc_units, has_norm=True)
         lm = adapt(lm, args.adaptation, **args.adaptation_conf)
+        has_norm = is_above_base_layer(lm, args.model_conf["ctc_layer"])
+        with torch.device("meta"):
+            ctc = CTCHead(hidden, num_ctc_units, has_norm)
         rate = FRAMES_PER_SECOND / SUBSAMPLING[conf["input_layer"]]
         yield Arm(match[1], match[2], lm, embedder, ctc, rate)
 
