@@ -20,7 +20,8 @@ from espnet_dus.model import ESPnetDUSModel
 # likely to be wrong there.
 NUM_TRIED = 4
 # Tokens of all utterances in a pass up to which it takes little longer than with one of
-# each: until then, reading the weights is what takes the time.
+# each: until then, reading the weights is what takes the time. The GPU's is an estimate
+# of an H100's operations for a byte read; it was not run on one.
 CHEAP_TOKENS_CPU = 32
 CHEAP_TOKENS_GPU = 256
 
