@@ -113,6 +113,9 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         depth_up_scaling=upscaled,
         input_size=args.input_size if frontend is None else frontend.output_size(),
         speech_embedder_conf=args.speech_embedder_conf,
+        num_prompt_embeddings=(
+            0 if model.prompt_embeddings is None else len(model.prompt_embeddings)
+        ),
         base_lm=asdict(model.identity),
         eos_token_id=model.eos_id,
         pad_token_id=model.eos_id,
@@ -120,6 +123,8 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
     whole = DUSForCausalLM(config)
     whole.lm.load_state_dict(model.lm.state_dict())
     whole.speech_embedder.load_state_dict(model.speech_embedder.state_dict())
+    if model.prompt_embeddings is not None:
+        whole.prompt_embeddings.data.copy_(model.prompt_embeddings.data)
     whole.to(dtype).save_pretrained(out_dir)
 
     mean = std = None

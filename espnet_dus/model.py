@@ -66,6 +66,9 @@ class ESPnetDUSModel(AbsESPnetModel):
         ctc_units: Its units.
         compute_dtype: The precision the base LM was loaded in; see `autocast`.
         prompt: Text between speech and transcript.
+        prompt_tuning: Train the embeddings of the prompt, from those of its text on
+            (Lester et al., arXiv 2104.08691): a frozen LM is to learn that it should
+            repeat what it hears. Text alone does not meet them.
         ctc_layer: The layer it reads, see `ctc.ctc_layer_index`.
         ctc_weight: Its share of the loss; the cross-entropy has the rest.
         ctc_warmup_epochs: That many first epochs train CTC alone. The forward pass then
@@ -89,6 +92,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         ctc_units: Optional[CTCUnits],
         compute_dtype: torch.dtype,
         prompt: str = "",
+        prompt_tuning: bool = False,
         ctc_layer: str = "inserted:-1",
         ctc_weight: float = 0.3,
         ctc_warmup_epochs: int = 0,
@@ -129,6 +133,14 @@ class ESPnetDUSModel(AbsESPnetModel):
             prompt, add_special_tokens=False
         ).input_ids
         self.eos_id: int = tokenizer.eos_token_id
+        self.prompt_embeddings: Optional[torch.nn.Parameter] = None
+        if prompt_tuning:
+            if not self.prompt_ids:
+                raise ValueError("prompt_tuning: the prompt has no token to start from")
+            table_VD = lm.get_input_embeddings().weight.detach()
+            self.prompt_embeddings = torch.nn.Parameter(
+                table_VD[self.prompt_ids].float()
+            )
         counts = parameter_counts(self)
         share = counts["trained"] / max(counts["total"], 1)
         logging.info(
@@ -264,12 +276,16 @@ class ESPnetDUSModel(AbsESPnetModel):
 
         For CTC alone (no text at all) the prompt is left out too.
         """
+        embeddings = self.lm.get_input_embeddings()
+        dtype = embeddings.weight.dtype
+        text_BND = embeddings(text_BN.clamp(min=0))
         if not self.ctc_only:
-            prompt_BP = text_BN.new_tensor(self.prompt_ids).expand(len(text_BN), -1)
-            text_BN = torch.cat([prompt_BP, text_BN.clamp(min=0)], dim=1)
+            prompt_PD = self.prompt_embeddings
+            if prompt_PD is None:
+                prompt_PD = embeddings(text_BN.new_tensor(self.prompt_ids))
+            prompt_BPD = prompt_PD.to(dtype).expand(len(text_BN), -1, -1)
+            text_BND = torch.cat([prompt_BPD, text_BND], dim=1)
             text_lengths_B = text_lengths_B + len(self.prompt_ids)
-        text_BND = self.lm.get_input_embeddings()(text_BN)
-        dtype = self.lm.get_input_embeddings().weight.dtype
         multiple = LENGTH_MULTIPLE if pad_side == "right" else 1
         return join(
             speech_BSD.to(dtype),

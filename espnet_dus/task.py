@@ -32,6 +32,7 @@ from espnet_dus.data.dataset import (
     check_sampling_rate,
 )
 from espnet_dus.io import read_scp
+from espnet_dus.learning_rates import scale_learning_rates
 from espnet_dus.model import ESPnetDUSModel, FeatureModel
 from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames, num_positions
 from espnet_dus.trainer import DUSTrainer
@@ -105,7 +106,8 @@ class DUSTask(AbsTask):
             "--model_conf",
             action=NestedDictAction,
             default=get_default_kwargs(ESPnetDUSModel),
-            help="prompt, ctc_layer, ctc_weight, ctc_warmup_epochs, lsm_weight",
+            help="prompt, prompt_tuning, ctc_layer, ctc_weight, ctc_warmup_epochs, "
+            "lsm_weight",
         )
         group.add_argument(
             "--ctc_conf",
@@ -115,6 +117,12 @@ class DUSTask(AbsTask):
         )
         group.add_argument(
             "--init", type=str_or_none, help="initialization of the speech embedder"
+        )
+        group.add_argument(
+            "--lr_scale",
+            action=NestedDictAction,
+            default={},
+            help="beginnings of parameters' names, and the factor of their learning rate",
         )
         group.add_argument(
             "--input_size",
@@ -271,7 +279,8 @@ class DUSTask(AbsTask):
         """Build the optimizer over the trained parameters only.
 
         Raises:
-            ValueError: Nothing is trained, or a number is text to YAML.
+            ValueError: Nothing is trained, a pattern matches no parameter, or a number
+                is text to YAML.
         """
         _check_numbers("optim_conf", args.optim_conf)
         _check_numbers("scheduler_conf", args.scheduler_conf)
@@ -292,7 +301,12 @@ class DUSTask(AbsTask):
                 for name, _ in model.named_parameters()
             ):
                 raise ValueError(f"freeze_param: {prefix!r} matches no parameter")
-        return super().build_optimizers(args, trained)
+        optimizers = super().build_optimizers(args, trained)
+        if not args.collect_stats:
+            by_name = {name.replace("/", "."): p for name, p in trained.items()}
+            for optimizer in optimizers:
+                scale_learning_rates(optimizer, by_name, args.lr_scale)
+        return optimizers
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:

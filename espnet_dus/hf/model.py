@@ -38,6 +38,8 @@ class DUSConfig(PreTrainedConfig):
             layers (see `upscale`), or None where there are none.
         input_size: Features per frame (M).
         speech_embedder_conf: Other options of `SpeechEmbedder`.
+        num_prompt_embeddings: Positions of the prompt whose embeddings were trained: so
+            many first ones of the text behind speech. 0: its tokens' own serve.
         base_lm: The base LM's name, revision and sha256, for the record.
         kwargs: Those of every Hugging Face configuration.
     """
@@ -51,6 +53,7 @@ class DUSConfig(PreTrainedConfig):
         depth_up_scaling: Optional[Dict[str, Any]] = None,
         input_size: int = 80,
         speech_embedder_conf: Optional[Dict[str, Any]] = None,
+        num_prompt_embeddings: int = 0,
         base_lm: Optional[Dict[str, str]] = None,
         **kwargs: Any,
     ):
@@ -62,6 +65,7 @@ class DUSConfig(PreTrainedConfig):
         self.depth_up_scaling = depth_up_scaling
         self.input_size = input_size
         self.speech_embedder_conf = speech_embedder_conf or {}
+        self.num_prompt_embeddings = num_prompt_embeddings
         self.base_lm = base_lm or {}
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
@@ -90,6 +94,11 @@ class DUSForCausalLM(PreTrainedModel):
             embedding_rms=1.0,
             **config.speech_embedder_conf,
         )
+        self.prompt_embeddings = None
+        if num_prompt := config.num_prompt_embeddings:
+            self.prompt_embeddings = torch.nn.Parameter(
+                torch.zeros(num_prompt, self.lm.config.hidden_size)
+            )
         self.post_init()
 
     @classmethod
@@ -166,6 +175,9 @@ class DUSForCausalLM(PreTrainedModel):
             input_features.to(dtype), feature_lengths
         )
         text_BND = self.get_input_embeddings()(input_ids)
+        if self.prompt_embeddings is not None:
+            prompt_BPD = self.prompt_embeddings.expand(len(text_BND), -1, -1)
+            text_BND = torch.cat([prompt_BPD, text_BND[:, prompt_BPD.size(1) :]], dim=1)
         seq = join(speech_BSD, lengths_B, text_BND, attention_mask.sum(1), pad_side)
         joined = {
             "inputs_embeds": seq.inputs_BTD,

@@ -1,0 +1,47 @@
+"""Learning rates of parts: pre-trained weights want a lower one than new parameters."""
+
+from typing import Dict, List
+
+import torch
+
+
+def scale_learning_rates(
+    optimizer: torch.optim.Optimizer,
+    parameters: Dict[str, torch.nn.Parameter],
+    scales: Dict[str, float],
+) -> None:
+    """Multiply the learning rates of some parameters.
+
+    Schedulers go by the rates of an optimizer's groups, so they keep the proportions.
+
+    Args:
+        optimizer: A new one. Its groups are split.
+        parameters: What it trains, by name.
+        scales: Beginnings of names, as in `freeze_param`, and the factor of each: the
+            longest that fits a name counts, and where none does, 1.
+
+    Raises:
+        ValueError: A beginning that fits no trained parameter, or a factor that is not
+            above zero.
+    """
+    scale_of: Dict[int, float] = {}
+    for prefix in sorted(scales, key=len):
+        scale = scales[prefix]
+        if isinstance(scale, str) or not scale > 0:
+            raise ValueError(f"lr_scale: {prefix}={scale!r} is not a number above 0")
+        found = [
+            parameter
+            for name, parameter in parameters.items()
+            if name == prefix or name.startswith(prefix + ".")
+        ]
+        if not found:
+            raise ValueError(f"lr_scale: {prefix!r} matches no trained parameter")
+        scale_of.update((id(parameter), scale) for parameter in found)
+    groups: List[dict] = []
+    for group in optimizer.param_groups:
+        parts: Dict[float, List[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(scale_of.get(id(parameter), 1.0), []).append(parameter)
+        for scale, part in parts.items():
+            groups.append({**group, "params": part, "lr": group["lr"] * scale})
+    optimizer.param_groups[:] = groups
