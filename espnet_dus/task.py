@@ -122,7 +122,7 @@ class DUSTask(AbsTask):
             "--lr_scale",
             action=NestedDictAction,
             default={},
-            help="beginnings of parameters' names, and the factor of their learning rate",
+            help="beginnings of parameters' names, and the factors of their rates",
         )
         group.add_argument(
             "--input_size",

@@ -27,12 +27,16 @@ IDS = torch.arange(3, 40)[None]
 def trained(tiny_options, tiny_model, adaptation_conf, randomise, tmp_path):
     """Give a function that makes a trained model: the model, and its two files."""
 
-    def make(arm="dus", kind=None, scope=None, **options):
+    def make(arm="dus", kind=None, scope=None, prompt_tuning=False, **options):
         conf = {"lora": {"rank": 2}}.get(arm, {})
         if kind is not None:
             conf = adaptation_conf(kind, scope, positions=(-1, 0, 2))
         options.update(adaptation=arm, adaptation_conf=conf)
-        options["model_conf"] = {"ctc_layer": "base:0", "prompt": "Transcript:\n"}
+        options["model_conf"] = {
+            "ctc_layer": "base:0",
+            "prompt": "Transcript:\n",
+            "prompt_tuning": prompt_tuning,
+        }
         model = randomise(tiny_model(**options), seed=1).eval()
         config, checkpoint = tmp_path / "config.yaml", tmp_path / "1epoch.pth"
         config.write_text(yaml.safe_dump(vars(tiny_options(**options))))
@@ -136,7 +140,7 @@ def test_other_models_come_back_whole_by_the_auto_classes(
 ):
     from espnet_dus.search.speech2text import Speech2Text
 
-    trained = trained(arm, kind, scope)
+    trained = trained(arm, kind, scope, prompt_tuning=scope != "all")
     out = tmp_path / "exported"
     assert export(*trained.files, out) == "espnet_dus"
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names(out)

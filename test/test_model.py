@@ -106,6 +106,35 @@ def test_the_accuracy_is_the_share_of_tokens_that_come_first(
     assert stats["acc"].item() == pytest.approx(expected)
 
 
+def test_a_trained_prompt_starts_from_its_text_and_takes_part_in_speech_alone(
+    tiny_model, randomise, tiny_batch
+):
+    conf = dict(prompt="Transcript:\n")
+    batch = tiny_batch(0.8, 0.6)
+    plain = randomise(tiny_model(model_conf=conf).eval(), seed=3)
+    conf = dict(conf, prompt_tuning=True)
+    tuned = tiny_model(model_conf=conf).eval()
+    weights = dict(plain.state_dict(), prompt_embeddings=tuned.prompt_embeddings.data)
+    tuned.load_state_dict(weights)
+    (loss, stats, _), expected = tuned(**batch), plain(**batch)[1]
+    assert torch.equal(stats["loss_ce"], expected["loss_ce"])
+    loss.backward()
+    assert (tuned.prompt_embeddings.grad.abs().sum(1) > 0).all()
+
+    tuned.prompt_embeddings.data.normal_()
+    with torch.no_grad():
+        stats = tuned(**batch)[1]
+        assert not torch.isclose(stats["loss_ce"], expected["loss_ce"])
+        torch.testing.assert_close(stats["loss_ctc"], expected["loss_ctc"])
+        text = batch["text"][:1, :3]
+        assert torch.equal(tuned.lm(text).logits, plain.lm(text).logits)
+
+
+def test_a_prompt_without_a_token_cannot_be_trained(tiny_model):
+    with pytest.raises(ValueError, match="prompt_tuning: the prompt has no token"):
+        tiny_model(model_conf=dict(prompt="", prompt_tuning=True))
+
+
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
 @torch.no_grad()
 def test_the_loss_weighs_ctc_and_cross_entropy(

@@ -84,7 +84,8 @@ def configurations(pattern: str) -> List[Path]:
 def read_yaml_keys(path: Path) -> List[YamlKey]:
     """Read the keys of a commented YAML file; `a_conf.b` is key b of block a_conf.
 
-    One comment may stand above several keys; it is then that of the first.
+    One comment may stand above several keys; it is then that of the first. A block
+    that is no such `_conf` is a key too.
     """
     heading, block, comment = "", "", []
     choices: Dict[str, str] = {}
@@ -97,10 +98,10 @@ def read_yaml_keys(path: Path) -> List[YamlKey]:
         elif found := re.match(r"( *)([a-z0-9_]+):\s*(.*)$", line):
             indent, name, value = found.groups()
             if not indent:
-                block = name if name.endswith("_conf") else ""
+                block = "" if value else name
             choices[name] = value
-            if name != block:
-                name = f"{block}.{name}" if block else name
+            if name != block or (comment and not name.endswith("_conf")):
+                name = f"{block}.{name}" if indent and block else name
                 key = _describe(name, " ".join(comment))
                 keys.append(YamlKey(heading, key, choices))
             comment = []
