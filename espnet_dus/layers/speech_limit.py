@@ -1,8 +1,8 @@
 """Speech enters the base LM at the scale of its token embeddings.
 
-Trained layers before the first base layer leave vectors many times as long as those that
-the base LM knows, and what its layers add to these no longer counts: SmolLM2-135M repeats
-a text that is given as embeddings ever worse the longer these are made.
+Trained layers before the first base layer leave vectors many times as long as those
+that the base LM knows, and what its own layers add to these no longer counts:
+SmolLM2-135M repeats a text given as embeddings the worse, the longer these are made.
 
 Dimensions: B utterances, T positions, D hidden.
 """
