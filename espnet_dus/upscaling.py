@@ -15,7 +15,6 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 import torch
 
 from espnet_dus.layers import KINDS, SCOPES
-from espnet_dus.layers.speech_limit import SpeechLimit
 
 Positions = Union[str, Sequence[int]]
 
@@ -25,7 +24,6 @@ def upscale(
     kind: str = "e_branchformer",
     scope: str = "speech",
     positions: Positions = "spread:6",
-    max_speech_rms: Optional[float] = None,
     **layer_conf: Any,
 ) -> torch.nn.Module:
     """Insert trainable layers into a causal LM and freeze all else.
@@ -40,8 +38,6 @@ def upscale(
             the positions that `speech_mask` marks, bidirectionally.
         positions: Base layers to insert after: indices (-1: before the first; k times
             the same index stacks k layers), `every:k`, or `spread:n`.
-        max_speech_rms: Speech enters the first base layer with at most so many times
-            the root mean square of the token embeddings; None: as it is.
         layer_conf: Options of the kind, see `espnet_dus.layers`.
 
     Returns:
@@ -64,8 +60,6 @@ def upscale(
             f"unknown option(s) of kind {kind!r}: {', '.join(unknown)}; it takes "
             f"{', '.join(options) or 'none'}"
         )
-    if max_speech_rms is not None and not max_speech_rms > 0:
-        raise ValueError(f"max_speech_rms: {max_speech_rms} is not above 0")
     _check_convertible(lm)
 
     base_layers = list(lm.model.layers)
@@ -81,17 +75,9 @@ def upscale(
                 layer = KINDS[kind](lm, neighbour, layer_idx, scope, **layer_conf)
             layers.append(_trainable(layer))
             layer_idx += 1
-    lm.speech_limit = None
-    if max_speech_rms is not None:
-        lm.speech_limit = SpeechLimit(lm, max_speech_rms)
-        base_layers[0].register_forward_pre_hook(lm.speech_limit, with_kwargs=True)
     _set_layers(lm, layers)
     lm.config.depth_up_scaling = dict(
-        kind=kind,
-        scope=scope,
-        positions=after,
-        max_speech_rms=max_speech_rms,
-        layer_conf=layer_conf,
+        kind=kind, scope=scope, positions=after, layer_conf=layer_conf
     )
     lm.model.register_forward_pre_hook(_pass_masks_on, with_kwargs=True)
     # Same name: to Hugging Face the model is what it was, but for the new argument.

@@ -30,7 +30,7 @@ def trained(tiny_options, tiny_model, adaptation_conf, randomise, tmp_path):
     def make(arm="dus", kind=None, scope=None, prompt_tuning=False, **options):
         conf = {"lora": {"rank": 2}}.get(arm, {})
         if kind is not None:
-            conf = adaptation_conf(kind, scope, (-1, 0, 2), max_speech_rms=0.5)
+            conf = adaptation_conf(kind, scope, positions=(-1, 0, 2))
         options.update(adaptation=arm, adaptation_conf=conf)
         options["model_conf"] = {
             "ctc_layer": "base:0",

@@ -34,8 +34,8 @@ class DUSConfig(PreTrainedConfig):
 
     Args:
         text_config: The base LM's configuration, or that as a dictionary.
-        depth_up_scaling: `kind`, `scope`, `positions`, `max_speech_rms` and
-            `layer_conf` of the inserted layers (see `upscale`); None: there are none.
+        depth_up_scaling: `kind`, `scope`, `positions` and `layer_conf` of the inserted
+            layers (see `upscale`), or None where there are none.
         input_size: Features per frame (M).
         speech_embedder_conf: Other options of `SpeechEmbedder`.
         num_prompt_embeddings: Positions of the prompt whose embeddings were trained: so

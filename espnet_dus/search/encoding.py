@@ -75,8 +75,7 @@ def encode(
     if with_ctc:
         ctc_BSU = model.ctc.ctc.log_softmax(model.ctc.norm(hidden_BSD.float()))
     if is_encoder:
-        limit = model.lm.speech_limit
-        speech_BSD = hidden_BSD if limit is None else limit.shorten(hidden_BSD)
+        speech_BSD = hidden_BSD
     return Encoded(speech_BSD, lengths_B, is_encoder, ctc_BSU)
 
 

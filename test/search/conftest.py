@@ -7,8 +7,7 @@ import yaml
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.encoding import encode
 
-# name -> (adaptation, its options, ctc_layer); for dus (kind, scope, positions) and,
-# where there is one, max_speech_rms
+# name -> (adaptation, its options, ctc_layer); for dus (kind, scope, positions)
 ARMS = {
     "transformer-all": ("dus", ("transformer", "all", (0, 2)), "inserted:0"),
     "transformer-speech": ("dus", ("transformer", "speech", (0, 2)), "inserted:-1"),
@@ -18,8 +17,8 @@ ARMS = {
         ("e_branchformer", "speech", (0, 2)),
         "inserted:0",
     ),
-    # inserted layers that are an encoder, what leaves them shortened
-    "encoder": ("dus", ("e_branchformer", "speech", (-1, -1), 0.5), "inserted:-1"),
+    # inserted layers that are an encoder
+    "encoder": ("dus", ("e_branchformer", "speech", (-1, -1)), "inserted:-1"),
     "lora": ("lora", {"rank": 2}, "base:1"),
     "full": ("full", {}, "base:1"),
     "frozen": ("frozen", {}, "base:0"),
@@ -42,7 +41,7 @@ def make_arm(tiny_model, adaptation_conf, randomise):
     def make(name, trained=True, **options):
         adaptation, conf, ctc_layer = ARMS[name]
         if adaptation == "dus":
-            conf = adaptation_conf(*conf[:3], max_speech_rms=(*conf, None)[3])
+            conf = adaptation_conf(*conf)
         model = tiny_model(
             adaptation=adaptation,
             adaptation_conf=conf,
