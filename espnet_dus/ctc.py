@@ -80,6 +80,20 @@ class CTCUnits:
             return self.bpe.encode_as_pieces(text)
         return [SPACE if c == " " else c for c in text]
 
+    def token_ids(self) -> List[int]:
+        """Give the base LM's token of each unit of type `llm`; 0 for blank and unknown.
+
+        Raises:
+            ValueError: The units are of another type.
+        """
+        if self.type != "llm":
+            raise ValueError(
+                f"ctc_token_type: the units are {self.type!r}, which are no tokens of "
+                "the base LM; expected 'llm'"
+            )
+        tokens = self.tokenizer.convert_tokens_to_ids(self.units[UNKNOWN + 1 :])
+        return [0] * (UNKNOWN + 1) + tokens
+
     @classmethod
     def make(
         cls,
@@ -212,9 +226,14 @@ class CTCHead(torch.nn.Module):
         self.ctc.ctc_lo.weight[rows] = embeddings_VD[ids].float()
 
     @torch.no_grad()
+    def best_units(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """Give the best unit (B, S) of each position of (B, S, D)."""
+        return self.ctc.argmax(self.norm(x_BSD.float()))
+
+    @torch.no_grad()
     def greedy(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
         """Give the unit ids of the best path of each utterance."""
-        best_BS = self.ctc.argmax(self.norm(x_BSD.float()))
+        best_BS = self.best_units(x_BSD)
         results = []
         for path, length in zip(best_BS.tolist(), lengths_B.tolist()):
             path = path[:length]

@@ -49,6 +49,11 @@ def export(
         raise ValueError(f"{out_dir} is there already: give another, or move it away")
     model, args = DUSTask.build_model_from_file(asr_train_config, asr_model_file)
     model.eval()
+    if model.compression is not None:
+        raise ValueError(
+            f"{asr_train_config}: a model with ctc_compression cannot be exported yet: "
+            "Hugging Face's file would need its CTC head"
+        )
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(

@@ -6,8 +6,12 @@
                                           | output of one layer
                                           +-> CTC head -> CTC loss
 
-Dimensions: B utterances, S speech positions, N transcript tokens, T positions of the
-joined sequence, D hidden, V vocabulary, M target positions of the batch.
+With `ctc_compression` the inserted layers are run first, on speech alone, and the base
+LM reads [units heard][prompt][transcript].
+
+Dimensions: B utterances, S speech positions, N transcript tokens or units heard, T
+positions of the joined sequence, D hidden, V vocabulary, M target positions of the
+batch.
 """
 
 import logging
@@ -22,9 +26,11 @@ from transformers import GenerationConfig
 from espnet_dus.base_lm import Identity
 from espnet_dus.checkpoint import keep_only_trained, parameter_counts
 from espnet_dus.ctc import CTCHead, CTCUnits, ctc_layer_index, word_errors
+from espnet_dus.ctc_compression import CTCCompression
 from espnet_dus.distributed import share_of_mean
 from espnet_dus.sequence import Sequence, join
 from espnet_dus.speech_embedder import SpeechEmbedder
+from espnet_dus.upscaling import is_encoder
 
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
 LENGTH_MULTIPLE = 16
@@ -73,6 +79,10 @@ class ESPnetDUSModel(AbsESPnetModel):
         ctc_weight: Its share of the loss; the cross-entropy has the rest.
         ctc_warmup_epochs: That many first epochs train CTC alone. The forward pass then
             stops at `ctc_layer`, so that the layers above cost nothing.
+        ctc_compression: The LLM reads one vector for each unit that the CTC head hears
+            (see `ctc_compression`), not one for each speech position. For inserted
+            layers of scope `speech` that all stand before the first base layer, with
+            the CTC head on the last of them.
         lsm_weight: Label smoothing of the cross-entropy.
 
     Raises:
@@ -96,6 +106,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         ctc_layer: str = "inserted:-1",
         ctc_weight: float = 0.3,
         ctc_warmup_epochs: int = 0,
+        ctc_compression: bool = False,
         lsm_weight: float = 0.0,
         extract_feats_in_collect_stats: bool = True,
     ):
@@ -124,6 +135,22 @@ class ESPnetDUSModel(AbsESPnetModel):
         self.ctc = ctc
         self.ctc_units = ctc_units
         self.ctc_layer = None if ctc is None else ctc_layer_index(lm, ctc_layer)
+        # inserted layers that are the encoder of an encoder-decoder, up to the CTC head
+        self.has_encoder = is_encoder(lm) and self.ctc_layer == (
+            len(lm.config.depth_up_scaling["positions"]) - 1
+        )
+        self.compression: Optional[CTCCompression] = None
+        if ctc_compression:
+            if not self.has_encoder:
+                raise ValueError(
+                    "ctc_compression: the LLM reads what the CTC head has heard, so "
+                    "all inserted layers must be of scope speech and stand before the "
+                    "first base layer (positions -1), with ctc_layer inserted:-1"
+                )
+            table_VD = lm.get_input_embeddings().weight.detach().float()
+            self.compression = CTCCompression(
+                ctc_units.token_ids(), float(table_VD.pow(2).mean().sqrt())
+            )
         self.ctc_weight = ctc_weight
         self.ctc_warmup_epochs = ctc_warmup_epochs
         self.ctc_only = ctc_weight == 1
@@ -209,13 +236,20 @@ class ESPnetDUSModel(AbsESPnetModel):
         Returns:
             The loss, statistics for the log, and the batch size as their weight.
         """
+        stats: Dict[str, Optional[torch.Tensor]] = {}
         with self.autocast():
             speech_BSD, lengths_B = self.embed_speech(speech, speech_lengths)
-            stats: Dict[str, Optional[torch.Tensor]] = {}
-            if self.ctc_only:
-                text, text_lengths = text[:, :0], torch.zeros_like(text_lengths)
-            seq = self.join_text(speech_BSD, lengths_B, text, text_lengths)
-            hidden_BTD, ctc_BTD = self.run_lm(seq)
+            read_BND, read_B = speech_BSD, lengths_B  # what the LLM reads
+            ctc_BSD = None
+            if self.ctc_only or self.compression is not None:
+                ctc_BSD = self.run_to_ctc_layer(speech_BSD, lengths_B)
+            if self.compression is not None and not self.ctc_only:
+                read_BND, read_B = self.compress(ctc_BSD, lengths_B)
+            if not self.ctc_only:
+                seq = self.join_text(read_BND, read_B, text, text_lengths)
+                hidden_BTD, captured_BTD = self.run_lm(seq)
+                if self.compression is None:
+                    ctc_BSD = captured_BTD  # speech stands first
         ce_share = ctc_share = 1.0
         if self.training:
             targets = text_lengths.sum() + len(text_lengths)
@@ -223,7 +257,7 @@ class ESPnetDUSModel(AbsESPnetModel):
             ce_share, ctc_share = share_of_mean([targets, units], len(lengths_B))
         loss = 0.0
         if not self.ctc_only:
-            ce, acc = self._cross_entropy(hidden_BTD, lengths_B, text, text_lengths)
+            ce, acc = self._cross_entropy(hidden_BTD, read_B, text, text_lengths)
             ce = ce * ce_share
             loss = (1 - self.ctc_weight) * ce
             stats.update(loss_ce=ce.detach(), acc=acc)
@@ -231,7 +265,7 @@ class ESPnetDUSModel(AbsESPnetModel):
             # no token was predicted: such an epoch is never the best by accuracy
             stats.update(acc=torch.zeros((), device=speech_BSD.device))
         if self.ctc is not None and (self.ctc_weight > 0 or self.ctc_only):
-            ctc_BSD = ctc_BTD[:, : speech_BSD.size(1)]  # speech stands first
+            ctc_BSD = ctc_BSD[:, : speech_BSD.size(1)]
             ctc_loss = self.ctc(ctc_BSD, lengths_B, text_ctc, text_ctc_lengths)
             ctc_loss = ctc_loss * ctc_share
             loss = loss + (1.0 if self.ctc_only else self.ctc_weight) * ctc_loss
@@ -296,6 +330,33 @@ class ESPnetDUSModel(AbsESPnetModel):
             multiple,
         )
 
+    def run_to_ctc_layer(
+        self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor
+    ) -> torch.Tensor:
+        """Run the LM on speech alone (B, S, D), up to the layer the CTC head reads.
+
+        Returns:
+            That layer's output (B, S, D).
+        """
+        before, self.ctc_only = self.ctc_only, True
+        try:
+            none_B0 = lengths_B.new_zeros((len(lengths_B), 0))
+            seq = self.join_text(
+                speech_BSD, lengths_B, none_B0, torch.zeros_like(lengths_B)
+            )
+            _, hidden_BTD = self.run_lm(seq)
+        finally:
+            self.ctc_only = before
+        return hidden_BTD[:, : speech_BSD.size(1)]
+
+    def compress(
+        self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Give what the LLM reads of the CTC layer's output: (B, N, D), (B,)."""
+        units_BS = self.ctc.best_units(hidden_BSD)
+        embeddings = self.lm.get_input_embeddings()
+        return self.compression(hidden_BSD, lengths_B, units_BS, embeddings)
+
     def run_lm(self, seq: Sequence) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
         """Run the LM without its head on a right-padded sequence.
 
@@ -303,12 +364,14 @@ class ESPnetDUSModel(AbsESPnetModel):
             Hidden states (B, T, D) after the final norm, and those of the CTC layer
             (B, T, D) or None. With `ctc_only` the former are not to be used.
         """
+        # compressed speech has been through the inserted layers: they let text pass
+        is_read = self.compression is not None and not self.ctc_only
         # Nothing that is causal looks at padding on the right, and what is not goes by
         # the speech mask: no attention mask, so that the fast kernels can be used.
         with self._capture_ctc_layer() as captured:
             hidden_BTD = self.lm.model(
                 inputs_embeds=seq.inputs_BTD,
-                speech_mask=seq.speech_mask_BT,
+                speech_mask=None if is_read else seq.speech_mask_BT,
                 use_cache=False,
             ).last_hidden_state
         return hidden_BTD, captured.get("hidden")

@@ -95,6 +95,16 @@ def inserted_layers(lm: torch.nn.Module) -> Dict[int, torch.nn.Module]:
     }
 
 
+def is_encoder(lm: torch.nn.Module) -> bool:
+    """Tell whether all inserted layers work on speech before the first base layer."""
+    inserted = getattr(lm.config, "depth_up_scaling", None)
+    return (
+        inserted is not None
+        and inserted["scope"] == "speech"
+        and set(inserted["positions"]) == {-1}
+    )
+
+
 @contextmanager
 def only_base_layers(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Take the inserted layers out of an LM for as long as the block lasts."""

@@ -1,15 +1,15 @@
 """What every search starts from: the speech as the LLM is to see it, and the CTC head.
 
-Dimensions: B utterances, S speech positions, D hidden, U CTC units.
+Dimensions: B utterances, S speech positions, N positions that the LLM reads, D hidden,
+U CTC units.
 """
 
-from contextlib import contextmanager
-from typing import Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
 from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.sequence import Sequence, join
+from espnet_dus.sequence import Sequence
 from espnet_dus.upscaling import SpeechMaskMixin
 
 
@@ -17,14 +17,17 @@ class Encoded(NamedTuple):
     """The speech of a batch.
 
     Attributes:
-        speech_BSD: What the LLM is given at the speech positions, padded at the right.
+        read_BND: What the LLM reads of the speech, padded at the right.
+        read_B: So many positions for each utterance: those of speech or, where they are
+            compressed, the units heard.
         lengths_B: Speech positions of each utterance.
         through_layers: Whether the inserted layers have worked on it already, so that
             the LLM is not to be told where the speech is.
         ctc_BSU: Log-probabilities of the CTC units, or None where none were asked for.
     """
 
-    speech_BSD: torch.Tensor
+    read_BND: torch.Tensor
+    read_B: torch.Tensor
     lengths_B: torch.Tensor
     through_layers: bool
     ctc_BSU: Optional[torch.Tensor]
@@ -57,26 +60,18 @@ def encode(
         check_ctc_head(model)
     with model.autocast():
         speech_BSD, lengths_B = model.embed_speech(speech, speech_lengths)
-        is_encoder = _is_encoder(model)
-        if not with_ctc and not is_encoder:
-            return Encoded(speech_BSD, lengths_B, False, None)
-        no_text_B0D = speech_BSD.new_zeros(len(lengths_B), 0, speech_BSD.size(2))
-        dtype = model.lm.get_input_embeddings().weight.dtype
-        seq = join(
-            speech_BSD.to(dtype),
-            lengths_B,
-            no_text_B0D,
-            torch.zeros_like(lengths_B),
-            "right",
-        )
-        with _up_to_the_ctc_layer(model):
-            _, hidden_BSD = model.run_lm(seq)
+        if not with_ctc and not model.has_encoder:
+            return Encoded(speech_BSD, lengths_B, lengths_B, False, None)
+        hidden_BSD = model.run_to_ctc_layer(speech_BSD, lengths_B)
+        read_BND, read_B = speech_BSD, lengths_B
+        if model.compression is not None:
+            read_BND, read_B = model.compress(hidden_BSD, lengths_B)
+        elif model.has_encoder:
+            read_BND = hidden_BSD
     ctc_BSU = None
     if with_ctc:
         ctc_BSU = model.ctc.ctc.log_softmax(model.ctc.norm(hidden_BSD.float()))
-    if is_encoder:
-        speech_BSD = hidden_BSD
-    return Encoded(speech_BSD, lengths_B, is_encoder, ctc_BSU)
+    return Encoded(read_BND, read_B, lengths_B, model.has_encoder, ctc_BSU)
 
 
 def check_ctc_head(model: ESPnetDUSModel) -> None:
@@ -101,34 +96,13 @@ def prefix(
         The sequence, and the masks (B, T) that the LM takes with it: `attention_mask`
         and, where it has layers that are to be told, `speech_mask`.
     """
-    lengths_B = encoded.lengths_B
-    no_text_B0 = lengths_B.new_zeros((len(lengths_B), 0))
+    read_B = encoded.read_B
+    no_text_B0 = read_B.new_zeros((len(read_B), 0))
     seq = model.join_text(
-        encoded.speech_BSD, lengths_B, no_text_B0, torch.zeros_like(lengths_B), "left"
+        encoded.read_BND, read_B, no_text_B0, torch.zeros_like(read_B), "left"
     )
     masks = {"attention_mask": seq.attention_mask_BT}
     # the other arms' LM refuses it
     if isinstance(model.lm, SpeechMaskMixin) and not encoded.through_layers:
         masks["speech_mask"] = seq.speech_mask_BT
     return seq, masks
-
-
-def _is_encoder(model: ESPnetDUSModel) -> bool:
-    """Tell whether the inserted layers end below base layer 0, at the CTC layer."""
-    inserted = getattr(model.lm.config, "depth_up_scaling", None)
-    return (
-        inserted is not None
-        and inserted["scope"] == "speech"
-        and set(inserted["positions"]) == {-1}
-        and model.ctc_layer == len(inserted["positions"]) - 1
-    )
-
-
-@contextmanager
-def _up_to_the_ctc_layer(model: ESPnetDUSModel) -> Iterator[None]:
-    """Let the LM's forward pass end at the layer that the CTC head reads."""
-    before, model.ctc_only = model.ctc_only, True
-    try:
-        yield
-    finally:
-        model.ctc_only = before

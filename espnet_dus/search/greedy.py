@@ -46,7 +46,7 @@ def greedy_search(
     ]
     with model.autocast():
         lm = CachedLM(model, encoded)
-        on_cpu = encoded.speech_BSD.device.type == "cpu"
+        on_cpu = encoded.read_BND.device.type == "cpu"
         cheap = CHEAP_TOKENS_CPU if on_cpu else CHEAP_TOKENS_GPU
         # the first pass reads the speech, beside which a draft is short
         room = max(limits, default=0)
