@@ -21,7 +21,7 @@ import torch
 from espnet_dus.ctc import UNKNOWN
 
 
-class CTCCompression(torch.nn.Module):
+class CTCCompression:
     """Speech positions to units heard.
 
     Args:
@@ -31,11 +31,10 @@ class CTCCompression(torch.nn.Module):
     """
 
     def __init__(self, token_ids: Sequence[int], embedding_rms: float):
-        super().__init__()
-        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
+        self.token_ids = list(token_ids)
         self.embedding_rms = embedding_rms
 
-    def forward(
+    def __call__(
         self,
         x_BSD: torch.Tensor,
         lengths_B: torch.Tensor,
@@ -70,5 +69,6 @@ class CTCCompression(torch.nn.Module):
         mean_square_BN1 = sums_BND.pow(2).mean(-1, keepdim=True)
         sound_BND = sums_BND * self.embedding_rms * (mean_square_BN1 + 1e-20).rsqrt()
         unit_BN = units_BS.new_zeros((batch, most + 1)).scatter(1, run_BS, units_BS)
-        token_BND = embeddings(self.token_ids[unit_BN[:, 1:]]).float()
+        tokens_U = torch.tensor(self.token_ids, device=x_BSD.device)
+        token_BND = embeddings(tokens_U[unit_BN[:, 1:]]).float()
         return sound_BND + token_BND, num_B

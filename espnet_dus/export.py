@@ -49,11 +49,6 @@ def export(
         raise ValueError(f"{out_dir} is there already: give another, or move it away")
     model, args = DUSTask.build_model_from_file(asr_train_config, asr_model_file)
     model.eval()
-    if model.compression is not None:
-        raise ValueError(
-            f"{asr_train_config}: a model with ctc_compression cannot be exported yet: "
-            "Hugging Face's file would need its CTC head"
-        )
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -106,7 +101,7 @@ def _save_adapter(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> N
 
 
 def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) -> None:
-    """Save LM, speech embedder and feature extraction; the CTC head stays behind."""
+    """Save LM, embedder and feature extraction; the CTC head where it compresses."""
     from espnet_dus.hf import DUSConfig, DUSForCausalLM, DUSProcessor
 
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
@@ -121,6 +116,7 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         num_prompt_embeddings=(
             0 if model.prompt_embeddings is None else len(model.prompt_embeddings)
         ),
+        ctc_compression=model.compression and vars(model.compression),
         base_lm=asdict(model.identity),
         eos_token_id=model.eos_id,
         pad_token_id=model.eos_id,
@@ -130,6 +126,8 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
     whole.speech_embedder.load_state_dict(model.speech_embedder.state_dict())
     if model.prompt_embeddings is not None:
         whole.prompt_embeddings.data.copy_(model.prompt_embeddings.data)
+    if model.compression is not None:
+        whole.ctc_head.load_state_dict(model.ctc.ctc.ctc_lo.state_dict())
     whole.to(dtype).save_pretrained(out_dir)
 
     mean = std = None

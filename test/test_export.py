@@ -27,13 +27,22 @@ IDS = torch.arange(3, 40)[None]
 def trained(tiny_options, tiny_model, adaptation_conf, randomise, tmp_path):
     """Give a function that makes a trained model: the model, and its two files."""
 
-    def make(arm="dus", kind=None, scope=None, prompt_tuning=False, **options):
+    def make(
+        arm="dus",
+        kind=None,
+        scope=None,
+        prompt_tuning=False,
+        compressed=False,
+        **options,
+    ):
         conf = {"lora": {"rank": 2}}.get(arm, {})
         if kind is not None:
-            conf = adaptation_conf(kind, scope, positions=(-1, 0, 2))
+            positions = (-1, -1) if compressed else (-1, 0, 2)
+            conf = adaptation_conf(kind, scope, positions)
         options.update(adaptation=arm, adaptation_conf=conf)
         options["model_conf"] = {
-            "ctc_layer": "base:0",
+            "ctc_layer": "inserted:-1" if compressed else "base:0",
+            "ctc_compression": compressed,
             "prompt": "Transcript:\n",
             "prompt_tuning": prompt_tuning,
         }
@@ -176,6 +185,34 @@ def test_other_models_come_back_whole_by_the_auto_classes(
     expected = trained.model.lm.lm_head(hidden)
     for i, length in enumerate(seq.lengths_B):
         close(logits[i, :length], expected[i, :length])
+
+
+@torch.no_grad()
+def test_a_model_with_ctc_compression_hears_the_same_units(
+    trained, tmp_path, auto, noises
+):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained = trained("dus", "e_branchformer", "speech", compressed=True)
+    assert export(*trained.files, tmp_path / "exported") == "espnet_dus"
+    model, processor = auto(tmp_path / "exported")
+    speech = noises(0.6, 0.9)
+    ids = model.generate(**processor(speech), max_new_tokens=5)
+    heard = set()
+    for ours, speech, theirs in zip(
+        ids.tolist(), speech, Speech2Text(*trained.files)(speech)
+    ):
+        assert ours[: len(theirs.token_int[:5])] == theirs.token_int[:5]
+        inputs = processor(speech)
+        frames = inputs["input_features"], inputs["feature_lengths"]
+        alone = trained.model.speech_embedder(*frames)
+        expected = trained.model.compress(
+            trained.model.run_to_ctc_layer(*alone), alone[1]
+        )
+        read = model._hear(*model.speech_embedder(*frames))
+        close(read[0], expected[0])
+        heard.add(int(read[1]))
+    assert heard != {0}
 
 
 @pytest.mark.parametrize("normalize", ["global_mvn", "utterance_mvn", None])

@@ -9,7 +9,7 @@ joined sequence, V vocabulary.
 """
 
 import copy
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
@@ -24,9 +24,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from espnet_dus.ctc_compression import CTCCompression
 from espnet_dus.sequence import join
 from espnet_dus.speech_embedder import SpeechEmbedder
-from espnet_dus.upscaling import SpeechMaskMixin, upscale
+from espnet_dus.upscaling import SpeechMaskMixin, inserted_layers, upscale
 
 
 class DUSConfig(PreTrainedConfig):
@@ -40,6 +41,8 @@ class DUSConfig(PreTrainedConfig):
         speech_embedder_conf: Other options of `SpeechEmbedder`.
         num_prompt_embeddings: Positions of the prompt whose embeddings were trained: so
             many first ones of the text behind speech. 0: its tokens' own serve.
+        ctc_compression: `token_ids` and `embedding_rms` of `CTCCompression`, or None
+            where the LM reads every speech position.
         base_lm: The base LM's name, revision and sha256, for the record.
         kwargs: Those of every Hugging Face configuration.
     """
@@ -54,6 +57,7 @@ class DUSConfig(PreTrainedConfig):
         input_size: int = 80,
         speech_embedder_conf: Optional[Dict[str, Any]] = None,
         num_prompt_embeddings: int = 0,
+        ctc_compression: Optional[Dict[str, Any]] = None,
         base_lm: Optional[Dict[str, str]] = None,
         **kwargs: Any,
     ):
@@ -66,6 +70,7 @@ class DUSConfig(PreTrainedConfig):
         self.input_size = input_size
         self.speech_embedder_conf = speech_embedder_conf or {}
         self.num_prompt_embeddings = num_prompt_embeddings
+        self.ctc_compression = ctc_compression
         self.base_lm = base_lm or {}
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
@@ -98,6 +103,12 @@ class DUSForCausalLM(PreTrainedModel):
         if num_prompt := config.num_prompt_embeddings:
             self.prompt_embeddings = torch.nn.Parameter(
                 torch.zeros(num_prompt, self.lm.config.hidden_size)
+            )
+        self.compression = self.ctc_head = None
+        if config.ctc_compression is not None:
+            self.compression = CTCCompression(**config.ctc_compression)
+            self.ctc_head = torch.nn.Linear(
+                self.lm.config.hidden_size, len(self.compression.token_ids)
             )
         self.post_init()
 
@@ -174,6 +185,8 @@ class DUSForCausalLM(PreTrainedModel):
         speech_BSD, lengths_B = self.speech_embedder(
             input_features.to(dtype), feature_lengths
         )
+        if self.compression is not None:
+            speech_BSD, lengths_B = self._hear(speech_BSD, lengths_B)
         text_BND = self.get_input_embeddings()(input_ids)
         if self.prompt_embeddings is not None:
             prompt_BPD = self.prompt_embeddings.expand(len(text_BND), -1, -1)
@@ -183,6 +196,20 @@ class DUSForCausalLM(PreTrainedModel):
             "inputs_embeds": seq.inputs_BTD,
             "attention_mask": seq.attention_mask_BT,
         }
-        if isinstance(self.lm, SpeechMaskMixin):
+        if isinstance(self.lm, SpeechMaskMixin) and self.compression is None:
             joined["speech_mask"] = seq.speech_mask_BT
         return joined
+
+    def _hear(
+        self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Run the inserted layers alone; give what the LM reads of their output."""
+        mask_BS = torch.arange(speech_BSD.size(1), device=lengths_B.device)[None]
+        mask_BS = mask_BS < lengths_B[:, None]
+        for layer in inserted_layers(self.lm).values():
+            speech_BSD = layer(speech_BSD, speech_mask=mask_BS)
+        units_BS = self.ctc_head(speech_BSD).argmax(-1)
+        read_BND, read_B = self.compression(
+            speech_BSD, lengths_B, units_BS, self.get_input_embeddings()
+        )
+        return read_BND.to(speech_BSD.dtype), read_B

@@ -7,7 +7,8 @@ import yaml
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.encoding import encode
 
-# name -> (adaptation, its options, ctc_layer); for dus (kind, scope, positions)
+# name -> (adaptation, its options, ctc_layer, ctc_compression or nothing); for dus
+# (kind, scope, positions)
 ARMS = {
     "transformer-all": ("dus", ("transformer", "all", (0, 2)), "inserted:0"),
     "transformer-speech": ("dus", ("transformer", "speech", (0, 2)), "inserted:-1"),
@@ -19,6 +20,7 @@ ARMS = {
     ),
     # inserted layers that are an encoder
     "encoder": ("dus", ("e_branchformer", "speech", (-1, -1)), "inserted:-1"),
+    "compressed": ("dus", ("e_branchformer", "speech", (-1, -1)), "inserted:-1", True),
     "lora": ("lora", {"rank": 2}, "base:1"),
     "full": ("full", {}, "base:1"),
     "frozen": ("frozen", {}, "base:0"),
@@ -39,13 +41,17 @@ def make_arm(tiny_model, adaptation_conf, randomise):
     """
 
     def make(name, trained=True, **options):
-        adaptation, conf, ctc_layer = ARMS[name]
+        adaptation, conf, ctc_layer, *compression = ARMS[name]
         if adaptation == "dus":
             conf = adaptation_conf(*conf)
         model = tiny_model(
             adaptation=adaptation,
             adaptation_conf=conf,
-            model_conf={"prompt": "Transcript:\n", "ctc_layer": ctc_layer},
+            model_conf={
+                "prompt": "Transcript:\n",
+                "ctc_layer": ctc_layer,
+                "ctc_compression": bool(compression),
+            },
             **options,
         ).eval()
         if not trained:
@@ -81,6 +87,30 @@ def encode_all():
         return encode(model, padded, lengths, with_ctc)
 
     return encode_all
+
+
+@pytest.fixture(scope="session")
+def full_logits():
+    """Give a function: the logits (N, V) of N tokens by one pass over the whole.
+
+    Without search and cache; those of the first stand before it.
+    """
+
+    @torch.no_grad()
+    def logits(model, speech, ids):
+        read, lengths = model.embed_speech(
+            torch.from_numpy(speech)[None], torch.tensor([len(speech)])
+        )
+        if model.compression is not None:
+            hidden = model.run_to_ctc_layer(read, lengths)
+            read, lengths = model.compress(hidden, lengths)
+        text = torch.tensor([ids])
+        seq = model.join_text(read, lengths, text, torch.tensor([len(ids)]))
+        hidden_BTD, _ = model.run_lm(seq)
+        first = int(lengths) + len(model.prompt_ids) - 1
+        return model.lm.lm_head(hidden_BTD)[0, first : first + len(ids)]
+
+    return logits
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,16 @@ from espnet_dus.search.greedy import greedy_search
 SECONDS = (1.3, 0.3, 0.98, 0.5)
 
 
-@torch.no_grad()
-def lm_log_prob(model, speech, ids, with_eos):
-    """Score a text by one pass over the whole, without search and cache."""
-    speech_BSD, lengths = model.embed_speech(
-        torch.from_numpy(speech)[None], torch.tensor([len(speech)])
-    )
-    text = torch.tensor([[*ids, model.eos_id]])[:, : len(ids) + with_eos]
-    seq = model.join_text(speech_BSD, lengths, text, torch.tensor([text.size(1)]))
-    hidden_BTD, _ = model.run_lm(seq)
-    first = int(lengths) + len(model.prompt_ids) - 1
-    logits = model.lm.lm_head(hidden_BTD)[0, first : first + text.size(1)]
-    return logits.log_softmax(-1).gather(1, text[0][:, None]).sum().item()
+@pytest.fixture
+def lm_log_prob(full_logits):
+    """Give a function that scores a text by one pass over the whole."""
+
+    def log_prob(model, speech, ids, with_eos):
+        ids = [*ids, model.eos_id][: len(ids) + with_eos]
+        scores = full_logits(model, speech, ids).log_softmax(-1)
+        return scores.gather(1, torch.tensor(ids)[:, None]).sum().item()
+
+    return log_prob
 
 
 def ctc_log_probs(ctc_SU):
@@ -49,7 +47,7 @@ def ctc_log_probs(ctc_SU):
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_joint_search_finds_what_an_exhaustive_search_finds(
-    make_arm, encode_all, config, noises, weight
+    make_arm, encode_all, config, noises, weight, lm_log_prob
 ):
     model = make_arm("encoder")
     (speech,) = noises(0.4)
@@ -84,7 +82,7 @@ def test_joint_search_finds_what_an_exhaustive_search_finds(
 
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_scores_are_those_of_the_whole_text(
-    trained_model, encode_all, config, noises, weight
+    trained_model, encode_all, config, noises, weight, lm_log_prob
 ):
     speeches = noises(1.3, 1.6, 0.9, 1.4)
     encoded = encode_all(trained_model, speeches)
@@ -119,7 +117,7 @@ def test_scores_are_those_of_the_whole_text(
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_a_batch_gives_what_each_utterance_gives_alone(
-    make_arm, encode_all, config, noises, arm, weight
+    make_arm, encode_all, config, noises, arm, weight, lm_log_prob
 ):
     model, speeches = make_arm(arm), noises(*SECONDS)
     options = config(beam_size=3, nbest=2, ctc_weight=weight)
@@ -151,7 +149,9 @@ def test_tokens_of_the_same_score_are_told_apart(make_arm, encode_all, config, n
 
 
 @pytest.mark.parametrize("arm", ["encoder", "transformer-speech", "transformer-all"])
-def test_the_prompt_may_be_empty(make_arm, encode_all, config, noises, arm):
+def test_the_prompt_may_be_empty(
+    make_arm, encode_all, config, noises, arm, lm_log_prob
+):
     model, speeches = make_arm(arm), noises(0.98, 0.2)
     model.prompt_ids = []
     encoded = encode_all(model, speeches)

@@ -58,17 +58,10 @@ def test_a_batch_gives_what_each_utterance_gives_alone(model, noises):
 
 
 @torch.no_grad()
-def test_each_token_is_the_best_one_of_the_full_forward(model, noises):
+def test_each_token_is_the_best_one_of_the_full_forward(model, noises, full_logits):
     (speech,) = noises(0.9)
     (hypothesis,) = search(model, [speech])
-    speech_BSD, lengths = model.embed_speech(
-        torch.from_numpy(speech)[None], torch.tensor([len(speech)])
-    )
-    text = torch.tensor([hypothesis.token_int])
-    seq = model.join_text(speech_BSD, lengths, text, torch.tensor([text.size(1)]))
-    hidden_BTD, _ = model.run_lm(seq)
-    first = int(lengths) + len(model.prompt_ids) - 1
-    logits = model.lm.lm_head(hidden_BTD)[0, first : first + text.size(1)]
+    logits = full_logits(model, speech, hypothesis.token_int)
     assert logits.argmax(-1).tolist() == hypothesis.token_int
     score = logits.log_softmax(-1).amax(-1).sum().item()
     assert hypothesis.score == pytest.approx(score, abs=1e-3)
