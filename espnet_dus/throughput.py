@@ -14,7 +14,7 @@ import logging
 import math
 import resource
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import humanfriendly
 import torch
@@ -35,7 +35,7 @@ class WorkCounter:
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.total: Optional[torch.Tensor] = None
-        self._batch: Dict[str, Any] = {}
+        self._ctc_only = False  # of the batch: while the encoder runs alone, it is set
         self._handles = [
             model.register_forward_pre_hook(self._note_batch, with_kwargs=True),
             model.lm.model.register_forward_pre_hook(self._count, with_kwargs=True),
@@ -56,28 +56,37 @@ class WorkCounter:
         return Work(*total.tolist())
 
     def _note_batch(self, model, args, kwargs) -> None:
-        self._batch = kwargs
+        self._ctc_only = model.ctc_only
+        if model.training:
+            lengths_B = kwargs["text_lengths"]
+            size = torch.tensor(len(lengths_B), device=lengths_B.device)
+            self._add(
+                utterances=size,
+                samples=kwargs["speech_lengths"].sum(),
+                targets=lengths_B.sum() + size,
+            )
 
     def _count(self, lm, args, kwargs) -> None:
         if not self.model.training:
             return
-        size, length = kwargs["inputs_embeds"].shape[:2]
-        speech_B = kwargs["speech_mask"].sum(1)
-        text_B = self._batch["text_lengths"] + len(self.model.prompt_ids)
-        if self.model.ctc_only:
-            text_B = torch.zeros_like(text_B)
-        total_B = speech_B + text_B
-        work = Work(
-            utterances=torch.tensor(size, device=total_B.device),
-            samples=self._batch["speech_lengths"].sum(),
-            speech=speech_B.sum(),
-            positions=total_B.sum(),
-            padded=torch.tensor(size * length, device=total_B.device),
-            targets=self._batch["text_lengths"].sum() + size,
-            speech_pairs=speech_B.square().sum(),
-            pairs=total_B.square().sum(),
+        inputs_BTD, mask_BT = kwargs["inputs_embeds"], kwargs.get("speech_mask")
+        positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
+        padded = positions_B.new_tensor(inputs_BTD.shape[:2]).prod()
+        if mask_BT is not None:
+            speech_B = mask_BT.sum(1)
+            self._add(speech=speech_B.sum(), speech_pairs=speech_B.square().sum())
+            if self.model.compression is not None and not self._ctc_only:
+                return  # the base layers will read the units heard
+        self._add(
+            positions=positions_B.sum(),
+            pairs=positions_B.square().sum(),
+            padded=padded,
         )
-        step = torch.stack([number.double() for number in work])
+
+    def _add(self, **numbers: torch.Tensor) -> None:
+        device = next(iter(numbers.values())).device
+        zero = torch.zeros((), dtype=torch.double, device=device)
+        step = torch.stack([numbers.get(name, zero).double() for name in Work._fields])
         self.total = step if self.total is None else self.total + step
 
 

@@ -49,6 +49,33 @@ def test_the_work_of_batches_is_summed_up(tiny_model, tiny_batch):
     assert counter.take().utterances == 0
 
 
+def test_with_ctc_compression_the_base_layers_read_fewer_positions(
+    tiny_model, tiny_batch, adaptation_conf, randomise
+):
+    model = tiny_model(
+        adaptation_conf=adaptation_conf("e_branchformer", "speech", (-1,)),
+        model_conf=dict(
+            prompt="Transcript:", ctc_compression=True, ctc_warmup_epochs=1
+        ),
+    ).train()
+    randomise(model.ctc, seed=4, std=0.3)
+    batch = tiny_batch(0.9, 0.5)
+    speech_BSD, speech = model.embed_speech(batch["speech"], batch["speech_lengths"])
+    hidden_BSD = model.run_to_ctc_layer(speech_BSD, speech)
+    _, heard = model.compress(hidden_BSD, speech)
+    read = heard + batch["text_lengths"] + len(model.prompt_ids)
+    assert (heard < speech).any()
+    counter = WorkCounter(model)
+    for epoch, positions in ((1, speech), (2, read)):
+        model.set_epoch(epoch)
+        model(**batch)
+        work = counter.take()
+        assert work.utterances == 2 and work.targets == batch["text_lengths"].sum() + 2
+        assert work.speech == speech.sum()
+        assert work.positions == positions.sum()
+        assert work.pairs == positions.square().sum()
+
+
 def test_the_figures_are_those_of_the_time_since_the_last_line(
     tiny_model, tiny_batch, clock
 ):
