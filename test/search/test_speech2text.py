@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from espnet_dus import Speech2Text
 from espnet_dus.base_lm import resolve_dtype
 from espnet_dus.model import Hypothesis
+from espnet_dus.search.precision import quantize_linear
 
 NO_GUARDS = {"no_speech": 0.0, "repetition": 0}
 
@@ -143,11 +144,25 @@ def test_int8_rounds_the_weights_of_the_base_lm_and_no_others(make):
             assert weight.dtype == torch.qint8
             error = (weight.dequantize() - one.weight).abs().max()
             assert 0 < error <= one.weight.abs().max() / 100
-    # two inserted layers among three of the base LM, each with seven maps
-    assert len(changed) == 3 * 7 + 1 and "lm_head" in changed
+    # two inserted layers among three of the base LM, each with seven maps but down_proj
+    assert len(changed) == 3 * 6 + 1 and "lm_head" in changed
+    assert not any("down_proj" in name for name in changed)
     assert not any(
         name.startswith(("model.layers.1.", "model.layers.4.")) for name in changed
     )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_int8_bears_a_position_of_great_activations(bias):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=bias))
+    x = torch.randn(2, 5, 64)
+    expected = model(x)
+    quantize_linear(model, ["0"])
+    torch.testing.assert_close(model(x), expected, atol=0.05, rtol=0.05)
+    x[0, 0] *= 1000
+    torch.testing.assert_close(model(x)[0, 1:], expected[0, 1:], atol=0.05, rtol=0.05)
 
 
 def test_it_chats_as_the_base_lm_does(make, tiny_base_lm_dir):
