@@ -31,10 +31,14 @@ def options(tmp_path, tiny_base_lm_dir):
         conf = yaml.safe_load((TUNING / name).read_text(encoding="utf-8"))
         conf["base_lm_conf"]["dtype"] = "float32"
         conf["speech_embedder_conf"]["channels"] = 8
-        conf["model_conf"]["ctc_layer"] = "base:1"
-        if arm == "e_branchformer_speech":
+        if arm != "e_branchformer_speech":
+            conf["model_conf"]["ctc_layer"] = "base:1"
+        else:
             conf["adaptation_conf"].update(
-                positions=[0], attention_heads=4, linear_units=32, cgmlp_linear_units=32
+                positions=[-1],
+                attention_heads=4,
+                linear_units=32,
+                cgmlp_linear_units=32,
             )
         if arm == "lora":
             conf["adaptation_conf"]["match_parameters"] = 10000

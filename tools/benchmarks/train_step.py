@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from espnet_dus.model import ESPnetDUSModel, extract_features
 from espnet_dus.task import DUSTask
@@ -352,9 +352,9 @@ def main(cmd=None):
             f"{', '.join(unknown)}; it has {', '.join(configs) or 'none'}"
         )
     with tempfile.TemporaryDirectory() as ctc_units:
-        units = ["<blank>", "<unk>"]
-        units += [chr(ord("0") + n) for n in range(options.num_ctc_units - len(units))]
-        content = {"type": "char", "units": units}
+        tokenizer = AutoTokenizer.from_pretrained(options.base_lm)
+        tokens = tokenizer.convert_ids_to_tokens(range(options.num_ctc_units - 2))
+        content = {"type": "llm", "units": ["<blank>", "<unk>", *tokens]}
         (Path(ctc_units) / "units.json").write_text(json.dumps(content), "utf-8")
         builds, pairs = {}, []
         for arm in arms:
