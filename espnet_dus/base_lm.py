@@ -183,6 +183,12 @@ def load_base_lm(
     return lm.requires_grad_(False).eval(), tokenizer, identity
 
 
+def embedding_rms(lm: torch.nn.Module) -> float:
+    """Give the root mean square of an LM's token embeddings: the scale it reads."""
+    table_VD = lm.get_input_embeddings().weight.detach()
+    return float(table_VD.float().pow(2).mean().sqrt())
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """Turn the name of a precision into a torch dtype; see `load_base_lm`."""
     if name == "auto":

@@ -23,7 +23,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from transformers import GenerationConfig
 
-from espnet_dus.base_lm import Identity
+from espnet_dus.base_lm import Identity, embedding_rms
 from espnet_dus.checkpoint import keep_only_trained, parameter_counts
 from espnet_dus.ctc import CTCHead, CTCUnits, ctc_layer_index, word_errors
 from espnet_dus.ctc_compression import CTCCompression
@@ -147,10 +147,7 @@ class ESPnetDUSModel(AbsESPnetModel):
                     "all inserted layers must be of scope speech and stand before the "
                     "first base layer (positions -1), with ctc_layer inserted:-1"
                 )
-            table_VD = lm.get_input_embeddings().weight.detach().float()
-            self.compression = CTCCompression(
-                ctc_units.token_ids(), float(table_VD.pow(2).mean().sqrt())
-            )
+            self.compression = CTCCompression(ctc_units.token_ids(), embedding_rms(lm))
         self.ctc_weight = ctc_weight
         self.ctc_warmup_epochs = ctc_warmup_epochs
         self.ctc_only = ctc_weight == 1

@@ -21,7 +21,7 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
 from espnet_dus.adaptation import ARMS, adapt
-from espnet_dus.base_lm import load_base_lm
+from espnet_dus.base_lm import embedding_rms, load_base_lm
 from espnet_dus.ctc import CTCHead, CTCUnits, is_above_base_layer
 from espnet_dus.data.dataset import (
     BadUtterances,
@@ -107,7 +107,7 @@ class DUSTask(AbsTask):
             action=NestedDictAction,
             default=get_default_kwargs(ESPnetDUSModel),
             help="prompt, prompt_tuning, ctc_layer, ctc_weight, ctc_warmup_epochs, "
-            "lsm_weight",
+            "ctc_compression, lsm_weight",
         )
         group.add_argument(
             "--ctc_conf",
@@ -284,12 +284,9 @@ class DUSTask(AbsTask):
         """
         _check_numbers("optim_conf", args.optim_conf)
         _check_numbers("scheduler_conf", args.scheduler_conf)
+        by_name = {n: p for n, p in model.named_parameters() if p.requires_grad}
         trained = torch.nn.ParameterDict(
-            {
-                name.replace(".", "/"): parameter
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-            }
+            {name.replace(".", "/"): p for name, p in by_name.items()}
         )
         if not len(trained):
             raise ValueError(
@@ -303,7 +300,6 @@ class DUSTask(AbsTask):
                 raise ValueError(f"freeze_param: {prefix!r} matches no parameter")
         optimizers = super().build_optimizers(args, trained)
         if not args.collect_stats:
-            by_name = {name.replace("/", "."): p for name, p in trained.items()}
             for optimizer in optimizers:
                 scale_learning_rates(optimizer, by_name, args.lr_scale)
         return optimizers
@@ -335,7 +331,7 @@ class DUSTask(AbsTask):
         speech_embedder = SpeechEmbedder(
             input_size,
             lm.config.hidden_size,
-            float(embeddings.float().pow(2).mean().sqrt()),
+            embedding_rms(lm),
             **embedder_conf,
         )
         if args.init is not None:

@@ -90,7 +90,7 @@ def test_the_losses_of_a_batch_are_those_of_its_utterances(make, tiny_batch, kin
         assert float(together[name]) == pytest.approx(expected, abs=1e-4), name
 
 
-def test_the_inserted_layers_learn_from_both_losses(make, tiny_batch):
+def test_the_inserted_layers_learn_from_the_cross_entropy_alone_too(make, tiny_batch):
     model = make(model_conf=dict(ctc_weight=0.0))
     model(**tiny_batch(1.3, 0.9))[0].backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
