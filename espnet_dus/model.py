@@ -15,8 +15,8 @@ batch.
 """
 
 import logging
-from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from contextlib import nullcontext
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
@@ -30,6 +30,7 @@ from espnet_dus.ctc_compression import CTCCompression
 from espnet_dus.distributed import share_of_mean
 from espnet_dus.sequence import Sequence, join
 from espnet_dus.speech_embedder import SpeechEmbedder
+from espnet_dus.text_retention import layer_output, random_text, text_drift
 from espnet_dus.upscaling import is_encoder
 
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
@@ -84,6 +85,9 @@ class ESPnetDUSModel(AbsESPnetModel):
             layers of scope `speech` that all stand before the first base layer, with
             the CTC head on the last of them.
         lsm_weight: Label smoothing of the cross-entropy.
+        text_retention_weight: Weight of what keeps text as the base LM has it (see
+            `text_retention`), beside the other losses. For inserted layers of scope
+            `all`; in scope `speech` text is the base LM's without it.
 
     Raises:
         ValueError: Contradictory options.
@@ -108,6 +112,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         ctc_warmup_epochs: int = 0,
         ctc_compression: bool = False,
         lsm_weight: float = 0.0,
+        text_retention_weight: float = 0.0,
         extract_feats_in_collect_stats: bool = True,
     ):
         super().__init__()
@@ -152,6 +157,13 @@ class ESPnetDUSModel(AbsESPnetModel):
         self.ctc_warmup_epochs = ctc_warmup_epochs
         self.ctc_only = ctc_weight == 1
         self.lsm_weight = lsm_weight
+        scope = getattr(lm.config, "depth_up_scaling", {}).get("scope")
+        if text_retention_weight < 0 or (text_retention_weight and scope != "all"):
+            raise ValueError(
+                f"text_retention_weight: {text_retention_weight}; it is 0 or more, and "
+                "0 where no inserted layer of scope all can change text"
+            )
+        self.text_retention_weight = text_retention_weight
         self.extract_feats_in_collect_stats = extract_feats_in_collect_stats
         self.prompt_ids: List[int] = tokenizer(
             prompt, add_special_tokens=False
@@ -273,6 +285,11 @@ class ESPnetDUSModel(AbsESPnetModel):
                         ctc_BSD, lengths_B, text_ctc, text_ctc_lengths
                     )
                 )
+        if self.training and self.text_retention_weight:
+            with self.autocast():
+                drift = text_drift(self.lm, random_text(self.lm))
+            loss = loss + self.text_retention_weight * drift
+            stats.update(text_drift=drift.detach())
         stats.update(loss=loss.detach())
         return force_gatherable((loss, stats, len(lengths_B)), loss.device)
 
@@ -365,34 +382,16 @@ class ESPnetDUSModel(AbsESPnetModel):
         is_read = self.compression is not None and not self.ctc_only
         # Nothing that is causal looks at padding on the right, and what is not goes by
         # the speech mask: no attention mask, so that the fast kernels can be used.
-        with self._capture_ctc_layer() as captured:
+        captured = nullcontext({})
+        if self.ctc_layer is not None:
+            captured = layer_output(self.lm, self.ctc_layer, end=self.ctc_only)
+        with captured as of_ctc_layer:
             hidden_BTD = self.lm.model(
                 inputs_embeds=seq.inputs_BTD,
                 speech_mask=None if is_read else seq.speech_mask_BT,
                 use_cache=False,
             ).last_hidden_state
-        return hidden_BTD, captured.get("hidden")
-
-    @contextmanager
-    def _capture_ctc_layer(self) -> Iterator[Dict[str, torch.Tensor]]:
-        """Keep the CTC layer's output; with `ctc_only`, end the forward pass there."""
-        captured: Dict[str, torch.Tensor] = {}
-        if self.ctc_layer is None:
-            yield captured
-            return
-        layer = self.lm.model.layers[self.ctc_layer]
-        handle = layer.register_forward_hook(
-            lambda module, args, output: captured.update(hidden=output)
-        )
-        config = self.lm.model.config
-        num_layers = config.num_hidden_layers
-        if self.ctc_only:
-            config.num_hidden_layers = self.ctc_layer + 1  # HF's loop goes so far
-        try:
-            yield captured
-        finally:
-            handle.remove()
-            config.num_hidden_layers = num_layers
+        return hidden_BTD, of_ctc_layer.get("hidden")
 
     def _cross_entropy(
         self,

@@ -76,6 +76,21 @@ def test_with_ctc_compression_the_base_layers_read_fewer_positions(
         assert work.pairs == positions.square().sum()
 
 
+def test_random_text_is_not_work_of_the_batch(
+    tiny_model, tiny_batch, adaptation_conf
+):
+    work = {}
+    for weight in (0.0, 1.0):
+        model = tiny_model(
+            adaptation_conf=adaptation_conf("e_branchformer", "all", (-1,)),
+            model_conf=dict(text_retention_weight=weight),
+        ).train()
+        counter = WorkCounter(model)
+        model(**tiny_batch(0.9, 0.5))
+        work[weight] = counter.take()
+    assert work[0.0] == work[1.0]
+
+
 def test_the_figures_are_those_of_the_time_since_the_last_line(
     tiny_model, tiny_batch, clock
 ):

@@ -1,0 +1,128 @@
+"""Text stays as the base LM has it, in scope `all` too."""
+
+import pytest
+import torch
+
+from espnet_dus.text_retention import layer_output, random_text, text_drift
+from espnet_dus.upscaling import inserted_layers, only_base_layers
+
+IDS_BT = torch.tensor([[5, 9, 11, 40], [7, 7, 200, 3]])
+
+
+@pytest.mark.parametrize("positions", [(-1, -1), (-1, 1), (0,)])
+def test_the_drift_is_what_the_base_lm_does_not_have_there(upscaled, kind, positions):
+    lm = upscaled(kind, "all", positions, seed=1)
+    last = max(inserted_layers(lm))
+    with layer_output(lm, last) as adapted:
+        lm(IDS_BT)
+    base_BTD = lm.get_input_embeddings()(IDS_BT)
+    with only_base_layers(lm):
+        hidden = lm(IDS_BT, output_hidden_states=True).hidden_states
+        assert torch.equal(hidden[0], base_BTD)
+        base_BTD = hidden[max(positions) + 1]  # what the layer above is given
+    adapted_BTD = adapted["hidden"]
+    moved_BT, base_BT = (
+        (x.norm(dim=-1) ** 2) for x in (adapted_BTD - base_BTD, base_BTD)
+    )
+    median = base_BT.flatten().sort().values[3]  # the lower one of 8 positions
+    expected = moved_BT / base_BT.clamp(min=median)
+    drift = text_drift(lm, IDS_BT)
+    assert drift > 1e-3
+    torch.testing.assert_close(drift, expected.mean())
+
+
+def test_a_token_without_an_embedding_has_a_drift_too(upscaled, kind):
+    lm = upscaled(kind, "all", (-1,), seed=1)
+    lm.get_input_embeddings().weight.data[5] = 0.0
+    drift = text_drift(lm, IDS_BT)
+    drift.backward()
+    assert torch.isfinite(drift)
+    for parameter in lm.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def test_new_layers_have_no_drift(upscaled, kind):
+    assert text_drift(upscaled(kind, "all", (-1, 1)), IDS_BT) == 0
+
+
+def test_the_layers_above_are_not_run_and_the_model_is_left_as_it_was(upscaled, kind):
+    lm = upscaled(kind, "all", (-1, 0), seed=1)
+    before = lm(IDS_BT).logits
+    ran = []
+    for index, layer in enumerate(lm.model.layers):
+        layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+    text_drift(lm, IDS_BT)
+    assert max(ran) == 2  # new, base, new | base, base
+    assert torch.equal(lm(IDS_BT).logits, before)
+
+
+def test_an_error_within_leaves_the_model_whole(upscaled, kind):
+    lm = upscaled(kind, "all", (0,), seed=1)
+    before = lm(IDS_BT).logits
+    with pytest.raises(RuntimeError, match="within"):
+        with layer_output(lm, 0, end=True):
+            raise RuntimeError("within")
+    assert torch.equal(lm(IDS_BT).logits, before)
+
+
+def test_random_text_is_of_the_vocabulary(upscaled, kind):
+    lm = upscaled(kind, "all", (0,))
+    ids_BT = random_text(lm)
+    assert 0 <= ids_BT.min() and ids_BT.max() < lm.config.vocab_size
+    assert not torch.equal(ids_BT, random_text(lm))
+
+
+# -- in the model ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(tiny_model, adaptation_conf, randomise):
+    def make(weight, kind="e_branchformer", scope="all", **options):
+        model = tiny_model(
+            adaptation_conf=adaptation_conf(kind, scope, (-1, 0)),
+            model_conf=dict(text_retention_weight=weight, **options),
+        )
+        randomise(model.lm, seed=1)
+        return model.train()
+
+    return make
+
+
+@pytest.mark.parametrize("ctc_warmup_epochs", [0, 1])
+def test_the_loss_has_the_drift_in_it(make, tiny_batch, ctc_warmup_epochs):
+    losses = {}
+    for weight in (0.0, 3.0):
+        model = make(weight, ctc_warmup_epochs=ctc_warmup_epochs)
+        model.set_epoch(1)
+        loss, stats, _ = model(**tiny_batch(0.9, 0.5))
+        losses[weight] = loss
+        assert ("text_drift" in stats) == (weight > 0)
+    assert stats["text_drift"] > 1e-3
+    torch.testing.assert_close(losses[3.0] - losses[0.0], 3 * stats["text_drift"])
+
+
+def test_training_it_brings_text_back_to_the_base_lm(make, kind):
+    model = make(1.0, kind=kind)
+    trained = [p for p in model.lm.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
+    drifts = []
+    for _ in range(60):
+        drift = text_drift(model.lm, random_text(model.lm))
+        optimizer.zero_grad()
+        drift.backward()
+        optimizer.step()
+        drifts.append(drift.item())
+    assert drifts[-1] < drifts[0] / 5
+
+
+def test_validation_draws_no_random_text(make, tiny_batch):
+    model = make(1.0).eval()
+    state = torch.get_rng_state()
+    _, stats, _ = model(**tiny_batch(0.9, 0.5))
+    assert "text_drift" not in stats and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("scope, weight", [("speech", 1.0), ("all", -0.5)])
+def test_a_weight_that_has_nothing_to_weigh_is_refused(make, scope, weight):
+    with pytest.raises(ValueError, match=f"text_retention_weight: {weight}"):
+        make(weight, scope=scope)
