@@ -30,7 +30,7 @@ from espnet_dus.ctc_compression import CTCCompression
 from espnet_dus.distributed import share_of_mean
 from espnet_dus.sequence import Sequence, join
 from espnet_dus.speech_embedder import SpeechEmbedder
-from espnet_dus.text_retention import layer_output, random_text, text_drift
+from espnet_dus.text_retention import TextRetention, layer_output
 from espnet_dus.upscaling import is_encoder
 
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
@@ -164,6 +164,7 @@ class ESPnetDUSModel(AbsESPnetModel):
                 "0 where no inserted layer of scope all can change text"
             )
         self.text_retention_weight = text_retention_weight
+        self.text_retention = TextRetention()
         self.extract_feats_in_collect_stats = extract_feats_in_collect_stats
         self.prompt_ids: List[int] = tokenizer(
             prompt, add_special_tokens=False
@@ -287,7 +288,7 @@ class ESPnetDUSModel(AbsESPnetModel):
                 )
         if self.training and self.text_retention_weight:
             with self.autocast():
-                drift = text_drift(self.lm, random_text(self.lm))
+                drift = self.text_retention(self.lm)
             loss = loss + self.text_retention_weight * drift
             stats.update(text_drift=drift.detach())
         stats.update(loss=loss.detach())

@@ -67,8 +67,8 @@ class WorkCounter:
             )
 
     def _count(self, lm, args, kwargs) -> None:
-        if not self.model.training or "inputs_embeds" not in kwargs:
-            return  # token ids are the random text of text_retention, not the batch
+        if not self.model.training or kwargs.get("inputs_embeds") is None:
+            return  # token ids are the text of text_retention, not of the batch
         inputs_BTD, mask_BT = kwargs["inputs_embeds"], kwargs.get("speech_mask")
         positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
         padded = positions_B.new_tensor(inputs_BTD.shape[:2]).prod()

@@ -76,7 +76,7 @@ def test_with_ctc_compression_the_base_layers_read_fewer_positions(
         assert work.pairs == positions.square().sum()
 
 
-def test_random_text_is_not_work_of_the_batch(
+def test_text_for_retention_is_not_work_of_the_batch(
     tiny_model, tiny_batch, adaptation_conf
 ):
     work = {}
