@@ -45,18 +45,21 @@ class Transcript(NamedTuple):
     words: List[Word]
 
 
-def transcribe(speech2text: Speech2Text, path: Union[str, Path]) -> Transcript:
+def transcribe(
+    speech2text: Speech2Text, path: Union[str, Path], segment_seconds: float = 20.0
+) -> Transcript:
     """Transcribe a recording.
 
     Args:
         speech2text: The model; whether words have times is its search's `word_times`.
         path: A file that libsndfile reads, of any length and sampling rate.
+        segment_seconds: It is cut at pauses into segments of at most so many seconds.
 
     Raises:
         ValueError: See `Speech2Text.transcribe_long`.
         soundfile.LibsndfileError: The file cannot be read.
     """
-    hypothesis = join(speech2text.transcribe_long(path))
+    hypothesis = join(speech2text.transcribe_long(path, segment_seconds))
     seconds = soundfile.info(path).duration
     return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
 

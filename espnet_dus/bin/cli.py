@@ -27,6 +27,16 @@ def get_parser() -> argparse.ArgumentParser:
     loading.add_argument(
         "--dtype", help="of the base LM: float32, bfloat16, int8; None: as trained"
     )
+    searching = argparse.ArgumentParser(add_help=False)
+    searching.add_argument(
+        "--beam_size", type=int, default=1, help="hypotheses kept at each step"
+    )
+    searching.add_argument(
+        "--ctc_weight",
+        type=float,
+        default=0.0,
+        help="share of the CTC head in the score, 0 to 1; needs beam_size of 2 or more",
+    )
 
     def add(name, run, description, parents=()):
         command = commands.add_parser(
@@ -39,10 +49,19 @@ def get_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("transcribe", transcribe, "Transcribe recordings.", [loading])
+    command = add(
+        "transcribe", transcribe, "Transcribe recordings.", [loading, searching]
+    )
     command.add_argument("audio", nargs="+", help="recordings of any length")
     command.add_argument("--model", required=True, help="see espnet-dus --help")
     command.add_argument("--out_dir", help="a file for each recording goes there")
+    command.add_argument(
+        "--segment_seconds",
+        type=float,
+        default=20.0,
+        help="recordings are cut at pauses into segments of at most so many seconds: no "
+        "longer than what the model was trained on",
+    )
     kinds = command.add_mutually_exclusive_group()
     for kind, what in (
         ("srt", "write subtitles"),
@@ -71,7 +90,7 @@ def get_parser() -> argparse.ArgumentParser:
     command = add("info", info, "Show the stack of a model.", [loading])
     command.add_argument("model", help="see espnet-dus --help")
 
-    command = add("demo", demo, "Start a demo for the browser.", [loading])
+    command = add("demo", demo, "Start a demo for the browser.", [loading, searching])
     command.add_argument("--model", required=True, help="see espnet-dus --help")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=7860, help="of the demo")
@@ -110,7 +129,7 @@ def transcribe(args):
     for number, audio in enumerate(args.audio, 1):
         started = time.perf_counter()
         try:
-            transcript = transcribe(speech2text, audio)
+            transcript = transcribe(speech2text, audio, args.segment_seconds)
             text = render(transcript, args.kind)
         except (soundfile.LibsndfileError, OSError, ValueError) as error:
             failed += 1
@@ -189,7 +208,13 @@ def _load(args):
     from espnet_dus.local_models import load
 
     print(f"loading {args.model}", file=sys.stderr)
-    return load(args.model, args.base_lm, device=args.device, dtype=args.dtype)
+    options = {"device": args.device, "dtype": args.dtype}
+    if hasattr(args, "beam_size"):
+        options["search"] = {
+            "beam_size": args.beam_size,
+            "ctc_weight": args.ctc_weight,
+        }
+    return load(args.model, args.base_lm, **options)
 
 
 def _read_line() -> str:

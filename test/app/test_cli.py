@@ -84,6 +84,40 @@ def test_subtitles_of_several_recordings_go_to_files(run, recording, tmp_path):
     assert text.startswith("1\n00:00:0") and " --> " in text
 
 
+def test_the_search_and_the_length_of_segments_are_options(
+    run, recording, loaded, monkeypatch
+):
+    import espnet_dus.local_models
+    from espnet_dus.search.config import SearchConfig
+
+    asked = {}
+    monkeypatch.setattr(
+        espnet_dus.local_models,
+        "load",
+        lambda *_, **options: asked.update(options) or loaded,
+    )
+    segmented = []
+    original = type(loaded).transcribe_long
+    monkeypatch.setattr(
+        type(loaded),
+        "transcribe_long",
+        lambda self, path, seconds: segmented.append(seconds)
+        or original(self, path, seconds),
+    )
+    run("transcribe", recording, "--model", "m")
+    assert SearchConfig.make(asked["search"]) == SearchConfig()
+    options = ("--beam_size", 4, "--ctc_weight", 0.5, "--segment_seconds", 2.5)
+    run("transcribe", recording, "--model", "m", *options)
+    assert SearchConfig.make(asked["search"]) == SearchConfig(
+        beam_size=4, ctc_weight=0.5
+    )
+    assert segmented == [20.0, 2.5]
+    _, err = run(
+        "transcribe", recording, "--model", "m", "--segment_seconds", 0.1, code=1
+    )
+    assert "expected at least 1.5, got 0.1" in err
+
+
 def test_a_bad_recording_is_reported_and_the_others_are_done(
     run, recording, expected, tmp_path
 ):
