@@ -59,8 +59,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--segment_seconds",
         type=float,
         default=20.0,
-        help="recordings are cut at pauses into segments of at most so many seconds: no "
-        "longer than what the model was trained on",
+        help="recordings are cut at pauses into segments of at most so many seconds; "
+        "take what the training utterances have",
     )
     kinds = command.add_mutually_exclusive_group()
     for kind, what in (
