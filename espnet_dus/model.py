@@ -30,8 +30,8 @@ from espnet_dus.ctc_compression import CTCCompression
 from espnet_dus.distributed import share_of_mean
 from espnet_dus.sequence import Sequence, join
 from espnet_dus.speech_embedder import SpeechEmbedder
-from espnet_dus.text_retention import TextRetention, layer_output
-from espnet_dus.upscaling import is_encoder
+from espnet_dus.text_retention import TextRetention
+from espnet_dus.upscaling import is_encoder, layer_output
 
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
 LENGTH_MULTIPLE = 16

@@ -20,42 +20,11 @@ Dimensions: N sequences, T positions, D hidden.
 
 import logging
 import time
-from contextlib import contextmanager
-from typing import Dict, Iterator, Optional
+from typing import Optional
 
 import torch
 
-from espnet_dus.upscaling import inserted_layers, only_base_layers
-
-
-@contextmanager
-def layer_output(
-    lm: torch.nn.Module, index: int, end: bool = False
-) -> Iterator[Dict[str, torch.Tensor]]:
-    """Keep what a layer gives in the forward passes of the block.
-
-    Args:
-        lm: A causal LM.
-        index: The layer's place in its `ModuleList`.
-        end: End the pass there: the layers above cost nothing, and what the pass gives
-            is not to be used.
-
-    Yields:
-        A dictionary that has the output (N, T, D) as `hidden` after a pass.
-    """
-    kept: Dict[str, torch.Tensor] = {}
-    handle = lm.model.layers[index].register_forward_hook(
-        lambda module, args, output: kept.update(hidden=output)
-    )
-    config = lm.model.config
-    num_layers = config.num_hidden_layers
-    if end:
-        config.num_hidden_layers = index + 1  # HF's loop goes so far
-    try:
-        yield kept
-    finally:
-        handle.remove()
-        config.num_hidden_layers = num_layers
+from espnet_dus.upscaling import inserted_layers, layer_output, only_base_layers
 
 
 def text_drift(lm: torch.nn.Module, ids_NT: torch.Tensor) -> torch.Tensor:

@@ -117,6 +117,36 @@ def only_base_layers(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
         _set_layers(lm, layers)
 
 
+@contextmanager
+def layer_output(
+    lm: torch.nn.Module, index: int, end: bool = False
+) -> Iterator[Dict[str, torch.Tensor]]:
+    """Keep what a layer gives in the forward passes of the block.
+
+    Args:
+        lm: A causal LM.
+        index: The layer's place in its `ModuleList`.
+        end: End the pass there: the layers above cost nothing, and what the pass gives
+            is not to be used.
+
+    Yields:
+        A dictionary that has the output (batch, time, hidden) as `hidden` after a pass.
+    """
+    kept: Dict[str, torch.Tensor] = {}
+    handle = lm.model.layers[index].register_forward_hook(
+        lambda module, args, output: kept.update(hidden=output)
+    )
+    config = lm.model.config
+    num_layers = config.num_hidden_layers
+    if end:
+        config.num_hidden_layers = index + 1  # HF's loop goes so far
+    try:
+        yield kept
+    finally:
+        handle.remove()
+        config.num_hidden_layers = num_layers
+
+
 def parse_positions(positions: Positions, num_layers: int) -> List[int]:
     """Turn a `positions` option into base-layer indices to insert after.
 

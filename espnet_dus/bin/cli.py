@@ -9,6 +9,9 @@ import argparse
 import sys
 
 from espnet_dus.bin import user_errors
+from espnet_dus.search.config import add_options
+
+SEARCH_OPTIONS = ("beam_size", "ctc_weight")  # of those that dus_inference has
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -28,15 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--dtype", help="of the base LM: float32, bfloat16, int8; None: as trained"
     )
     searching = argparse.ArgumentParser(add_help=False)
-    searching.add_argument(
-        "--beam_size", type=int, default=1, help="hypotheses kept at each step"
-    )
-    searching.add_argument(
-        "--ctc_weight",
-        type=float,
-        default=0.0,
-        help="share of the CTC head in the score, 0 to 1; needs beam_size of 2 or more",
-    )
+    add_options(searching, SEARCH_OPTIONS)
 
     def add(name, run, description, parents=()):
         command = commands.add_parser(
@@ -123,7 +118,7 @@ def transcribe(args):
             "--out_dir: two recordings have one name (without folder and suffix), so "
             "their transcripts would have one too: transcribe them one by one"
         )
-    speech2text = _load(args)
+    speech2text = _load(args, _search(args))
     check_kind(speech2text, args.kind)
     failed = 0
     for number, audio in enumerate(args.audio, 1):
@@ -201,20 +196,21 @@ def demo(args):
     """Serve the demo until it is interrupted."""
     from espnet_dus.demo import build
 
-    build(_load(args)).launch(server_name=args.host, server_port=args.port)
+    speech2text = _load(args, _search(args))
+    build(speech2text).launch(server_name=args.host, server_port=args.port)
 
 
-def _load(args):
+def _load(args, search=None):
     from espnet_dus.local_models import load
 
     print(f"loading {args.model}", file=sys.stderr)
-    options = {"device": args.device, "dtype": args.dtype}
-    if hasattr(args, "beam_size"):
-        options["search"] = {
-            "beam_size": args.beam_size,
-            "ctc_weight": args.ctc_weight,
-        }
-    return load(args.model, args.base_lm, **options)
+    return load(
+        args.model, args.base_lm, device=args.device, dtype=args.dtype, search=search
+    )
+
+
+def _search(args):
+    return {name: getattr(args, name) for name in SEARCH_OPTIONS}
 
 
 def _read_line() -> str:

@@ -6,12 +6,10 @@ from espnet_dus.bin import user_errors
 
 def get_parser():
     """Build the command's parser; the options are those of ESPnet's asr_inference."""
-    from dataclasses import fields
-
     from espnet2.utils import config_argparse
-    from espnet2.utils.types import str2bool, str2triple_str, str_or_none
+    from espnet2.utils.types import str2triple_str, str_or_none
 
-    from espnet_dus.search.config import SearchConfig
+    from espnet_dus.search.config import add_options
 
     parser = config_argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log_level", default="INFO", help="verbosity")
@@ -46,15 +44,7 @@ def get_parser():
         type=str_or_none,
         help="of the base LM: float32, bfloat16, int8; default: as it was trained with",
     )
-    group = parser.add_argument_group("Search")
-    for option in fields(SearchConfig):
-        kind = type(option.default)
-        group.add_argument(
-            f"--{option.name}",
-            type=str2bool if kind is bool else kind,
-            default=option.default,
-            help=option.metadata["help"],
-        )
+    add_options(parser.add_argument_group("Search"))
     return parser
 
 

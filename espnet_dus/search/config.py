@@ -1,7 +1,7 @@
 """The options of a search, checked by name."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -82,3 +82,24 @@ class SearchConfig:
 
 
 Search = Optional[Union[SearchConfig, Dict[str, Any]]]
+
+
+def add_options(parser: Any, names: Optional[Sequence[str]] = None) -> None:
+    """Add the options of a search to a command's parser or a group of it.
+
+    Args:
+        parser: Whose `add_argument` is called.
+        names: Which options; None: all.
+    """
+    for option in fields(SearchConfig):
+        if names is not None and option.name not in names:
+            continue
+        kind = type(option.default)
+        if kind is bool:
+            from espnet2.utils.types import str2bool as kind
+        parser.add_argument(
+            f"--{option.name}",
+            type=kind,
+            default=option.default,
+            help=option.metadata["help"],
+        )
