@@ -81,6 +81,10 @@ def _configuration(pattern: str, known: Iterable[Key], command: str) -> Iterator
     for heading, keys in sections.items():
         yield (f"### {heading}\n\n" if heading else "") + table(keys, "key")
     recipe = (TEMPLATE / "dus.sh").read_text(encoding="utf-8")
+    # but for functions that run another command, with options of the same names
+    recipe = re.sub(
+        r"^\w+\(\) \{(?:(?!^\}).)*?dus_alone.*?^\}", "", recipe, flags=re.M | re.S
+    )
     by_recipe = [key for key in rest if re.search(rf"--{key.name}\b", recipe)]
     rest = [key for key in rest if key not in by_recipe]
     if rest:

@@ -44,6 +44,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--batch_size", type=int, default=16, help="requests in a batch"
     )
     parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="precision of both models; bfloat16 is faster where the hardware has it",
+    )
+    parser.add_argument(
         "--cache_dir", help="where results of the base LM are kept for other models"
     )
     parser.add_argument(
@@ -73,6 +79,7 @@ def main(cmd=None):
         limit=args.limit,
         window=args.window,
         batch_size=args.batch_size,
+        dtype=args.dtype,
         cache_dir=args.cache_dir,
         even_if_identical=args.even_if_identical,
     )

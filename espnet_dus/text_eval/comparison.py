@@ -1,8 +1,8 @@
 """Base LM against adapted LM on the same text: what the adaptation cost.
 
-Both run in one process, in float32 and with the same batch size. Whatever is finished
-stands in a file of its own, so an interrupted evaluation goes on where it was, and the
-base LM's results serve every model adapted from it.
+Both run in one process, in the same precision and with the same batch size. Whatever is
+finished stands in a file of its own, so an interrupted evaluation goes on where it was,
+and the base LM's results serve every model adapted from it.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 
 from espnet_dus.io import write_text
 from espnet_dus.text_eval.metric import Metric, paired_delta
-from espnet_dus.text_eval.models import DTYPE, Models, count_equal_tokens
+from espnet_dus.text_eval.models import Models, count_equal_tokens
 from espnet_dus.text_eval.perplexity import WINDOW, read_text, score_text
 from espnet_dus.text_eval.report import markdown
 from espnet_dus.text_eval.tasks import (
@@ -45,6 +45,7 @@ def evaluate(
     limit: Optional[int] = None,
     window: int = WINDOW,
     batch_size: int = 16,
+    dtype: str = "float32",
     cache_dir: Optional[Union[str, Path]] = None,
     even_if_identical: bool = False,
 ) -> Dict:
@@ -62,6 +63,7 @@ def evaluate(
         limit: At most this many items of each task and windows of each text.
         window: Context of the perplexity in tokens.
         batch_size: Requests in a batch, the same for both models.
+        dtype: Precision of both models: `float32`, or `bfloat16`.
         cache_dir: Where the base LM's results stand; None for below `out_dir`.
         even_if_identical: Evaluate the adapted model although its logits are those of
             the base LM bit for bit.
@@ -86,13 +88,13 @@ def evaluate(
     contents = {Path(path).stem: read_text(path) for path in texts}
     if len(contents) < len(texts):
         raise ValueError("two texts have the same name, rename one of the files")
-    models = Models(base_lm, config, model_file)
+    models = Models(base_lm, config, model_file, dtype)
     loaded = load_tasks(list(dict.fromkeys(tasks)), data_dir, task_dir)
 
     evaluation = Evaluation(
         models,
         setting={
-            "dtype": DTYPE,
+            "dtype": dtype,
             "limit": limit,
             "window": window,
             "batch_size": batch_size,

@@ -11,10 +11,8 @@ from typing import Optional, Union
 import torch
 import yaml
 
-from espnet_dus.base_lm import identify, load_base_lm
+from espnet_dus.base_lm import identify, load_base_lm, resolve_dtype
 from espnet_dus.checkpoint import IDENTITY_KEY
-
-DTYPE = "float32"
 
 
 class Models:
@@ -26,10 +24,11 @@ class Models:
         base_lm: Base LM directory.
         config: `config.yaml` of the training run, or None for the base LM alone.
         model_file: Its checkpoint.
+        dtype: Precision of both: `float32`, or `bfloat16`.
 
     Raises:
-        ValueError: Only one of `config` and `model_file` is given, one is missing, or
-            the training was on another base LM.
+        ValueError: Only one of `config` and `model_file` is given, one is missing, the
+            training was on another base LM, or there is no such precision.
     """
 
     def __init__(
@@ -37,13 +36,16 @@ class Models:
         base_lm: Union[str, Path],
         config: Optional[Union[str, Path]] = None,
         model_file: Optional[Union[str, Path]] = None,
+        dtype: str = "float32",
     ):
+        resolve_dtype(dtype)
         if (config is None) != (model_file is None):
             raise ValueError(
                 "an adapted model is a training configuration and a checkpoint: give "
                 "both or, to evaluate the base LM, neither"
             )
         self.directory, self.config, self.model_file = base_lm, config, model_file
+        self.dtype = dtype
         self.identity = identify(base_lm)
         self.sha256 = {"base": self.identity.sha256}
         if config is not None:
@@ -74,12 +76,12 @@ class Models:
 
     @cached_property
     def _loaded_base(self):
-        lm, tokenizer, _ = load_base_lm(self.directory, dtype=DTYPE)
+        lm, tokenizer, _ = load_base_lm(self.directory, dtype=self.dtype)
         return lm.to(_device()), tokenizer
 
     @property
     def base(self) -> torch.nn.Module:
-        """The untouched base LM, float32, in eval mode."""
+        """The untouched base LM, in eval mode."""
         return self._loaded_base[0]
 
     @property
@@ -89,17 +91,20 @@ class Models:
 
     @cached_property
     def adapted(self) -> torch.nn.Module:
-        """The LM inside the trained model, float32, in eval mode."""
+        """The LM inside the trained model, in eval mode."""
         from espnet_dus.task import DUSTask
 
         # On the base LM it is compared with, in the same precision and with the same
         # attention kernel: what these round differently is no degradation.
         config = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
-        config.update(base_lm=str(self.directory), base_lm_conf={"dtype": DTYPE})
+        config.update(base_lm=str(self.directory), base_lm_conf={"dtype": self.dtype})
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "config.yaml"
             path.write_text(yaml.safe_dump(config), encoding="utf-8")
             model, _ = DUSTask.build_model_from_file(path, self.model_file)
+        # What was trained is float32 still. Buffers are left: RoPE's stay so.
+        for parameter in model.lm.parameters():
+            parameter.data = parameter.data.to(resolve_dtype(self.dtype))
         return model.lm.eval().to(_device())
 
 

@@ -95,7 +95,11 @@ def harness_lm(lm, tokenizer, batch_size: int):
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
-        pretrained=lm, tokenizer=tokenizer, backend="causal", batch_size=batch_size
+        pretrained=lm,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        softmax_dtype="float32",  # in bfloat16 close choices would be equal
     )
 
 

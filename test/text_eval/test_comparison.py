@@ -154,6 +154,17 @@ def test_other_limit_data_or_checkpoint_is_computed_anew(adapt, computed, text_d
     assert computed == ["local_piqa"] * 2
 
 
+def test_both_models_are_evaluated_in_the_precision_asked_for(setup, computed):
+    exact = evaluate(**setup)
+    computed.clear()
+    rounded = evaluate(**setup, dtype="bfloat16")
+    assert computed == ["text", *TASKS], "another precision is another result"
+    assert rounded["dtype"] == "bfloat16"
+    wiki = [r["texts"]["wiki"]["metrics"]["token_perplexity"] for r in (exact, rounded)]
+    assert wiki[0]["base"] != wiki[1]["base"]
+    assert wiki[0]["base"] == pytest.approx(wiki[1]["base"], rel=0.02)
+
+
 def test_identical_model_is_verified_and_the_rest_is_skipped(setup, adapt, computed):
     evaluate(**setup)
     computed.clear()
@@ -256,12 +267,13 @@ def test_file_that_is_no_checkpoint_is_an_error(adapt):
             evaluate(**arguments)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "arm, identical",
     [("dus-speech", True), ("dus-all", False), ("lora", False), ("full", False)],
 )
 def test_trained_model_of_each_arm_is_loaded_and_compared(
-    arm, identical, setup, tiny_options, tiny_model, adaptation_conf, randomise
+    arm, identical, dtype, setup, tiny_options, tiny_model, adaptation_conf, randomise
 ):
     conf = {"rank": 2} if arm == "lora" else {}
     if arm.startswith("dus"):
@@ -277,6 +289,7 @@ def test_trained_model_of_each_arm_is_loaded_and_compared(
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     results = evaluate(
         **{**setup, "tasks": ["local_lambada"]},
+        dtype=dtype,
         config=directory / "config.yaml",
         model_file=directory / "1epoch.pth",
     )

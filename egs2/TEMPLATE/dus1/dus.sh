@@ -89,6 +89,7 @@ perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
 text_data_dir=  # Local items of the text benchmarks.
 text_limit=  # Items of each text benchmark (default: all).
+text_dtype=float32  # Precision of the text evaluation: float32, or bfloat16 (faster).
 # Packing and upload
 base_lm_source=  # Where others get the base LM (default: where it came from).
 hf_repo=  # Where to upload: user/name.
@@ -290,7 +291,7 @@ restart_if_stopped() { # log, command: again while its job ends with exit code 7
 text_eval() { # directory for the results, more options
     need_base_lm
     dus_alone "$1/text_eval.log" text_eval --base_lm "${base_lm_dir}" --out_dir "$1" \
-        --cache_dir "${expdir}/text_eval_cache" "${@:2}"
+        --cache_dir "${expdir}/text_eval_cache" --dtype "${text_dtype}" "${@:2}"
 }
 
 # ---- stages
