@@ -23,7 +23,6 @@ from espnet_dus.text_eval.report import markdown
 from espnet_dus.text_eval.tasks import (
     TASK_DIR,
     TextTask,
-    harness_lm,
     load_tasks,
     primary_metric,
     run_task,
@@ -197,8 +196,10 @@ class Evaluation:
         for model in ("base", "adapted") if self.compare else ("base",):
 
             def compute() -> Part:
+                from espnet_dus.text_eval.harness import HarnessLM
+
                 if model not in self.harness:
-                    self.harness[model] = harness_lm(
+                    self.harness[model] = HarnessLM(
                         getattr(self.models, model),
                         self.models.tokenizer,
                         self.setting["batch_size"],

@@ -14,6 +14,8 @@ import yaml
 from espnet_dus.base_lm import identify, load_base_lm, resolve_dtype
 from espnet_dus.checkpoint import IDENTITY_KEY
 
+DTYPES = ("float32", "bfloat16")
+
 
 class Models:
     """A base LM and, with a configuration and a checkpoint, the LM adapted from it.
@@ -38,7 +40,8 @@ class Models:
         model_file: Optional[Union[str, Path]] = None,
         dtype: str = "float32",
     ):
-        resolve_dtype(dtype)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         if (config is None) != (model_file is None):
             raise ValueError(
                 "an adapted model is a training configuration and a checkpoint: give "

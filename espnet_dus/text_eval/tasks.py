@@ -81,34 +81,12 @@ def load_tasks(
     return [tasks[name] for name in names]
 
 
-def harness_lm(lm, tokenizer, batch_size: int):
-    """Wrap a loaded LM for the harness.
-
-    Args:
-        lm: HF causal LM in eval mode.
-        tokenizer: Its tokenizer.
-        batch_size: Requests in a batch.
-
-    Returns:
-        The harness's `HFLM`.
-    """
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(
-        pretrained=lm,
-        tokenizer=tokenizer,
-        backend="causal",
-        batch_size=batch_size,
-        softmax_dtype="float32",  # in bfloat16 close choices would be equal
-    )
-
-
 def run_task(task: TextTask, harness, limit: Optional[int] = None) -> Dict[str, Metric]:
     """Score a model on a task.
 
     Args:
         task: The task.
-        harness: What `harness_lm` gave.
+        harness: The model, as `HarnessLM`.
         limit: At most this many items of each (sub)task, at even distances.
 
     Returns:

@@ -154,6 +154,12 @@ def test_other_limit_data_or_checkpoint_is_computed_anew(adapt, computed, text_d
     assert computed == ["local_piqa"] * 2
 
 
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_precision_that_is_not_offered_is_an_error(setup, dtype):
+    with pytest.raises(ValueError, match=f"{dtype}.*not one of float32, bfloat16"):
+        evaluate(**setup, dtype=dtype)
+
+
 def test_both_models_are_evaluated_in_the_precision_asked_for(setup, computed):
     exact = evaluate(**setup)
     computed.clear()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from espnet_dus.text_eval.harness import HarnessLM
 from espnet_dus.text_eval.tasks import (
     SUITE,
     TASK_DIR,
-    harness_lm,
     load_tasks,
     primary_metric,
     run_task,
@@ -53,7 +53,7 @@ def test_requests_are_worded_as_in_the_harness(text_data):
 def test_accuracies_are_those_of_plain_log_probabilities(text_data, tiny_lm):
     lm, tokenizer = tiny_lm
     (task,) = load_tasks(["local_arc_easy"], text_data)
-    metrics = run_task(task, harness_lm(lm, tokenizer, batch_size=3))
+    metrics = run_task(task, HarnessLM(lm, tokenizer, batch_size=3))
     lines = (text_data / "arc_easy.jsonl").read_text().splitlines()
     acc, acc_norm = [], []
     for item in map(json.loads, lines):
@@ -75,7 +75,7 @@ def test_perplexity_of_last_words_is_that_of_plain_log_probabilities(
 ):
     lm, tokenizer = tiny_lm
     (task,) = load_tasks(["local_lambada"], text_data)
-    metrics = run_task(task, harness_lm(lm, tokenizer, batch_size=4))
+    metrics = run_task(task, HarnessLM(lm, tokenizer, batch_size=4))
     lines = (text_data / "lambada_openai.jsonl").read_text().splitlines()
     expected = [
         log_prob(lm, tokenizer, item["context"], f" {item['continuation']}")
@@ -91,13 +91,13 @@ def test_harness_leaves_the_model_as_it_was(tiny_lm):
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         before = lm(input_ids=ids).logits
-        harness_lm(lm, tokenizer, batch_size=2)
+        HarnessLM(lm, tokenizer, batch_size=2)
         assert torch.equal(lm(input_ids=ids).logits, before)
 
 
 def test_limit_takes_items_at_even_distances(text_data, tiny_lm):
     (task,) = load_tasks(["local_lambada"], text_data)
-    harness = harness_lm(*tiny_lm, batch_size=2)
+    harness = HarnessLM(*tiny_lm, batch_size=2)
     everything = run_task(task, harness)["perplexity"].items
     (task,) = load_tasks(["local_lambada"], text_data)
     limited = run_task(task, harness, limit=2)["perplexity"].items
