@@ -5,6 +5,11 @@ from typing import Dict, List
 import torch
 
 
+def is_part(name: str, prefix: str) -> bool:
+    """Tell whether a parameter is the one, or in the module, that `prefix` names."""
+    return name == prefix or name.startswith(prefix + ".")
+
+
 def scale_learning_rates(
     optimizer: torch.optim.Optimizer,
     parameters: Dict[str, torch.nn.Parameter],
@@ -29,11 +34,7 @@ def scale_learning_rates(
         scale = scales[prefix]
         if isinstance(scale, str) or not scale > 0:
             raise ValueError(f"lr_scale: {prefix}={scale!r} is not a number above 0")
-        found = [
-            parameter
-            for name, parameter in parameters.items()
-            if name == prefix or name.startswith(prefix + ".")
-        ]
+        found = [p for name, p in parameters.items() if is_part(name, prefix)]
         if not found:
             raise ValueError(f"lr_scale: {prefix!r} matches no trained parameter")
         scale_of.update((id(parameter), scale) for parameter in found)

@@ -32,7 +32,7 @@ from espnet_dus.data.dataset import (
     check_sampling_rate,
 )
 from espnet_dus.io import read_scp
-from espnet_dus.learning_rates import scale_learning_rates
+from espnet_dus.learning_rates import is_part, scale_learning_rates
 from espnet_dus.model import ESPnetDUSModel, FeatureModel
 from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames, num_positions
 from espnet_dus.trainer import DUSTrainer
@@ -293,10 +293,7 @@ class DUSTask(AbsTask):
                 "no parameter is trained: check adaptation and freeze_param"
             )
         for prefix in [] if args.collect_stats else args.freeze_param:
-            if not any(
-                name == prefix or name.startswith(prefix + ".")
-                for name, _ in model.named_parameters()
-            ):
+            if not any(is_part(name, prefix) for name, _ in model.named_parameters()):
                 raise ValueError(f"freeze_param: {prefix!r} matches no parameter")
         optimizers = super().build_optimizers(args, trained)
         if not args.collect_stats:
