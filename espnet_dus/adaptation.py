@@ -67,7 +67,12 @@ def lora(
         match_parameters: Take the rank whose number of trained parameters is nearest to
             this number (that of another arm), and scale alpha with it, instead of
             `rank`.
+
+    Raises:
+        ValueError: `rank` is below 1.
     """
+    if rank < 1:
+        raise ValueError(f"adaptation_conf: rank {rank}: expected at least 1")
     from peft import LoraConfig, inject_adapter_in_model
 
     def config(r: int) -> LoraConfig:

@@ -209,7 +209,10 @@ def _text(results: Optional[Dict]) -> Dict[str, Any]:
     return dict(
         text_setting={
             **{name: results[name] for name in TEXT_SETTING},
-            "parts": sorted([*texts, *tasks]),
+            "parts": {
+                name: part.get("version")
+                for name, part in sorted({**texts, **tasks}.items())
+            },
         },
         identical_tokens=identical,
         perplexity={

@@ -82,6 +82,7 @@ def test_lora_takes_the_rank_nearest_to_a_number_of_parameters(tiny_lm, wanted, 
     [
         ("adapter", {}, "adaptation: 'adapter' is not one of dus, lora, full, frozen"),
         ("lora", {"r": 8}, "unknown option.*'lora': r; it takes rank, alpha"),
+        ("lora", {"rank": 0}, "rank 0: expected at least 1"),
         ("full", {"rank": 8}, "unknown option.*'full': rank; it takes none"),
         ("frozen", {"kind": "x"}, "unknown option.*'frozen': kind; it takes none"),
         ("dus", {"rank": 8}, "unknown option.*'e_branchformer': rank"),

@@ -137,6 +137,17 @@ def test_different_text_evaluations_are_refused(make_experiment, tmp_path):
         compare(arms, "test", tmp_path / "out")
 
 
+def test_other_items_under_the_same_name_are_refused(make_experiment, tmp_path):
+    arms = [make_experiment("dus_a"), make_experiment("dus_b")]
+    for arm, version in zip(arms, ("1.0-aa", "1.0-bb")):
+        path = arm / "text_eval" / "results.json"
+        results = json.loads(path.read_text())
+        results["tasks"]["piqa"]["version"] = version
+        path.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="evaluations differ.*1.0-aa.*1.0-bb"):
+        compare(arms, "test", tmp_path / "out")
+
+
 def test_different_test_sets_are_refused(make_experiment, tmp_path):
     arms = [make_experiment("dus_a"), make_experiment("dus_b", utterances=3)]
     with pytest.raises(

@@ -58,6 +58,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="evaluate the adapted model although its logits on text are the base LM's "
         "bit for bit",
     )
+    parser.add_argument(
+        "--check_only",
+        action="store_true",
+        help="only see whether the texts and the items of the tasks are there",
+    )
     return parser
 
 
@@ -65,9 +70,12 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run `dus_text_eval`."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.text_eval.comparison import evaluate
+    from espnet_dus.text_eval.comparison import evaluate, read_parts
     from espnet_dus.text_eval.report import markdown
 
+    if args.check_only:
+        read_parts(args.perplexity_text, args.tasks, args.data_dir)
+        return
     results = evaluate(
         base_lm=args.base_lm,
         out_dir=args.out_dir,

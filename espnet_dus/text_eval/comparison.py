@@ -11,7 +11,7 @@ import logging
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -75,8 +75,6 @@ def evaluate(
             anything is computed.
         RuntimeError: The data of a task cannot be loaded.
     """
-    if not texts and not tasks:
-        raise ValueError("nothing to evaluate: give a text, tasks, or both")
     for name, value in (
         ("limit", limit),
         ("window", window),
@@ -84,11 +82,8 @@ def evaluate(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: expected at least 1")
-    contents = {Path(path).stem: read_text(path) for path in texts}
-    if len(contents) < len(texts):
-        raise ValueError("two texts have the same name, rename one of the files")
     models = Models(base_lm, config, model_file, dtype)
-    loaded = load_tasks(list(dict.fromkeys(tasks)), data_dir, task_dir)
+    contents, loaded = read_parts(texts, tasks, data_dir, task_dir)
 
     evaluation = Evaluation(
         models,
@@ -110,7 +105,8 @@ def evaluate(
     for done, (name, job, what) in enumerate(jobs, 1):
         gone = time.monotonic() - start
         logging.info(f"{name}: part {done} of {len(jobs)}, {gone:.0f} s gone")
-        parts[name] = summary(job(name, what))
+        version = _sha256(what)[:16] if isinstance(what, str) else what.version
+        parts[name] = {"version": version, **summary(job(name, what))}
 
     results = {
         "base": vars(models.identity),
@@ -124,6 +120,32 @@ def evaluate(
     write_text(Path(out_dir) / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(Path(out_dir) / "results.md", markdown(results))
     return results
+
+
+def read_parts(
+    texts: Sequence[Union[str, Path]] = (),
+    tasks: Sequence[str] = (),
+    data_dir: Optional[Union[str, Path]] = None,
+    task_dir: Union[str, Path] = TASK_DIR,
+) -> Tuple[Dict[str, str], List[TextTask]]:
+    """Read what is to be evaluated; see `evaluate`.
+
+    Returns:
+        The texts by name, and the tasks.
+
+    Raises:
+        ValueError: Something asked for does not exist or does not fit.
+        RuntimeError: The data of a task cannot be loaded.
+    """
+    if not texts and not tasks:
+        raise ValueError("nothing to evaluate: give a text, tasks, or both")
+    contents = {Path(path).stem: read_text(path) for path in texts}
+    if len(contents) < len(texts):
+        raise ValueError("two texts have the same name, rename one of the files")
+    both = sorted(set(contents) & set(tasks))
+    if both:
+        raise ValueError(f"{both[0]} is a text and a task: rename the text's file")
+    return contents, load_tasks(list(dict.fromkeys(tasks)), data_dir, task_dir)
 
 
 class Evaluation:
@@ -187,8 +209,7 @@ class Evaluation:
 
         # The two read a text side by side, for KL needs the logits of both.
         models = ["base", "adapted"] if self.compare else ["base"]
-        text_hash = hashlib.sha256(text.encode()).hexdigest()
-        return self._part(name, models, {"text": text_hash}, compute)
+        return self._part(name, models, {"text": _sha256(text)}, compute)
 
     def task(self, name: str, task: TextTask) -> Part:
         """Metrics of a task."""
@@ -236,7 +257,7 @@ def stored(
     Returns:
         The metrics; empty where there is no file and nothing to compute.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    digest = _sha256(json.dumps(key, sort_keys=True))
     path = directory / f"{name}-{digest[:16]}.json"
     if path.is_file():
         logging.info(f"{name}: done before, {path}")
@@ -318,3 +339,7 @@ def mean_delta(tasks: Dict[str, Dict]) -> Optional[Dict]:
         ),
         "metrics": chosen,
     }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -50,10 +50,18 @@ class HarnessLM(HFLM):
         Returns:
             Of each request the sum of its continuation's log probabilities in nats,
             and whether each of its tokens is the likeliest.
+
+        Raises:
+            ValueError: A continuation is empty, or longer than the LM reads.
         """
         # Continuations of one token share their input with other choices of the item.
         answered: Dict[Tuple[int, ...], List[int]] = {}
-        for index, (_, context, continuation) in enumerate(requests):
+        for index, (key, context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.max_length:
+                raise ValueError(
+                    f"the text task asks for the probability of {len(continuation)} "
+                    f"tokens, expected 1 to {self.max_length}: {str(key)[:200]}"
+                )
             tokens = (context + continuation)[-self.max_length - 1 : -1]
             answered.setdefault(tuple(tokens), []).append(index)
         inputs = sorted(answered, key=len, reverse=True)  # little padding

@@ -29,6 +29,17 @@ SUITE = (
 )
 TASK_DIR = Path(__file__).resolve().parents[2] / "egs2/TEMPLATE/dus1/conf/text_tasks"
 PRIMARY = ("acc_norm", "acc", "exact_match")  # the first that a task has
+NEEDED = (  # keys of a local task's file
+    "task",
+    "dataset_kwargs.data_files.test",
+    "test_split",
+    "output_type",
+    "doc_to_text",
+    "doc_to_target",
+    "metadata.version",
+)
+# What `_item` makes items of, by the names of the harness
+AGGREGATIONS = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ def load_tasks(
 
     Raises:
         ValueError: A name is unknown, a data file is missing, an item lacks a field
-            that the task needs, or a task file lacks a key.
+            that the task needs, a task file lacks a key, or a metric is aggregated in
+            a way that cannot be compared item by item.
         RuntimeError: The data of a harness task cannot be loaded.
     """
     local = {path.stem: path for path in sorted(Path(task_dir).glob("*.yaml"))}
@@ -78,6 +90,8 @@ def load_tasks(
     downloaded = [name for name in names if name not in local]
     tasks = {name: _local_task(*configs[name]) for name in configs}
     tasks.update(_suite_tasks(downloaded))
+    for name in names:
+        _check_metrics(tasks[name])
     return [tasks[name] for name in names]
 
 
@@ -118,7 +132,7 @@ def run_task(task: TextTask, harness, limit: Optional[int] = None) -> Dict[str, 
                 key = metric
                 if sample["filter"] != "none":
                     key += f",{sample['filter']}"
-                kinds[key], item = _item(aggregations[metric], sample[metric], metric)
+                kinds[key], item = _item(aggregations[metric], sample[metric])
                 items.setdefault(key, []).append(item)
     return {key: Metric(kinds[key], items[key]) for key in items}
 
@@ -139,7 +153,17 @@ def primary_metric(metrics: Sequence[str]) -> Optional[str]:
     return None
 
 
-def _item(aggregation, value, metric: str):
+def _check_metrics(task: TextTask) -> None:
+    for leaf in task.leaves.values():
+        for metric, aggregation in leaf.aggregation().items():
+            if aggregation.__name__ not in AGGREGATIONS:
+                raise ValueError(
+                    f"text task {task.name}, metric {metric}: the aggregation "
+                    f"{aggregation.__name__} is not one of {', '.join(AGGREGATIONS)}"
+                )
+
+
+def _item(aggregation, value):
     """Turn a sample's value, as the harness aggregates it, into an item of `Metric`."""
     name = aggregation.__name__
     if name == "mean":
@@ -148,12 +172,7 @@ def _item(aggregation, value, metric: str):
         return "perplexity", (-value, 1.0)
     if name == "weighted_perplexity":
         return "perplexity", (-value[0], value[1])
-    if name == "bits_per_byte":
-        return "mean", (-value[0] / math.log(2), value[1])
-    raise ValueError(
-        f"metric {metric}: the aggregation {name} is not supported; use mean, "
-        "perplexity, weighted_perplexity or bits_per_byte"
-    )
+    return "mean", (-value[0] / math.log(2), value[1])  # bits_per_byte
 
 
 def _local_config(
@@ -161,16 +180,15 @@ def _local_config(
 ) -> Tuple[Dict, List[Dict], str]:
     """Read and check a task file and its items; the third value is their version."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    needed = ("task", "dataset_kwargs", "output_type", "doc_to_text", "doc_to_target")
-    missing = [key for key in needed if key not in config]
+    missing = [key for key in NEEDED if _nested(config, key) is None]
     if missing:
         raise ValueError(f"{path}: the task file lacks {', '.join(missing)}")
+    name = _nested(config, "dataset_kwargs.data_files.test")
     if data_dir is None:
         raise ValueError(
-            f"the text task {path.stem} needs --data_dir, a directory that has "
-            f"{config['dataset_kwargs']['data_files']['test']}"
+            f"the text task {path.stem} needs --data_dir, a directory that has {name}"
         )
-    data = Path(data_dir) / config["dataset_kwargs"]["data_files"]["test"]
+    data = Path(data_dir) / name
     if not data.is_file():
         raise ValueError(f"{data}: no such file; the text task {path.stem} needs it")
     items = [
@@ -189,6 +207,8 @@ def _parse_item(line: str, where: str, config: Dict) -> Dict:
         item = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error})") from error
+    if not isinstance(item, dict):
+        raise ValueError(f"{where}: not a JSON object, but {line.strip()[:80]}")
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         missing = [field for field in _fields(config.get(key)) if field not in item]
         if missing:
@@ -202,6 +222,13 @@ def _parse_item(line: str, where: str, config: Dict) -> Dict:
             f"{len(item.get('choices', ()))} choices"
         )
     return item
+
+
+def _nested(config: Dict, key: str):
+    """Value of a dotted key, or None."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def _fields(template) -> List[str]:

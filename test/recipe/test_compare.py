@@ -18,10 +18,9 @@ while [ $# -gt 0 ]; do
 done
 if [ "${{stage}}" = 1 ]; then exit "${{no_data:-0}}"; fi
 if [ "${{dus_tag}}" = "${{broken:-}}" ]; then echo broken >&2; exit 3; fi
-mkdir -p "${{expdir:-exp}}"
-cp -r "{experiment}" "${{expdir:-exp}}/dus_${{dus_tag}}.new"
-rm -rf "${{expdir:-exp}}/dus_${{dus_tag}}"
-mv "${{expdir:-exp}}/dus_${{dus_tag}}.new" "${{expdir:-exp}}/dus_${{dus_tag}}"
+mkdir -p "${{expdir:-exp}}/dus_${{dus_tag}}"
+cp -r "{experiment}/." "${{expdir:-exp}}/dus_${{dus_tag}}"
+touch "${{expdir:-exp}}/dus_${{dus_tag}}/checkpoint.pth"
 """
 
 
@@ -31,6 +30,7 @@ class Recipe:
     def __init__(self, directory, experiment):
         self.directory = directory
         (directory / "conf" / "tuning").mkdir(parents=True)
+        (directory / "data" / "test").mkdir(parents=True)
         for name in ("lora", "full", "speech"):
             self.config(name).write_text(f"adaptation: {name}\n")
         (directory / "compare.sh").symlink_to(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
@@ -111,10 +111,25 @@ def test_what_is_finished_is_not_done_again(recipe):
     assert "|lora|" in recipe.table() and "|speech|" in recipe.table()
 
 
-def test_an_arm_whose_yaml_has_changed_is_done_again(recipe):
+def test_an_arm_whose_yaml_has_changed_since_its_training_is_refused(recipe):
     recipe.compare()
     recipe.config("lora").write_text("max_epoch: 99\n")
+    output, calls = recipe.compare(code=1)
+    assert calls == []
+    assert "> max_epoch: 99" in output
+    assert "exp/dus_lora was trained with another conf/tuning/train_dus_lora" in output
+    assert "|full|" in recipe.table() and "|lora|" not in recipe.table()
+    (recipe.directory / "exp/dus_lora").rename(recipe.directory / "aside")
     assert recipe.compare()[1] == [stages_11("lora")]
+    assert "|lora|" in recipe.table()
+
+
+def test_yaml_may_change_until_an_epoch_is_trained(recipe):
+    recipe.compare("--broken", "lora", code=1)
+    recipe.config("lora").write_text("max_epoch: 99\n")
+    recipe.compare("--broken", "nothing")
+    kept = recipe.directory / "exp/dus_lora/arm.yaml"
+    assert kept.read_text() == "max_epoch: 99\n"
 
 
 def test_with_other_options_everything_is_done_again(recipe):
@@ -139,7 +154,14 @@ def test_one_failed_arm_does_not_stop_the_others_and_is_named(recipe):
     assert "|lora|" in recipe.table()
 
 
+def test_unknown_test_set_is_an_error_before_any_training(recipe):
+    output, calls = recipe.compare("--test_set", "eval", code=1)
+    assert "--test_set eval: there is no data/eval after stage 1" in output
+    assert len(calls) == 1
+
+
 def test_a_comparison_that_fails_is_a_failure(recipe):
+    (recipe.directory / "data" / "eval").mkdir()
     output, _ = recipe.compare("--test_set", "eval", code=1)
     assert "error: exp/dus_full: no <inference_tag>/eval/score_wer" in output
     assert "failed: the comparison of exp/dus_full exp/dus_lora" in output

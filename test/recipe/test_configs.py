@@ -81,7 +81,7 @@ def name(path):
 
 
 def test_there_are_configurations():
-    assert len(TRAIN) > 8 and len(DECODE) >= 2 and len(ARMS) >= 7 + 2 * 6
+    assert len(TRAIN) > 8 and len(DECODE) >= 2 and len(ARMS) == 7 + 2 * 7
 
 
 @pytest.mark.parametrize("corpus", ["librispeech", "english_48k"])

@@ -223,7 +223,7 @@ with open(os.environ["CALLS"], "a") as out:
     print(json.dumps(call), file=out)
 reports = {{"dus_text_eval": "results.md", "dus_upscale": "report.md"}}
 name = args[1].rsplit(".", 1)[1]
-if name in reports:
+if name in reports and "--check_only" not in args:
     out = Path(args[args.index("--out_dir") + 1])
     (out / reports[name]).write_text(f"report of {{name}}\\n")
 if name == "dus_inference":
@@ -334,6 +334,33 @@ def test_wrong_request_is_an_error_before_anything_runs(recipe, arguments, messa
     assert result.returncode == 1
     assert message in result.stderr
     assert recipe.calls() == []
+
+
+def test_text_tasks_are_checked_before_training(recipe):
+    tasks = ["--text_tasks", "local_piqa", "--text_data_dir", "d", "--stage", "11"]
+    assert recipe(*tasks, "--stop_stage", "13").returncode == 0
+    (check, arguments), (train, _) = recipe.calls()[:2]
+    assert (check, train) == ("dus_text_eval", "launch")
+    assert arguments[-5:] == [
+        "--tasks",
+        "local_piqa",
+        "--data_dir",
+        "d",
+        "--check_only",
+    ]
+    for without in (["--stop_stage", "11"], ["--skip_eval", "true"]):
+        recipe(*tasks, *without)
+        assert recipe.names()[0] == "launch"
+
+
+def test_limit_is_that_of_texts_and_tasks_of_base_and_trained_model(recipe):
+    texts = ["--perplexity_text", "a.txt", "--text_tasks", "local_piqa"]
+    result = recipe(*texts, "--text_limit", "7", "--skip_stages", "11 12")
+    assert result.returncode == 0, result.stderr
+    evaluations = [a for name, a in recipe.calls() if name == "dus_text_eval"]
+    assert len(evaluations) == 3
+    for arguments in evaluations:
+        assert arguments.count("--limit") == 1 and value(arguments, "--limit") == "7"
 
 
 def test_all_stages_run_in_order(recipe):

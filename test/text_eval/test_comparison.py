@@ -1,6 +1,7 @@
 """Base LM against adapted LM: what is computed, kept, skipped and refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +244,35 @@ def test_errors_come_before_a_model_is_loaded(setup, monkeypatch, change, messag
     monkeypatch.setattr("espnet_dus.text_eval.models.load_base_lm", loaded)
     with pytest.raises(ValueError, match=message):
         evaluate(**{**setup, **change})
+
+
+def test_text_and_task_of_one_name_are_an_error(setup, tmp_path):
+    (tmp_path / "local_piqa.txt").write_text("the cat sat on the mat")
+    with pytest.raises(ValueError, match="local_piqa is a text and a task"):
+        evaluate(**{**setup, "texts": [tmp_path / "local_piqa.txt"]})
+
+
+def test_results_say_which_text_and_which_items(setup, text_data):
+    before = evaluate(**setup)
+    with (text_data / "piqa.jsonl").open("a") as file:
+        file.write(json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0}) + "\n")
+    Path(setup["texts"][0]).write_text("another text, of some words")
+    after = evaluate(**setup)
+    for kind, name in (("texts", "wiki"), ("tasks", "local_piqa")):
+        assert before[kind][name]["version"] != after[kind][name]["version"]
+    lambada = [r["tasks"]["local_lambada"]["version"] for r in (before, after)]
+    assert lambada[0] == lambada[1]
+
+
+def test_check_reads_the_data_and_evaluates_nothing(setup, text_data, tmp_path, capsys):
+    out_dir = tmp_path / "checked"
+    options = ["--base_lm", "none", "--out_dir", str(out_dir), "--check_only"]
+    options += ["--data_dir", str(text_data), "--tasks", "local_piqa"]
+    dus_text_eval.main(options)
+    assert not out_dir.exists()
+    with pytest.raises(SystemExit):
+        dus_text_eval.main([*options, "local_pica"])
+    assert "unknown text task local_pica" in capsys.readouterr().err
 
 
 def test_other_base_lm_than_the_training_is_an_error(adapt, tmp_path, tiny_base_lm_dir):

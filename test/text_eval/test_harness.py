@@ -61,6 +61,13 @@ def test_too_long_context_loses_its_beginning(tiny_lm, plain):
     )
 
 
+@pytest.mark.parametrize("length", [0, 10_000])
+def test_continuation_that_cannot_be_scored_is_named(tiny_lm, length):
+    harness = HarnessLM(*tiny_lm, batch_size=2)
+    with pytest.raises(ValueError, match=f"probability of {length} tokens.*'ask'"):
+        harness._loglikelihood_tokens([(("ask", "answer"), [5], [7] * length)])
+
+
 def test_tasks_are_scored_as_by_the_harness(text_data, tiny_lm, plain):
     for name in ("local_lambada", "local_hellaswag", "local_blimp"):
         (task,) = load_tasks([name], text_data)

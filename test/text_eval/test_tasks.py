@@ -146,11 +146,38 @@ def test_line_that_is_not_json_is_named(text_data):
         load_tasks(["local_piqa"], text_data)
 
 
-def test_task_file_without_a_target_is_an_error(text_data, tmp_path):
+def test_line_that_is_no_object_is_named(text_data):
+    (text_data / "piqa.jsonl").write_text("7\n")
+    with pytest.raises(ValueError, match="piqa.jsonl:1: not a JSON object, but 7"):
+        load_tasks(["local_piqa"], text_data)
+
+
+@pytest.mark.parametrize(
+    "removed, missing",
+    [
+        ("doc_to_target", "doc_to_target"),
+        ("test_split", "test_split"),
+        ("metadata", "metadata.version"),
+        ("    test:", "dataset_kwargs.data_files.test"),
+    ],
+)
+def test_task_file_without_a_key_is_an_error(text_data, tmp_path, removed, missing):
     lines = (TASK_DIR / "local_piqa.yaml").read_text().splitlines()
-    kept = [line for line in lines if not line.startswith("doc_to_target")]
+    kept = [line for line in lines if not line.startswith(removed)]
+    if removed == "metadata":
+        kept = [line for line in kept if "version" not in line]
+    assert len(kept) < len(lines)
     (tmp_path / "local_mine.yaml").write_text("\n".join(kept))
-    with pytest.raises(ValueError, match="local_mine.yaml.*lacks doc_to_target"):
+    with pytest.raises(ValueError, match=f"local_mine.yaml.*lacks {missing}"):
+        load_tasks(["local_mine"], text_data, task_dir=tmp_path)
+
+
+def test_metric_that_is_no_mean_over_items_is_an_error(text_data, tmp_path):
+    text = (TASK_DIR / "local_piqa.yaml").read_text()
+    assert "aggregation: mean" in text
+    text = text.replace("aggregation: mean", "aggregation: median")
+    (tmp_path / "local_mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match="metric acc: the aggregation median is not"):
         load_tasks(["local_mine"], text_data, task_dir=tmp_path)
 
 

@@ -16,7 +16,8 @@ help_message="Usage: $0 [options] [options of run.sh]
   --inference_tag NAME   The decoding that counts, where there are several.
 
 All other options are those of run.sh, for every arm. Run again, it goes on where it
-was; an arm that is finished is done again only if its YAML or the options have changed."
+was; an arm that is finished is done again only if the options have changed. An arm whose
+YAML has changed since its training is refused until that is out of the way."
 
 log() {
     echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"
@@ -85,15 +86,26 @@ run_once() { # stamp, YAML or "", options: run.sh, unless it ended well like thi
         && mv "${stamp}.tmp" "${stamp}"
 }
 
+keep_config() { # experiment, YAML: what it is trained with; no other than before
+    if [ ! -f "$1/checkpoint.pth" ]; then
+        mkdir -p "$1" && cp "$2" "$1/arm.yaml"
+    elif [ -f "$1/arm.yaml" ] && ! diff "$1/arm.yaml" "$2"; then
+        log "$1 was trained with another $2 (above): move $1 away, or take another --expdir"
+        return 1
+    fi
+}
+
 log "stages 1-10, for all arms"
 run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
     || die "stages 1-10 failed: no arm was trained"
+[ -d "data/${test_set##*/}" ] \
+    || die "--test_set ${test_set}: there is no data/${test_set##*/} after stage 1"
 
 finished=() failed=()
 for i in "${!arms[@]}"; do
     log "arm $((i + 1)) of ${#arms[@]}: ${names[i]} [elapsed=${SECONDS}s]"
     exp=${expdir}/dus_${names[i]}
-    if run_once "${exp}/finished" "${arms[i]}" --stage 11 --stop_stage 13 \
+    if keep_config "${exp}" "${arms[i]}" && run_once "${exp}/finished" "${arms[i]}" --stage 11 --stop_stage 13 \
         --dus_config "${arms[i]}" --dus_tag "${names[i]}"; then
         finished+=("${exp}")
     else

@@ -88,7 +88,7 @@ download_model=  # A published model to decode with: .zip, URL or HF id[@revisio
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
 text_data_dir=  # Local items of the text benchmarks.
-text_limit=  # Items of each text benchmark (default: all).
+text_limit=  # Items of each text benchmark, windows of each text (default: all).
 text_dtype=float32  # Precision of the text evaluation: float32, or bfloat16 (faster).
 # Packing and upload
 base_lm_source=  # Where others get the base LM (default: where it came from).
@@ -142,8 +142,7 @@ read -r -a inference_options <<< "${inference_args}"
 read -r -a perplexity_options \
     <<< "${perplexity_text:+--perplexity_text ${perplexity_text}}"
 read -r -a task_options <<< "${text_tasks:+--tasks ${text_tasks}}"
-task_options+=(${text_tasks:+${text_data_dir:+--data_dir "${text_data_dir}"}}
-    ${text_tasks:+${text_limit:+--limit "${text_limit}"}})
+task_options+=(${text_tasks:+${text_data_dir:+--data_dir "${text_data_dir}"}})
 
 # As in asr.sh: each test set once, and the validation set means --eval_valid_set.
 tests=()
@@ -291,7 +290,8 @@ restart_if_stopped() { # log, command: again while its job ends with exit code 7
 text_eval() { # directory for the results, more options
     need_base_lm
     dus_alone "$1/text_eval.log" text_eval --base_lm "${base_lm_dir}" --out_dir "$1" \
-        --cache_dir "${expdir}/text_eval_cache" --dtype "${text_dtype}" "${@:2}"
+        --cache_dir "${expdir}/text_eval_cache" --dtype "${text_dtype}" \
+        ${text_limit:+--limit "${text_limit}"} "${@:2}"
 }
 
 # ---- stages
@@ -402,6 +402,12 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
             --streaming_conf "shards=${train_shards:-${shard_dir}}")
     fi
     if [ "${ngpu}" -eq 0 ]; then threads_here=${threads}; fi
+    # Hours of training come first: are the texts there that stage 13 wants?
+    if [ -n "${text_tasks}" ] && [ "${stop_stage}" -ge 13 ] \
+        && [[ " ${skip_stages} " != *" 13 "* ]]; then
+        dus text_eval --base_lm "${base_lm_dir}" --out_dir "${dus_exp}/text_eval" \
+            "${perplexity_options[@]}" "${task_options[@]}" --check_only
+    fi
     write_run_script 11 "${dus_exp}"
     set_model_options
 
