@@ -139,6 +139,8 @@ def plain(options, config, ctc_units):
 class PlainModel(torch.nn.Module):
     """An arm as one writes it first: Hugging Face's loss on padded embeddings.
 
+    The prompt is not trained, and the LM has the learning rate of all else.
+
     Args:
         model: Our model of the arm. Its LM is dropped, all else is used.
         base_lm: Directory of the base LM.
