@@ -11,6 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet_dus.text_eval.perplexity import progress
 
+# Logits of so many tokens are 3.2 GB in float32 with a vocabulary of 49,152.
+MAX_BATCH_TOKENS = 16384
+
 Request = Tuple[object, List[int], List[int]]  # key, context, continuation: tokens
 
 
@@ -24,7 +27,7 @@ class HarnessLM(HFLM):
     Args:
         lm: HF causal LM in eval mode.
         tokenizer: Its tokenizer.
-        batch_size: Inputs in a batch.
+        batch_size: Inputs in a batch; fewer where they are long (`MAX_BATCH_TOKENS`).
     """
 
     def __init__(self, lm, tokenizer, batch_size: int):
@@ -65,8 +68,12 @@ class HarnessLM(HFLM):
             tokens = (context + continuation)[-self.max_length - 1 : -1]
             answered.setdefault(tuple(tokens), []).append(index)
         inputs = sorted(answered, key=len, reverse=True)  # little padding
-        size = override_bs or self.batch_size
-        batches = [inputs[at : at + size] for at in range(0, len(inputs), size)]
+        batches = []
+        while inputs:
+            fit = max(1, MAX_BATCH_TOKENS // len(inputs[0]))
+            size = min(fit, override_bs or self.batch_size)
+            batches.append(inputs[:size])
+            inputs = inputs[size:]
 
         scores: Dict[int, Tuple[float, bool]] = {}
         for batch in batches if disable_tqdm else progress(batches, "batches"):

@@ -36,6 +36,19 @@ def test_scores_are_those_of_the_harness(tiny_lm, plain, batch_size):
     )
 
 
+def test_batches_of_long_inputs_are_smaller(tiny_lm, plain, monkeypatch):
+    monkeypatch.setattr("espnet_dus.text_eval.harness.MAX_BATCH_TOKENS", 12)
+    harness, shapes = HarnessLM(*tiny_lm, batch_size=16), []
+    hook = harness.model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    scores = harness._loglikelihood_tokens(REQUESTS)
+    hook.remove()
+    assert shapes == [(1, 18), (2, 6), (1, 3)]
+    assert_same(scores, plain._loglikelihood_tokens(REQUESTS))
+
+
 def test_likeliest_continuation_is_recognized(tiny_lm, plain):
     lm, _ = tiny_lm
     ids = torch.tensor([[5, 9, 4]])
