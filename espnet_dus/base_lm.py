@@ -30,6 +30,8 @@ PACKAGES = {
     )
 }
 IDENTITY = "identity.json"
+# Keys of `config.json` that Gemma 2, Granite and Cohere change their logits by
+LOGIT_KEYS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 # What a model directory needs; anything else in a repository (other formats of the same
 # weights, pickles) is left where it is.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -184,9 +186,13 @@ def load_base_lm(
 
 
 def embedding_rms(lm: torch.nn.Module) -> float:
-    """Give the root mean square of an LM's token embeddings: the scale it reads."""
-    table_VD = lm.get_input_embeddings().weight.detach()
-    return float(table_VD.float().pow(2).mean().sqrt())
+    """Give the root mean square of an LM's token embeddings: the scale it reads.
+
+    Of what the module gives: Gemma's scales its table.
+    """
+    embed = lm.get_input_embeddings()
+    every_token_V = torch.arange(embed.num_embeddings, device=embed.weight.device)
+    return float(embed(every_token_V).detach().float().pow(2).mean().sqrt())
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -210,12 +216,19 @@ def _check_config(directory: Path) -> None:
             f"{directory}: not a base LM directory, it has no config.json; fetch the "
             "base LM with stage 6, or name another with --base_lm"
         )
-    architectures = json.loads(path.read_text("utf-8")).get("architectures") or ["none"]
+    config = json.loads(path.read_text("utf-8"))
+    architectures = config.get("architectures") or ["none"]
     if not architectures[0].endswith("ForCausalLM"):
         raise ValueError(
             f"{path}: the architecture is {architectures[0]}, expected a causal LM of "
             "the Llama type (such as LlamaForCausalLM)"
         )
+    for key in LOGIT_KEYS:
+        if config.get(key) not in (None, 1):
+            raise ValueError(
+                f"{path}: {key} is {config[key]}: a base LM that changes its logits "
+                "behind the LM head is not supported"
+            )
     if not any(directory.glob("tokenizer*")):
         raise ValueError(f"{directory}: no tokenizer (tokenizer.json) beside the model")
 

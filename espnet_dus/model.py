@@ -169,15 +169,19 @@ class ESPnetDUSModel(AbsESPnetModel):
         self.prompt_ids: List[int] = tokenizer(
             prompt, add_special_tokens=False
         ).input_ids
+        if ctc_compression and not self.prompt_ids:
+            raise ValueError(
+                "ctc_compression needs a prompt: where the CTC head hears nothing, the "
+                "LLM would have nothing to go on from"
+            )
         self.eos_id: int = tokenizer.eos_token_id
         self.prompt_embeddings: Optional[torch.nn.Parameter] = None
         if prompt_tuning:
             if not self.prompt_ids:
                 raise ValueError("prompt_tuning: the prompt has no token to start from")
-            table_VD = lm.get_input_embeddings().weight.detach()
-            self.prompt_embeddings = torch.nn.Parameter(
-                table_VD[self.prompt_ids].float()
-            )
+            embed = lm.get_input_embeddings()
+            ids_P = torch.tensor(self.prompt_ids, device=embed.weight.device)
+            self.prompt_embeddings = torch.nn.Parameter(embed(ids_P).detach().float())
         counts = parameter_counts(self)
         share = counts["trained"] / max(counts["total"], 1)
         logging.info(

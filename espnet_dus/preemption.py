@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, List, Optional
 
 import torch
 
@@ -82,8 +82,10 @@ def stoppable() -> Iterator[None]:
     Before the training has begun there is nothing to save. The parent of one process
     for each GPU hands the signal on to them, and exits as they do.
     """
+    sent: List[int] = []
 
     def stop(number, frame):
+        sent.append(number)
         children = multiprocessing.active_children()
         for child in children:
             os.kill(child.pid, number)
@@ -94,7 +96,8 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.exit_code != EXIT_CODE:
+        # Those that had not begun to train die of the signal itself.
+        if error.exit_code not in (EXIT_CODE, *(-number for number in sent)):
             raise
         sys.exit(EXIT_CODE)
     finally:

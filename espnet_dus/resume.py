@@ -83,8 +83,7 @@ class ResumableBatches:
 
     def _unfinished(self) -> Iterator[Batch]:
         loader, skipped = self.iterator, self._skipped
-        if hasattr(loader, "worker_init_fn"):
-            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+        leave_signals_to_the_training(loader)
         if not isinstance(loader, torch.utils.data.DataLoader):
             batches = iter(loader)
             for n in range(skipped):
@@ -102,6 +101,12 @@ class ResumableBatches:
                 worker_init_fn=loader.worker_init_fn,
             )
         return iter(loader)
+
+
+def leave_signals_to_the_training(loader: Iterable[Batch]) -> None:
+    """Let the worker processes of a data loader, if it has any, ignore signals."""
+    if hasattr(loader, "worker_init_fn"):
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
 
 
 def _init_worker(iterators_own: Optional[Callable], worker_id: int) -> None:

@@ -33,7 +33,11 @@ from espnet_dus.distributed import (
 from espnet_dus.io import atomic_path, write_text
 from espnet_dus.nonfinite import NonfiniteSteps, finite_values, spoil_nonfinite_loss
 from espnet_dus.preemption import StopSignals, exit_to_be_restarted
-from espnet_dus.resume import Epoch, ResumableBatches
+from espnet_dus.resume import (
+    Epoch,
+    ResumableBatches,
+    leave_signals_to_the_training,
+)
 from espnet_dus.step_checkpoint import (
     StepCheckpoints,
     differs_from_checksum,
@@ -208,6 +212,7 @@ class DUSTrainer(Trainer):
     def validate_one_epoch(cls, model, iterator, reporter, **kwargs):
         """Validate as the epoch was trained."""
         getattr(model, "module", model).set_epoch(reporter.get_epoch())
+        leave_signals_to_the_training(iterator)
 
         def batches():
             for batch in NonEmptyBatches(iterator):

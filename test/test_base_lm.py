@@ -175,6 +175,18 @@ def test_another_architecture_is_an_error_that_names_it(source, out_dir, archite
     assert_nothing_left(out_dir)
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [("final_logit_softcapping", 30.0), ("logits_scaling", 8), ("logit_scale", 0.06)],
+)
+def test_a_base_lm_that_changes_its_logits_is_refused(source, key, value):
+    change(source, **{key: None})
+    load_base_lm(source)
+    change(source, **{key: value})
+    with pytest.raises(ValueError, match=f"config.json: {key} is {value}: a base LM"):
+        load_base_lm(source)
+
+
 def test_weights_as_pickles_only_are_refused(source, out_dir):
     weights = load_file(source / "model.safetensors")
     torch.save(weights, source / "pytorch_model.bin")

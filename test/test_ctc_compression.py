@@ -132,6 +132,11 @@ def test_layers_that_are_no_encoder_up_to_the_ctc_head_are_an_error(
         make(scope=scope, positions=positions, model_conf=dict(ctc_layer=ctc_layer))
 
 
+def test_compression_without_a_prompt_is_an_error(make):
+    with pytest.raises(ValueError, match="ctc_compression needs a prompt"):
+        make(model_conf=dict(prompt=""))
+
+
 @pytest.mark.parametrize("unit_type", ["bpe", "char"])
 def test_units_that_are_no_tokens_are_an_error(make, ctc_units_dirs, unit_type):
     with pytest.raises(ValueError, match=f"units are '{unit_type}', which are no"):

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from espnet_dus.adaptation import adapt
+from espnet_dus.base_lm import embedding_rms
 from espnet_dus.upscaling import inserted_layers, upscale
 
 SIZES = dict(
@@ -90,6 +91,12 @@ def spoken():
     inputs = torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(2))
     place = torch.arange(12)[None] - torch.tensor([[0], [4]])
     return inputs, (place >= 0).long(), (place >= 0) & (place < 7)
+
+
+@torch.no_grad()
+def test_the_scale_of_embeddings_is_that_of_what_the_base_reads(base):
+    read = base.get_input_embeddings()(torch.arange(base.config.vocab_size))
+    assert embedding_rms(base) == pytest.approx(float(read.pow(2).mean().sqrt()))
 
 
 @torch.no_grad()

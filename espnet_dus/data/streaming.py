@@ -243,6 +243,8 @@ class StreamingIterator:
 
     def __iter__(self) -> Iterator[Batch]:
         factory, places = self.factory, self.factory.places
+        if self._is_full():  # it was stopped behind its last batch
+            return
         loader = torch.utils.data.DataLoader(
             _Places(self),
             batch_size=None,
@@ -263,8 +265,12 @@ class StreamingIterator:
                 continue
             self.given[place] += 1
             yield batch
-            if sum(self.given) == factory.num_iters_per_epoch:
+            if self._is_full():
                 return
+
+    def _is_full(self) -> bool:
+        most = self.factory.num_iters_per_epoch
+        return bool(most) and sum(self.given) >= most
 
 
 class _Places(torch.utils.data.IterableDataset):

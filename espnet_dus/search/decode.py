@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -261,6 +262,9 @@ def _finish(
     records: Records, keys: List[str], output_dir: str, speech2text: Speech2Text
 ) -> None:
     """Write the tables, and what the decoding took."""
+    # Another run may have left times, or more hypotheses, that belong to other texts.
+    for directory in [*Path(output_dir).glob("*best_recog"), Path(output_dir) / "srt"]:
+        shutil.rmtree(directory, ignore_errors=True)
     for n in range(speech2text.search.nbest):
         found = {
             k: records.done[k].nbest[n] for k in keys if n < len(records.done[k].nbest)

@@ -203,7 +203,8 @@ class Speech2Text:
 
         Yields:
             Each segment's start and end, and its hypothesis, whose word times are the
-            recording's. `long_audio.join` makes one transcript of them.
+            recording's. `long_audio.join` makes one transcript of them. Segments that
+            give no speech position, of a tenth of a second, are left out.
 
         Raises:
             ValueError: The model takes features, or `segments` raises it.
@@ -211,7 +212,12 @@ class Speech2Text:
         """
         if self.fs is None:
             raise ValueError("long recordings are audio, but this model takes features")
-        for batch in batches(segments(path, self.fs, max_seconds), batch_size):
+        long_enough = (
+            segment
+            for segment in segments(path, self.fs, max_seconds)
+            if len(segment.samples) >= self.min_length
+        )
+        for batch in batches(long_enough, batch_size):
             found = self([segment.samples for segment in batch])
             for segment, hypothesis in zip(batch, found):
                 yield in_recording(segment, hypothesis)

@@ -47,6 +47,7 @@ LEFT_OUT = (
     "dist_master_addr",
     "init_param",
     "output_dir",
+    "streaming_conf",
     "token_list",
     "train_data_path_and_name_and_type",
     "train_shape_file",
@@ -94,7 +95,8 @@ def pack(
         _move_option(config, option, place, members)
     for option in LEFT_OUT:
         if option in config:
-            config[option] = [] if isinstance(config[option], list) else None
+            empty = isinstance(config[option], (list, dict))
+            config[option] = type(config[option])() if empty else None
     for option, value in _strings(config):
         if "/" in value and value not in PATHS.values() and os.path.exists(value):
             raise ValueError(

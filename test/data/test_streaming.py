@@ -233,6 +233,14 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches(
             assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def test_an_epoch_that_was_stopped_behind_its_last_batch_has_no_more(make_factory):
+    iterator = make_factory(num_iters_per_epoch=3).build_iter(1)
+    assert len(list(iterator)) == 3
+    resumed = make_factory(num_iters_per_epoch=3).build_iter(1)
+    resumed.load_state_dict(iterator.state_dict())
+    assert list(resumed) == []
+
+
 def test_the_state_is_plain_and_of_these_options_only(make_factory, tmp_path):
     iterator = make_factory().build_iter(1)
     next(iter(iterator))

@@ -637,6 +637,18 @@ def test_a_published_model_is_fetched_decoded_with_and_scored(recipe):
             assert value(arguments, "--base_lm") == f"{exp}/base_lm"
 
 
+def test_a_pack_in_a_file_is_looked_at_again(recipe):
+    """It may be another one than before, under the same name."""
+    (recipe.directory / "exp" / "a.zip" / "base_lm").mkdir(parents=True)
+    (recipe.directory / "exp" / "a.zip" / "base_lm" / "identity.json").write_text("{}")
+    options = ["--stage", 12, "--stop_stage", 12, "--skip_train", "true"]
+    result = recipe(*options, "--download_model", "a.zip")
+    assert "dus_download" not in recipe.names(), result.stderr
+    (recipe.directory / "a.zip").write_text("a pack")
+    recipe(*options, "--download_model", "a.zip")
+    assert recipe.names()[0] == "dus_download"
+
+
 # ---- path.sh, cmd.sh
 
 

@@ -294,6 +294,16 @@ def test_each_of_the_nbest_has_its_directory(speech2text, corpus, monkeypatch):
             assert table[key] == " ".join(map(str, hypothesis.token_int))
 
 
+def test_what_another_run_has_left_beside_does_not_stay(speech2text, corpus):
+    out = corpus.parent / "out_99"
+    for name in ("1best_recog/ctm", "2best_recog/text", "srt/a.srt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("of another run\n")
+    results(speech2text, corpus, 99)
+    assert not (out / "2best_recog").exists() and not (out / "srt").exists()
+    assert not (out / "1best_recog" / "ctm").exists()
+
+
 def test_the_lines_that_espnets_rtf_step_reads_come_in_pairs(
     speech2text, corpus, caplog
 ):

@@ -90,6 +90,19 @@ def test_word_times_need_a_ctc_head(tiny_model, tiny_options, tmp_path):
 # -- long recordings -------------------------------------------------------------------
 
 
+def test_segments_too_short_for_a_speech_position_are_left_out(
+    speech2text, recording, monkeypatch
+):
+    found = list(segments(recording, RATE))
+    short = found[1]._replace(samples=found[1].samples[: speech2text.min_length - 1])
+    for kept in ([found[0], short, found[2]], [short]):
+        monkeypatch.setattr(
+            "espnet_dus.search.speech2text.segments", lambda *_, kept=kept: iter(kept)
+        )
+        results = list(speech2text.transcribe_long(recording))
+        assert len(results) == len(kept) - 1
+
+
 def test_a_recording_is_transcribed_like_its_segments(speech2text, recording):
     found = list(speech2text.transcribe_long(recording, batch_size=7))
     expected = list(segments(recording, RATE))

@@ -39,6 +39,25 @@ def test_a_parent_hands_the_signal_on_and_exits_as_its_processes_do(monkeypatch)
     assert stopped.value.code == EXIT_CODE
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_processes_that_die_of_the_signal_are_to_be_started_again(monkeypatch, number):
+    """They have no handler before their training begins."""
+    with pytest.raises(SystemExit) as stopped, stoppable():
+        with monkeypatch.context() as patch:
+            child = SimpleNamespace(pid=7)
+            patch.setattr(multiprocessing, "active_children", lambda: [child])
+            kill, own = os.kill, os.getpid()
+            patch.setattr(os, "kill", lambda *args: None)
+            kill(own, number)
+        raise exited(-number)
+    assert stopped.value.code == EXIT_CODE
+
+
+def test_a_process_that_dies_of_a_signal_nobody_has_sent_on_is_an_error():
+    with pytest.raises(ProcessExitedException), stoppable():
+        raise exited(-signal.SIGTERM)
+
+
 def test_another_end_of_a_process_stays_an_error():
     with pytest.raises(ProcessExitedException):
         with stoppable():

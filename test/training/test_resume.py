@@ -1,11 +1,13 @@
 """Exact resume inside an epoch, whatever ended the process and wherever."""
 
 import logging
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -90,6 +92,25 @@ def test_batches_already_done_are_not_read_again(train, tmp_path, monkeypatch):
         patch.setattr(ESPnetDUSModel, "forward", noting)
         train(tmp_path, **LONG, max_epoch=1)
     assert len(read) == 1 + BATCHES  # the last batch, and the validation
+
+
+def test_a_signal_to_the_loader_of_validation_does_not_end_the_training(
+    train, tmp_path, monkeypatch
+):
+    """A scheduler signals every process of a job."""
+    forward, signalled = ESPnetDUSModel.forward, []
+
+    def signalling(self, *args, **kwargs):
+        if not self.training:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+                signalled.append(child.pid)
+            time.sleep(0.3)  # for one that dies of it to be seen
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ESPnetDUSModel, "forward", signalling)
+    train(tmp_path, num_workers=1, max_epoch=1)
+    assert signalled and (tmp_path / "1epoch.pth").is_file()
 
 
 def test_accumulation_resumes_exactly(train, tmp_path, monkeypatch):

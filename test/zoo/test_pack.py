@@ -78,6 +78,17 @@ def test_the_command_packs_and_names_where_the_base_lm_is_published(
     assert [p.name for p in out.parent.iterdir()] == ["a.zip"]
 
 
+def test_a_model_trained_from_shards_is_packed_without_them(in_recipe, tmp_path):
+    config = yaml.safe_load(open(CONFIG))
+    (in_recipe.exp / "mix.yaml").write_text("{}")
+    config["streaming_conf"] = {"shards": "exp/dus_tiny/mix.yaml", "buffer_size": 8}
+    directory = tmp_path / "dus_tiny"
+    directory.mkdir()
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    pack(directory / "config.yaml", MODEL, tmp_path / "a.zip")
+    assert yaml.safe_load(read(tmp_path / "a.zip", CONFIG))["streaming_conf"] == {}
+
+
 def test_what_does_not_fit_is_an_error_and_no_file_appears(in_recipe, tmp_path):
     out = tmp_path / "a.zip"
 

@@ -225,7 +225,9 @@ dus_alone() { # log, command, its arguments: with the GPU or all cores for itsel
 
 # A later stage may be run without stage 6: alone, or after --skip_train.
 need_base_lm() {
-    [ -e "${base_lm_dir}/identity.json" ] || get_base_lm
+    if [ ! -e "${base_lm_dir}/identity.json" ] || [ -f "${download_model}" ]; then
+        get_base_lm # a pack in a file may be another one under the same name
+    fi
 }
 
 write_run_script() { # stage, directory: a script that resumes there, with our options
@@ -457,7 +459,10 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             "${inference_options[@]}"
 
         for name in token token_int score text ctm; do
-            [ -e "${logdir}/output.1/1best_recog/${name}" ] || continue  # ctm
+            if [ ! -e "${logdir}/output.1/1best_recog/${name}" ]; then # ctm
+                rm -f "${dir}/${name}"
+                continue
+            fi
             for ((n = 1; n <= jobs; n++)); do
                 cat "${logdir}/output.${n}/1best_recog/${name}"
             done | sort -s -k1,1 > "${dir}/${name}.tmp"
