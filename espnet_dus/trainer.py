@@ -33,11 +33,7 @@ from espnet_dus.distributed import (
 from espnet_dus.io import atomic_path, write_text
 from espnet_dus.nonfinite import NonfiniteSteps, finite_values, spoil_nonfinite_loss
 from espnet_dus.preemption import StopSignals, exit_to_be_restarted
-from espnet_dus.resume import (
-    Epoch,
-    ResumableBatches,
-    leave_signals_to_the_training,
-)
+from espnet_dus.resume import Epoch, ResumableBatches, leave_signals_to_the_training
 from espnet_dus.step_checkpoint import (
     StepCheckpoints,
     differs_from_checksum,

@@ -79,11 +79,9 @@ class HarnessLM(HFLM):
         for batch in batches if disable_tqdm else progress(batches, "batches"):
             rows = [torch.tensor(tokens) for tokens in batch]
             input_ids_BL = pad_sequence(rows, batch_first=True).to(self.device)
-            wanted = {i: len(requests[i][2]) for row in batch for i in answered[row]}
             length = input_ids_BL.shape[1]
-            keep = max(
-                length - len(row) + wanted[i] for row in batch for i in answered[row]
-            )
+            wanted = [max(len(requests[i][2]) for i in answered[row]) for row in batch]
+            keep = max(length - len(row) + most for row, most in zip(batch, wanted))
             # Padding stands at the end, where causal attention does not see it. Indices
             # and not their number: a copy, for a slice goes through a slower product.
             logits_BLV = self.model(
@@ -91,14 +89,13 @@ class HarnessLM(HFLM):
                 use_cache=False,
                 logits_to_keep=torch.arange(length - keep, length),
             ).logits
-            for row, logits_LV in zip(batch, logits_BLV):
+            for row, most, logits_LV in zip(batch, wanted, logits_BLV):
                 stop = keep - (length - len(row))
-                longest = max(wanted[i] for i in answered[row])
                 # In bfloat16 close choices would be equal.
-                log_probs_LV = logits_LV[stop - longest : stop].float().log_softmax(-1)
+                log_probs_LV = logits_LV[stop - most : stop].float().log_softmax(-1)
                 for i in answered[row]:
                     targets_L = torch.tensor(requests[i][2], device=self.device)
-                    of_this_LV = log_probs_LV[-wanted[i] :]
+                    of_this_LV = log_probs_LV[-len(targets_L) :]
                     log_prob = of_this_LV.gather(1, targets_L[:, None]).sum().item()
                     greedy = torch.equal(of_this_LV.argmax(-1), targets_L)
                     scores[i] = log_prob, greedy

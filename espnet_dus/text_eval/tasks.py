@@ -38,8 +38,13 @@ NEEDED = (  # keys of a local task's file
     "doc_to_target",
     "metadata.version",
 )
-# What `_item` makes items of, by the names of the harness
-AGGREGATIONS = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
+# The harness's aggregation of a metric -> kind and item of `Metric`, of a sample
+AGGREGATIONS = {
+    "mean": lambda value: ("mean", (float(value), 1.0)),
+    "perplexity": lambda value: ("perplexity", (-value, 1.0)),
+    "weighted_perplexity": lambda value: ("perplexity", (-value[0], value[1])),
+    "bits_per_byte": lambda value: ("mean", (-value[0] / math.log(2), value[1])),
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ def run_task(task: TextTask, harness, limit: Optional[int] = None) -> Dict[str, 
                 key = metric
                 if sample["filter"] != "none":
                     key += f",{sample['filter']}"
-                kinds[key], item = _item(aggregations[metric], sample[metric])
+                to_item = AGGREGATIONS[aggregations[metric].__name__]
+                kinds[key], item = to_item(sample[metric])
                 items.setdefault(key, []).append(item)
     return {key: Metric(kinds[key], items[key]) for key in items}
 
@@ -161,18 +167,6 @@ def _check_metrics(task: TextTask) -> None:
                     f"text task {task.name}, metric {metric}: the aggregation "
                     f"{aggregation.__name__} is not one of {', '.join(AGGREGATIONS)}"
                 )
-
-
-def _item(aggregation, value):
-    """Turn a sample's value, as the harness aggregates it, into an item of `Metric`."""
-    name = aggregation.__name__
-    if name == "mean":
-        return "mean", (float(value), 1.0)
-    if name == "perplexity":
-        return "perplexity", (-value, 1.0)
-    if name == "weighted_perplexity":
-        return "perplexity", (-value[0], value[1])
-    return "mean", (-value[0] / math.log(2), value[1])  # bits_per_byte
 
 
 def _local_config(

@@ -105,8 +105,9 @@ finished=() failed=()
 for i in "${!arms[@]}"; do
     log "arm $((i + 1)) of ${#arms[@]}: ${names[i]} [elapsed=${SECONDS}s]"
     exp=${expdir}/dus_${names[i]}
-    if keep_config "${exp}" "${arms[i]}" && run_once "${exp}/finished" "${arms[i]}" --stage 11 --stop_stage 13 \
-        --dus_config "${arms[i]}" --dus_tag "${names[i]}"; then
+    if keep_config "${exp}" "${arms[i]}" \
+        && run_once "${exp}/finished" "${arms[i]}" --stage 11 --stop_stage 13 \
+            --dus_config "${arms[i]}" --dus_tag "${names[i]}"; then
         finished+=("${exp}")
     else
         failed+=("${names[i]}")
