@@ -10,7 +10,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["espnet_dus", "espnet_dus.*"]),
     python_requires=">=3.12,<3.14",
-    entry_points={"console_scripts": ["espnet-dus = espnet_dus.bin.cli:main"]},
+    entry_points={"console_scripts": ["espnet-dus = espnet_dus.app.cli:main"]},
     install_requires=[
         "espnet[train]==202611",
         "torch",

@@ -14,7 +14,7 @@ def __getattr__(name):
 
         return Speech2Text
     if name == "upscale":
-        from espnet_dus.upscaling import upscale
+        from espnet_dus.model.upscaling import upscale
 
         return upscale
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,11 @@ from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import torch
 
-from espnet_dus.adaptation import adapt
-from espnet_dus.checkpoint import parameter_counts
-from espnet_dus.ctc import CTCHead, is_above_base_layer
-from espnet_dus.flops import Work, training_flops
-from espnet_dus.speech_embedder import SpeechEmbedder
+from espnet_dus.model.adaptation import adapt
+from espnet_dus.model.checkpoint import parameter_counts
+from espnet_dus.model.ctc import CTCHead, is_above_base_layer
+from espnet_dus.training.flops import Work, training_flops
+from espnet_dus.model.speech_embedder import SpeechEmbedder
 
 # config.json of the base LMs, as published
 BASE_LMS = {

@@ -20,9 +20,9 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
-from espnet_dus.adaptation import ARMS, adapt
-from espnet_dus.base_lm import embedding_rms, load_base_lm
-from espnet_dus.ctc import CTCHead, CTCUnits, is_above_base_layer
+from espnet_dus.model.adaptation import ARMS, adapt
+from espnet_dus.model.base_lm import embedding_rms, load_base_lm
+from espnet_dus.model.ctc import CTCHead, CTCUnits, is_above_base_layer
 from espnet_dus.data.dataset import (
     BadUtterances,
     DUSCollateFn,
@@ -32,10 +32,10 @@ from espnet_dus.data.dataset import (
     check_sampling_rate,
 )
 from espnet_dus.io import read_scp
-from espnet_dus.learning_rates import is_part, scale_learning_rates
-from espnet_dus.model import ESPnetDUSModel, FeatureModel
-from espnet_dus.speech_embedder import SpeechEmbedder, fewest_frames, num_positions
-from espnet_dus.trainer import DUSTrainer
+from espnet_dus.training.learning_rates import is_part, scale_learning_rates
+from espnet_dus.model.espnet_model import ESPnetDUSModel, FeatureModel
+from espnet_dus.model.speech_embedder import SpeechEmbedder, fewest_frames, num_positions
+from espnet_dus.training.trainer import DUSTrainer
 
 frontend_choices = ClassChoices(
     "frontend", {"default": DefaultFrontend}, None, "default"
@@ -223,7 +223,7 @@ class DUSTask(AbsTask):
             raise ValueError("iterator_type: task needs --use_preprocessor true")
         if args.input_size is not None:
             raise ValueError("iterator_type: task reads audio, not features")
-        from espnet_dus.data.streaming import build_factory
+        from espnet_dus.data.shards.streaming import build_factory
 
         return build_factory(
             conf,

@@ -19,7 +19,7 @@ def tiny_base_lm_dir(tmp_path_factory):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from espnet_dus.base_lm import weights_sha256
+    from espnet_dus.model.base_lm import weights_sha256
 
     directory = tmp_path_factory.mktemp("tiny_base_lm")
 
@@ -143,7 +143,7 @@ def upscaled(tiny_lm, randomise):
 
     import torch
 
-    from espnet_dus.upscaling import upscale
+    from espnet_dus.model.upscaling import upscale
 
     def make(kind, scope, positions=(-1, 1, 1, 2), seed=None, **layer_conf):
         layer_conf = {**LAYER_CONF[kind], **layer_conf}
@@ -172,7 +172,7 @@ def ctc_units_dirs(tmp_path_factory, tiny_base_lm_dir):
     """CTC units of the transcripts, by type."""
     from transformers import AutoTokenizer
 
-    from espnet_dus.ctc import UNIT_TYPES, CTCUnits
+    from espnet_dus.model.ctc import UNIT_TYPES, CTCUnits
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base_lm_dir)
     directories = {t: tmp_path_factory.mktemp("ctc") / t for t in UNIT_TYPES}
@@ -279,7 +279,7 @@ def make_experiment(tmp_path):
     `errors` of `utterances` have one wrong word of three; `delta` is that of the task
     piqa or, without tasks, that of the perplexity.
     """
-    from espnet_dus.scoring import score_dir
+    from espnet_dus.evaluation.scoring import score_dir
 
     def make(
         name,

@@ -8,8 +8,8 @@ import yaml
 from espnet2.train.distributed_utils import DistributedOption
 
 from espnet_dus.data.dataset import FaultTolerantDataset
-from espnet_dus.layers import KINDS
-from espnet_dus.model import FeatureModel
+from espnet_dus.model.layers import KINDS
+from espnet_dus.model.espnet_model import FeatureModel
 from espnet_dus.task import DUSTask, min_length
 
 

@@ -16,14 +16,14 @@ PACKAGE = ROOT / "espnet_dus"
 # whose arguments are keys (None: all of the file's).
 BLOCKS = {
     "adaptation_conf": [
-        ("upscaling.py", "upscale"),
-        ("layers/e_branchformer.py", "build_e_branchformer"),
-        ("adaptation.py", "lora"),
+        ("model/upscaling.py", "upscale"),
+        ("model/layers/e_branchformer.py", "build_e_branchformer"),
+        ("model/adaptation.py", "lora"),
     ],
-    "base_lm_conf": [("base_lm.py", "load_base_lm")],
-    "speech_embedder_conf": [("speech_embedder.py", "SpeechEmbedder")],
-    "model_conf": [("model.py", "ESPnetDUSModel")],
-    "ctc_conf": [("ctc.py", "CTCHead")],
+    "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
+    "speech_embedder_conf": [("model/speech_embedder.py", "SpeechEmbedder")],
+    "model_conf": [("model/espnet_model.py", "ESPnetDUSModel")],
+    "ctc_conf": [("model/ctc.py", "CTCHead")],
 }
 # Keys of streaming_conf, with their defaults; what they mean stands in these files.
 STREAMING = ("task.py", "STREAMING_CONF")
@@ -113,7 +113,7 @@ def search_options() -> Iterator[Key]:
 def streaming_keys() -> Iterator[Key]:
     """Give the keys of `streaming_conf`."""
     described: Dict[str, str] = {}
-    files = [PACKAGE / "data" / file for file in STREAMING_FILES]
+    files = [PACKAGE / "data/shards" / file for file in STREAMING_FILES]
     for title in ("Args", "Attributes"):
         for path in filter(Path.is_file, files):
             for node in _definitions(path, None):
@@ -129,7 +129,7 @@ def streaming_keys() -> Iterator[Key]:
 
 def training_keys() -> Iterator[Key]:
     """Give all keys of the training that our code reads."""
-    for file in sorted(PACKAGE.glob("*.py")):
+    for file in (PACKAGE / "task.py", PACKAGE / "training/trainer.py"):
         yield from added_arguments(file)
     for block, sources in BLOCKS.items():
         for file, name in sources:

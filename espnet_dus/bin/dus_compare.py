@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run `dus_compare`."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.arm_comparison import compare
+    from espnet_dus.evaluation.comparison import compare
 
     print(compare(args.exp_dir, args.test_set, args.out_dir, args.inference_tag))
 

@@ -3,7 +3,7 @@
 
 import sys
 
-from espnet_dus.bin import cli
+from espnet_dus.app import cli
 
 
 def main(cmd=None):

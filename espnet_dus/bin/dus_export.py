@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run the command."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.export import export
+    from espnet_dus.zoo.export import export
 
     export(args.asr_train_config, args.asr_model_file, args.out_dir, args.dtype)
 

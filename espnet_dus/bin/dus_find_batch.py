@@ -50,7 +50,7 @@ def main(cmd=None):
 
     import torch
 
-    from espnet_dus.batch_search import find_batch_sizes, report
+    from espnet_dus.training.batch_search import find_batch_sizes, report
     from espnet_dus.io import write_text
     from espnet_dus.task import DUSTask, samples_of_positions
 

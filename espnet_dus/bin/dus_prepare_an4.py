@@ -29,7 +29,7 @@ def get_parser():
 def main(cmd=None):
     """Find the corpus and write its data directories."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.data.an4 import find_corpus, prepare_an4
+    from espnet_dus.data.corpora.an4 import find_corpus, prepare_an4
 
     root = find_corpus(args.corpus, args.download_dir)
     prepare_an4(root, args.out_dir, args.num_dev)

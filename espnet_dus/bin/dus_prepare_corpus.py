@@ -38,8 +38,8 @@ def get_parser():
 def main(cmd=None):
     """Parse the command line and write the shards."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.data.english import prepare_corpus
-    from espnet_dus.data.held_out import HeldOut
+    from espnet_dus.data.corpora.english import prepare_corpus
+    from espnet_dus.data.corpora.held_out import HeldOut
 
     prepare_corpus(
         args.corpus,

@@ -18,7 +18,7 @@ def get_parser():
 def main(cmd=None):
     """Write the text."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.data.pydoc_text import write_pydoc_text
+    from espnet_dus.data.corpora.pydoc_text import write_pydoc_text
 
     logging.info("%s: %d words", args.out, write_pydoc_text(args.out))
 

@@ -20,7 +20,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run `dus_results`."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.report import write_results
+    from espnet_dus.evaluation.report import write_results
 
     print(write_results(args.exp_dir))
 

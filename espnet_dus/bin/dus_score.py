@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run `dus_score`."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.scoring import read_result, score_dir
+    from espnet_dus.evaluation.scoring import read_result, score_dir
 
     for score, path in score_dir(args.ref, args.hyp_dir).items():
         result = read_result(path)

@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Parse the command line and write the shards."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.data.shar import write_data_dir
+    from espnet_dus.data.shards.shar import write_data_dir
 
     write_data_dir(**vars(args))
 

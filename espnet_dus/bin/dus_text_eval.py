@@ -70,8 +70,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run `dus_text_eval`."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.text_eval.comparison import evaluate, read_parts
-    from espnet_dus.text_eval.report import markdown
+    from espnet_dus.evaluation.text.comparison import evaluate, read_parts
+    from espnet_dus.evaluation.text.report import markdown
 
     if args.check_only:
         read_parts(args.perplexity_text, args.tasks, args.data_dir)

@@ -18,7 +18,7 @@ def main(cmd=None):
     Examples:
         % python -m espnet_dus.bin.dus_train --config conf/train_dus.yaml --print_config
     """
-    from espnet_dus.preemption import stoppable
+    from espnet_dus.training.preemption import stoppable
 
     with stoppable():
         from espnet_dus.task import DUSTask

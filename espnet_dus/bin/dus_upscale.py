@@ -41,7 +41,7 @@ def main(cmd=None):
 
     from espnet2.train.dataset import ESPnetDataset
 
-    from espnet_dus.identity_check import run
+    from espnet_dus.evaluation.identity_check import run
     from espnet_dus.task import DUSTask
 
     options = ["--config", args.config, "--base_lm", args.base_lm]

@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from espnet_dus.ctc_compression import CTCCompression
-from espnet_dus.sequence import join
-from espnet_dus.speech_embedder import SpeechEmbedder
-from espnet_dus.upscaling import SpeechMaskMixin, inserted_layers, upscale
+from espnet_dus.model.ctc_compression import CTCCompression
+from espnet_dus.model.sequence import join
+from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.model.upscaling import SpeechMaskMixin, inserted_layers, upscale
 
 
 class DUSConfig(PreTrainedConfig):

@@ -14,7 +14,7 @@ from espnet2.train.dataset import ESPnetDataset
 
 from espnet_dus.data.dataset import check_sampling_rate
 from espnet_dus.io import read_scp, write_scp
-from espnet_dus.model import Hypothesis
+from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.long_audio import join
 from espnet_dus.search.records import Record, Records
 from espnet_dus.search.speech2text import Speech2Text

@@ -8,9 +8,9 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
-from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.sequence import Sequence
-from espnet_dus.upscaling import SpeechMaskMixin
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.sequence import Sequence
+from espnet_dus.model.upscaling import SpeechMaskMixin
 
 
 class Encoded(NamedTuple):

@@ -8,7 +8,7 @@ from typing import List, Optional
 
 import torch
 
-from espnet_dus.model import ESPnetDUSModel, Hypothesis
+from espnet_dus.model.espnet_model import ESPnetDUSModel, Hypothesis
 from espnet_dus.search.cached_lm import CachedLM
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.draft import (

@@ -12,8 +12,8 @@ from typing import List, Tuple
 import torch
 from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScoreTH
 
-from espnet_dus.ctc import BLANK, UNKNOWN
-from espnet_dus.model import ESPnetDUSModel
+from espnet_dus.model.ctc import BLANK, UNKNOWN
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.search.encoding import Encoded
 
 # As ESPnet's "pre-beam": so many of the LLM's best candidates get a CTC score.

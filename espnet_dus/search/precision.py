@@ -5,9 +5,9 @@ from typing import List
 
 import torch
 
-from espnet_dus.base_lm import resolve_dtype
-from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.upscaling import inserted_layers
+from espnet_dus.model.base_lm import resolve_dtype
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.upscaling import inserted_layers
 
 DTYPES = ("float32", "bfloat16", "int8")
 # Linear maps that int8 leaves alone. The greatest activations, a few features of a few

@@ -3,7 +3,7 @@
 import math
 from typing import List, Sequence
 
-from espnet_dus.model import ESPnetDUSModel, Hypothesis
+from espnet_dus.model.espnet_model import ESPnetDUSModel, Hypothesis
 
 
 def hypothesis(

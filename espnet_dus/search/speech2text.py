@@ -9,7 +9,7 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from transformers import GenerationConfig
 
-from espnet_dus.model import Hypothesis
+from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
 from espnet_dus.search.encoding import check_ctc_head, encode

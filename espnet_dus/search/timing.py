@@ -24,9 +24,9 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequenc
 import torch
 from torchaudio.functional import forced_align, merge_tokens
 
-from espnet_dus.ctc import BLANK, SPACE, UNKNOWN, CTCUnits
+from espnet_dus.model.ctc import BLANK, SPACE, UNKNOWN, CTCUnits
 from espnet_dus.io import write_text
-from espnet_dus.speech_embedder import SpeechEmbedder
+from espnet_dus.model.speech_embedder import SpeechEmbedder
 
 FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
 

@@ -25,8 +25,8 @@ import torch
 import yaml
 
 import espnet_dus
-from espnet_dus.base_lm import HUB_FILES, IDENTITY, PACKAGES, Identity
-from espnet_dus.checkpoint import IDENTITY_KEY
+from espnet_dus.model.base_lm import HUB_FILES, IDENTITY, PACKAGES, Identity
+from espnet_dus.model.checkpoint import IDENTITY_KEY
 from espnet_dus.io import atomic_path
 
 META = "meta.yaml"

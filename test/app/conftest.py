@@ -13,7 +13,7 @@ import yaml
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory):
     """A wav file of the few AN4 utterances in the espnet package."""
-    from espnet_dus.data.an4 import find_corpus
+    from espnet_dus.data.corpora.an4 import find_corpus
 
     directory = tmp_path_factory.mktemp("recording")
     root = find_corpus("espnet", directory / "downloads")
@@ -68,7 +68,7 @@ def experiment(
 @pytest.fixture(scope="session")
 def loaded(experiment):
     """The model, loaded as the command line does it."""
-    from espnet_dus.local_models import load
+    from espnet_dus.app.local_models import load
 
     speech2text = load(str(experiment))
     # no longer than what it has learned: chance decides on the rest

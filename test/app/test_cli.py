@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from espnet_dus.bin import cli
-from espnet_dus.transcription import transcribe
+from espnet_dus.app import cli
+from espnet_dus.app.transcription import transcribe
 
 
 @pytest.fixture
 def run(capsys, monkeypatch, loaded):
     """Give a function that runs the command with the model already in memory."""
-    import espnet_dus.local_models
+    import espnet_dus.app.local_models
 
-    monkeypatch.setattr(espnet_dus.local_models, "load", lambda *_, **__: loaded)
+    monkeypatch.setattr(espnet_dus.app.local_models, "load", lambda *_, **__: loaded)
 
     def run(*cmd, code=0):
         try:
@@ -39,7 +39,7 @@ def expected(loaded, recording):
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys\nfrom espnet_dus.bin import cli\n"
+        "import sys\nfrom espnet_dus.app import cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'espnet2', 'gradio', 'numpy', 'yaml'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))\n"
@@ -87,12 +87,12 @@ def test_subtitles_of_several_recordings_go_to_files(run, recording, tmp_path):
 def test_the_search_and_the_length_of_segments_are_options(
     run, recording, loaded, monkeypatch
 ):
-    import espnet_dus.local_models
+    import espnet_dus.app.local_models
     from espnet_dus.search.config import SearchConfig
 
     asked = {}
     monkeypatch.setattr(
-        espnet_dus.local_models,
+        espnet_dus.app.local_models,
         "load",
         lambda *_, **options: asked.update(options) or loaded,
     )
@@ -172,7 +172,7 @@ def test_info_shows_where_the_inserted_layers_are(run, loaded):
         "+ inserted transformer",
         "| base layer 0",
     ]
-    from espnet_dus.checkpoint import parameter_counts
+    from espnet_dus.model.checkpoint import parameter_counts
 
     counts = parameter_counts(loaded.model)
     assert f"Trained: {counts['trained']:,} parameters" in out

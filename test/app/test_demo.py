@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from espnet_dus.adaptation import unadapted
-from espnet_dus.transcription import Transcript, Word, transcribe
+from espnet_dus.model.adaptation import unadapted
+from espnet_dus.app.transcription import Transcript, Word, transcribe
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -24,7 +24,7 @@ def page(loaded):
         pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
-    from espnet_dus.demo import build
+    from espnet_dus.app.demo import build
 
     _, url, _ = build(loaded).launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True
@@ -80,7 +80,7 @@ def test_a_recording_is_transcribed_and_a_question_answered_twice(
 
 
 def test_what_is_in_a_transcript_is_not_taken_for_html():
-    from espnet_dus.demo import transcript_html
+    from espnet_dus.app.demo import transcript_html
 
     words = [Word("<b>&", 0.25, 0.0, 0.5), Word("two", 1.0, None, None)]
     page = transcript_html(Transcript("x.wav", 2.0, "<b>& two", words))

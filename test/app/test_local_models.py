@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import yaml
 
-from espnet_dus.local_models import (
+from espnet_dus.app.local_models import (
     LocalModel,
     experiment_files,
     find_models,
@@ -42,7 +42,7 @@ def test_a_model_is_loaded_from_any_directory(experiment, tmp_path, monkeypatch)
 def test_a_pack_gives_the_transcript_of_its_experiment(
     experiment, loaded, recording, tiny_base_lm_dir, tmp_path, monkeypatch
 ):
-    from espnet_dus.transcription import transcribe
+    from espnet_dus.app.transcription import transcribe
     from espnet_dus.zoo.pack import pack
 
     monkeypatch.chdir(experiment.parents[1])

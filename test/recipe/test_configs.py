@@ -61,9 +61,9 @@ def num_trained(path, adaptation, adaptation_conf):
     """Count what an arm trains of the LM, and with the speech embedder."""
     import torch
 
-    from espnet_dus.adaptation import adapt
-    from espnet_dus.checkpoint import parameter_counts
-    from espnet_dus.speech_embedder import SpeechEmbedder
+    from espnet_dus.model.adaptation import adapt
+    from espnet_dus.model.checkpoint import parameter_counts
+    from espnet_dus.model.speech_embedder import SpeechEmbedder
 
     args = options_of(path)
     size = size_of(path)
@@ -106,8 +106,8 @@ def test_every_key_has_a_comment_above_it(path):
 
 @pytest.mark.parametrize("path", TRAIN, ids=name)
 def test_training_configuration_builds_its_arm(path):
-    from espnet_dus.adaptation import adapt
-    from espnet_dus.ctc import ctc_layer_index
+    from espnet_dus.model.adaptation import adapt
+    from espnet_dus.model.ctc import ctc_layer_index
 
     args = options_of(path)
     lm = adapt(smollm2(size_of(path)), args.adaptation, **args.adaptation_conf)
@@ -168,7 +168,7 @@ def thin_base_lm(tmp_path_factory, tiny_base_lm_dir):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from espnet_dus.base_lm import weights_sha256
+    from espnet_dus.model.base_lm import weights_sha256
 
     made = {}
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from espnet_dus.data.an4 import find_corpus
+from espnet_dus.data.corpora.an4 import find_corpus
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech, length_limits, loop_length

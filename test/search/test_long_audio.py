@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from espnet_dus.bin.dus_inference import main
-from espnet_dus.data.an4 import find_corpus
+from espnet_dus.data.corpora.an4 import find_corpus
 from espnet_dus.io import read_scp
-from espnet_dus.model import Hypothesis
+from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.decode import decode
 from espnet_dus.search.long_audio import LongResult, batches, join

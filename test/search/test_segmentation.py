@@ -8,7 +8,7 @@ import soundfile
 import soxr
 import torch
 
-from espnet_dus.data.an4 import find_corpus
+from espnet_dus.data.corpora.an4 import find_corpus
 from espnet_dus.search.segmentation import SILENCE_SECONDS, merge, regions, segments
 
 RATE = 16000

@@ -8,8 +8,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShort
 from transformers import AutoModelForCausalLM
 
 from espnet_dus import Speech2Text
-from espnet_dus.base_lm import resolve_dtype
-from espnet_dus.model import Hypothesis
+from espnet_dus.model.base_lm import resolve_dtype
+from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.precision import quantize_linear
 
 NO_GUARDS = {"no_speech": 0.0, "repetition": 0}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet_dus.ctc import BLANK, SPACE, CTCUnits
+from espnet_dus.model.ctc import BLANK, SPACE, CTCUnits
 from espnet_dus.search.timing import (
     WordTime,
     seconds_per_position,
@@ -12,7 +12,7 @@ from espnet_dus.search.timing import (
     write_ctm,
     write_srt,
 )
-from espnet_dus.speech_embedder import SpeechEmbedder
+from espnet_dus.model.speech_embedder import SpeechEmbedder
 
 
 @pytest.fixture

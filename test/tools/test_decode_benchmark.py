@@ -12,7 +12,7 @@ import soundfile
 import torch
 import yaml
 
-from espnet_dus.data.an4 import find_corpus
+from espnet_dus.data.corpora.an4 import find_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tools/benchmarks"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_helpers import load
 
-from espnet_dus.distributed import (
+from espnet_dus.training.distributed import (
     DDP,
     has_unused_parameters,
     prepare_for_ddp,
@@ -20,7 +20,7 @@ from espnet_dus.distributed import (
 PROGRAM = """
 import os, signal, sys
 import torch
-from espnet_dus.model import ESPnetDUSModel
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.task import DUSTask
 
 rank, init, *command = sys.argv[1:]

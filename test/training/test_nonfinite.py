@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_helpers import load
 
-from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.nonfinite import spoil_nonfinite_loss
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.training.nonfinite import spoil_nonfinite_loss
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch.multiprocessing import ProcessExitedException
 
-from espnet_dus.preemption import EXIT_CODE, StopSignals, stoppable
+from espnet_dus.training.preemption import EXIT_CODE, StopSignals, stoppable
 
 
 def exited(code):

@@ -15,9 +15,9 @@ import torch
 from espnet2.train.reporter import Reporter
 from training_helpers import Killed, assert_same, assert_same_training, load
 
-from espnet_dus.model import ESPnetDUSModel
-from espnet_dus.preemption import EXIT_CODE
-from espnet_dus.resume import (
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.training.preemption import EXIT_CODE
+from espnet_dus.training.resume import (
     ResumableBatches,
     random_state,
     reporter_state,
@@ -131,7 +131,7 @@ def test_a_training_killed_by_sigkill_at_a_random_step_resumes_exactly(
     number = random.SystemRandom().randint(1, 4 * BATCHES)
     program = f"""
 import os, signal
-from espnet_dus.model import ESPnetDUSModel
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.task import DUSTask
 forward, seen = ESPnetDUSModel.forward, []
 def dying(self, *args, **kwargs):

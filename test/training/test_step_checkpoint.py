@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_helpers import Killed
 
-from espnet_dus import step_checkpoint
-from espnet_dus.step_checkpoint import StepCheckpoints
+from espnet_dus.training import step_checkpoint
+from espnet_dus.training.step_checkpoint import StepCheckpoints
 
 
 @pytest.fixture

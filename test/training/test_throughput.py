@@ -8,9 +8,9 @@ import pytest
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet_dus import throughput
-from espnet_dus.flops import training_flops
-from espnet_dus.throughput import Figures, ThroughputLog, WorkCounter
+from espnet_dus.training import throughput
+from espnet_dus.training.flops import training_flops
+from espnet_dus.training.throughput import Figures, ThroughputLog, WorkCounter
 
 
 @pytest.fixture

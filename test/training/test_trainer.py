@@ -9,7 +9,7 @@ from espnet2.train.reporter import Reporter
 from training_helpers import Killed, assert_same, assert_same_training, load
 
 from espnet_dus.io import read_scp
-from espnet_dus.trainer import DUSTrainer, atomic_torch_save
+from espnet_dus.training.trainer import DUSTrainer, atomic_torch_save
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from espnet_dus.bin import dus_pack
-from espnet_dus.checkpoint import IDENTITY_KEY
+from espnet_dus.model.checkpoint import IDENTITY_KEY
 from espnet_dus.zoo.pack import check_archive, pack
 
 MODEL = "exp/dus_tiny/valid.acc.ave.pth"

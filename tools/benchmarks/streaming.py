@@ -29,8 +29,8 @@ import soundfile
 from espnet2.train.distributed_utils import DistributedOption
 
 from espnet_dus.data.data_dir import DataDir
-from espnet_dus.data.shar import list_shards, read_info, write_data_dir
-from espnet_dus.data.streaming import StreamingIterFactory
+from espnet_dus.data.shards.shar import list_shards, read_info, write_data_dir
+from espnet_dus.data.shards.streaming import StreamingIterFactory
 from espnet_dus.io import write_text
 from espnet_dus.task import DUSTask
 

@@ -8,7 +8,7 @@ from espnet3.components.data.base_dataset import BaseDataset
 from espnet3.components.data.dataset_builder import DatasetBuilder as Builder
 from espnet3.contract import Field
 
-from espnet_dus.data.an4 import find_corpus, prepare_an4
+from espnet_dus.data.corpora.an4 import find_corpus, prepare_an4
 from espnet_dus.io import read_scp
 
 DATA = "data"

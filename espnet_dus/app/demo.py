@@ -1,0 +1,116 @@
+"""A demo for the browser: speech to text, and the text ability that the LLM keeps.
+
+Nothing is fetched from the network: no analytics, no fonts; the page works offline.
+"""
+
+import html
+import os
+from typing import Tuple
+
+from espnet_dus.model.adaptation import unadapted
+from espnet_dus.model.checkpoint import parameter_counts
+from espnet_dus.search.speech2text import Speech2Text
+from espnet_dus.app.transcription import Transcript, Word, transcribe
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+import gradio as gr  # noqa: E402
+
+
+def build(speech2text: Speech2Text) -> gr.Blocks:
+    """Build the page.
+
+    Args:
+        speech2text: The model that it shows.
+
+    Returns:
+        The page; its `launch` serves it.
+    """
+
+    def on_audio(path: str) -> str:
+        try:
+            return transcript_html(transcribe(speech2text, path))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise gr.Error(str(error)) from error
+
+    def on_question(question: str) -> Tuple[str, str, str]:
+        if not question.strip():
+            raise gr.Error("Ask something first.")
+        answer = speech2text.generate_text(question)
+        try:
+            with unadapted(speech2text.model.lm):
+                base = speech2text.generate_text(question)
+        except ValueError as error:  # full fine-tuning
+            return answer, "", f"No base LM to compare with: {error}"
+        equal = "equal, word for word" if answer == base else "different"
+        return answer, base, f"The two answers are **{equal}**."
+
+    # One at a time: the base LM is the model itself, without its layers.
+    queue = {"concurrency_id": "model", "concurrency_limit": 1}
+    with gr.Blocks(title="espnet_dus", analytics_enabled=False) as page:
+        gr.Markdown(_headline(speech2text))
+        with gr.Row():
+            with gr.Column():
+                gr.Markdown("### Speech")
+                audio = gr.Audio(
+                    label="Record or upload",
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    buttons=["download"],  # not "share", which sends it away
+                )
+                gr.Markdown(
+                    "What was said, each word with its time in seconds: green where "
+                    "the model is sure, red where it is not."
+                )
+                transcript = gr.HTML()
+            with gr.Column():
+                gr.Markdown("### Text, with the same weights")
+                question = gr.Textbox(label="Question", lines=2)
+                ask = gr.Button("Ask", variant="primary")
+                with gr.Row():
+                    adapted = gr.Textbox(label="Adapted model", lines=6)
+                    base = gr.Textbox(label="Base LM", lines=6)
+                verdict = gr.Markdown()
+        heard = [audio.upload, audio.stop_recording]
+        gr.on(heard, on_audio, audio, transcript, **queue)
+        answers = [adapted, base, verdict]
+        gr.on([ask.click, question.submit], on_question, question, answers, **queue)
+    return page
+
+
+def transcript_html(transcript: Transcript) -> str:
+    """Show a transcript: from red to green by confidence, times below each word.
+
+    Args:
+        transcript: What was said; nothing in it is taken for HTML.
+    """
+    if not transcript.words:
+        return f"<p>(no words in {transcript.seconds:.1f} s of audio)</p>"
+    return f"<p id='transcript'>{' '.join(map(_word_html, transcript.words))}</p>"
+
+
+def _word_html(word: Word) -> str:
+    time, details = "", f"confidence {word.confidence:.0%}"
+    if word.start is not None:
+        details = f"{word.start:.2f} to {word.end:.2f} s, {details}"
+        time = f"<small>{word.start:.1f}</small>"
+    box = "display: inline-block; text-align: center; padding: 0 4px; margin: 2px"
+    hue = round(120 * word.confidence)  # of red: 0, of green: 120
+    colours = f"border-radius: 4px; color: #222; background: hsl({hue} 75% 82%)"
+    return (
+        f"<span title='{details}' style='{box}; {colours}'>"
+        f"<b>{html.escape(word.word)}</b><br>{time}</span>"
+    )
+
+
+def _headline(speech2text: Speech2Text) -> str:
+    model, args = speech2text.model, speech2text.train_args
+    counts = parameter_counts(model)
+    share = counts["trained"] / counts["total"]
+    what = args.adaptation
+    if shape := getattr(model.lm.config, "depth_up_scaling", None):
+        layers = len(shape["positions"])
+        what = f"{layers} inserted {shape['kind']} layers, scope {shape['scope']}"
+    return (
+        f"## {model.identity.name} that listens\n{what}; {counts['trained']:,} "
+        f"parameters trained, {share:.1%} of {counts['total']:,}"
+    )

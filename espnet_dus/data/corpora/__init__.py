@@ -1,0 +1,1 @@
+"""Corpora: download and preparation as Kaldi data directories (stage 1)."""

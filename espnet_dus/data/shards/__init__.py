@@ -1,0 +1,1 @@
+"""Data in shards (lhotse Shar), and training that reads it as a stream."""

@@ -1,0 +1,218 @@
+"""From shards to batches: utterances measured in LLM positions, then read."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import yaml
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset.sampling.base import TokenConstraint
+from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint
+
+from espnet_dus.model.ctc import llm_text
+from espnet_dus.data.shards.augment import Augmentation
+from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
+from espnet_dus.data.shards.mix import Shard
+
+Batch = Tuple[List[str], Dict[str, Any]]
+
+
+# -- one utterance ---------------------------------------------------------------------
+
+
+@dataclass
+class SequenceLength:
+    """Measures an utterance in LLM positions: speech, prompt, transcript and EOS.
+
+    Attributes:
+        preprocessor: Turns a transcript into tokens, as it does for training.
+        num_positions: Gives the speech positions of a number of samples.
+        num_prompt_tokens: Tokens between speech and transcript.
+        multiple: The model pads sequences to a multiple of this.
+        longest: Most positions of an utterance.
+        max_duration: Longest utterance, in seconds.
+        min_text_ratio: Fewest transcript tokens for a speech position.
+        max_text_ratio: Most transcript tokens for a speech position.
+    """
+
+    preprocessor: DUSPreprocessor
+    num_positions: Callable[[int], int]
+    num_prompt_tokens: int
+    multiple: int
+    longest: int
+    max_duration: float
+    min_text_ratio: float
+    max_text_ratio: float
+
+    def __call__(self, cut: Cut, recorded: float) -> int:
+        """Give the length of a cut.
+
+        Args:
+            cut: The utterance, at the speed at which it is trained on.
+            recorded: Its duration as it was recorded, in seconds.
+
+        Raises:
+            ValueError: It cannot be trained on: too long, or its transcript is.
+        """
+        if recorded > self.max_duration:
+            raise ValueError(
+                f"lasts {recorded:.1f} s, {self.max_duration} are allowed "
+                "(streaming_conf: max_duration)"
+            )
+        text = self.preprocessor.text_cleaner(cut.supervisions[0].text or "")
+        tokens = len(self.preprocessor.tokenizer.text2tokens(llm_text(text)))
+        positions = self.num_positions(cut.num_samples)
+        ratio = tokens / max(positions, 1)
+        if not self.min_text_ratio <= ratio <= self.max_text_ratio:
+            raise ValueError(
+                f"{tokens} transcript tokens for {positions} speech positions: a ratio "
+                f"from {self.min_text_ratio} to {self.max_text_ratio} is allowed "
+                "(streaming_conf: min_text_ratio, max_text_ratio)"
+            )
+        length = positions + self.num_prompt_tokens + tokens + 1
+        length += -length % self.multiple
+        if length > self.longest:
+            raise ValueError(
+                f"{length} LLM positions, {self.longest} are allowed (streaming_conf: "
+                "max_tokens or batch_sizes)"
+            )
+        return length
+
+
+class Utterances:
+    """The utterances of shards, each with its length as `num_tokens`.
+
+    What cannot be used, an utterance or a shard, is counted and left out.
+
+    Args:
+        shards: The shards to read, in this order.
+        length: Measures an utterance.
+        bad: Where bad ones are counted; None: they are errors.
+        speed_factors: One of these is drawn for each utterance.
+        seed: For drawing.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        length: SequenceLength,
+        bad: Optional[BadUtterances],
+        speed_factors: Sequence[float] = (1.0,),
+        seed: str = "",
+    ):
+        self.shards = shards
+        self.length = length
+        self.bad = bad
+        self.speed_factors = list(speed_factors)
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Cut]:
+        rng = random.Random(self.seed)
+        for shard in self.shards:
+            for cut in self._read(shard):
+                speed, recorded = rng.choice(self.speed_factors), cut.duration
+                if speed != 1:
+                    cut = cut.perturb_speed(speed, affix_id=False)
+                try:
+                    cut.num_tokens = self.length(cut, recorded)
+                except ValueError as error:
+                    _count(self.bad, cut.id, error)
+                    continue
+                yield cut
+
+    def _read(self, shard: Shard) -> Iterator[Cut]:
+        count = 0
+        try:
+            cuts = CutSet.from_shar(fields={name: [p] for name, p in shard.items()})
+            for cut in cuts:
+                count += 1
+                yield cut
+            if missing := len(cuts) - count:  # zip() ends without a word
+                raise ValueError(f"audio of {missing} of {len(cuts)} is missing")
+        except (
+            Exception
+        ) as error:  # tarfile, gzip, json and lhotse raise what they like
+            _count(self.bad, f"shard:{shard['cuts']}", error)
+
+
+def _count(
+    bad: Optional[BadUtterances], name: str, reason: Union[str, Exception]
+) -> None:
+    if bad is None:
+        raise ValueError(f"{name}: {reason}")
+    bad.add(name, reason)
+
+
+# -- batches ---------------------------------------------------------------------------
+
+
+class SequenceConstraint(TokenConstraint):
+    """Batches of at most `max_tokens` positions, padding included."""
+
+    def measure_length(self, example: Cut) -> int:
+        """Give an utterance's positions."""
+        return example.num_tokens
+
+
+class BatchSizeConstraint(FixedBucketBatchSizeConstraint):
+    """Batches of a fixed number of utterances in each bucket."""
+
+    def measure_length(self, example: Cut) -> int:
+        """Give an utterance's positions."""
+        return example.num_tokens
+
+
+@dataclass
+class BatchMaker:
+    """Turns cuts into a batch of ESPnet's.
+
+    Attributes:
+        preprocess: ESPnet's preprocessing, the same as for Kaldi data.
+        collate: ESPnet's collation.
+        augment: Noise and reverberation.
+        bad: Where unreadable audio is counted; None: it is an error.
+    """
+
+    preprocess: DUSPreprocessor
+    collate: Callable[[List[Tuple[str, Dict[str, Any]]]], Batch]
+    augment: Augmentation
+    bad: Optional[BadUtterances]
+
+    def __call__(self, cuts: CutSet, rng: random.Random) -> Batch:
+        """Read the audio; bad utterances are not in the batch."""
+        utterances = []
+        for cut in self.augment(cuts, rng):
+            try:
+                speech = cut.load_audio()[0]
+            except Exception as error:  # lhotse's backends raise what they like
+                _count(self.bad, cut.id, f"its audio cannot be read: {error!r}")
+                continue
+            data = {"speech": speech, "text": cut.supervisions[0].text}
+            utterances.append((cut.id, self.preprocess(cut.id, data)))
+        return self.collate(utterances)
+
+
+def read_batch_sizes(
+    sizes: Union[None, str, Dict[int, int]],
+) -> Optional[Dict[int, int]]:
+    """Read the option `batch_sizes`: a mapping, or a file of dus_find_batch with one.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if sizes is None:
+        return None
+    where = "streaming_conf: batch_sizes"
+    if isinstance(sizes, str):
+        if not Path(sizes).is_file():
+            raise ValueError(f"{where}: {sizes}: no such file")
+        content = yaml.safe_load(Path(sizes).read_text(encoding="utf-8"))
+        where, sizes = sizes, content["streaming_conf"]["batch_sizes"]
+    numbers = [*sizes, *sizes.values()] if isinstance(sizes, dict) else []
+    if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ValueError(
+            f"{where}: expected utterances by LLM positions, got {sizes!r}"
+        )
+    return sizes

@@ -1,0 +1,1 @@
+"""Evaluation: recognition, text ability, comparison of arms."""

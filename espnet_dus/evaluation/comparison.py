@@ -1,0 +1,365 @@
+"""The arms side by side: one table, and one picture of WER against text degradation."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Union
+
+import numpy as np
+
+from espnet_dus.evaluation.results import Arm, Delta, ErrorRate, read_arm
+from espnet_dus.io import atomic_path, write_text
+from espnet_dus.evaluation.report import environments
+
+UNKNOWN, NOT_RUN = "-", "not run"
+NAME = "comparison"
+
+
+class Degradation(NamedTuple):
+    """What an arm does to text, in one number and its unit.
+
+    Attributes:
+        unit: `points` of accuracy, lost where negative, or `% perplexity`, lost where
+            positive.
+        delta: Adapted minus base LM.
+        standard_error: Of it, where it is known.
+    """
+
+    unit: str
+    delta: float
+    standard_error: Optional[float]
+
+
+def compare(
+    exp_dirs: Sequence[Union[str, Path]],
+    test_set: str,
+    out_dir: Union[str, Path],
+    inference_tag: Optional[str] = None,
+) -> str:
+    """Write `comparison.{md,json,png}` of several arms.
+
+    Args:
+        exp_dirs: Their experiment directories.
+        test_set: The set whose WER counts.
+        out_dir: Where the files go. Without text results there is no picture.
+        inference_tag: The decoding that counts; None where each arm has but one.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ValueError: Results are missing (see `read_arm`), or cannot be compared: they
+            are of several base LMs, test sets or text evaluations.
+    """
+    arms = [read_arm(exp_dir, test_set, inference_tag) for exp_dir in exp_dirs]
+    check_comparable(arms)
+    losses = degradations(arms)
+    avoided = degradation_avoided(arms, losses)
+
+    out_dir = Path(out_dir)
+    content = {
+        "test_set": test_set,
+        "base_lm": arms[0].base_lm,
+        "arms": [
+            {
+                **asdict(arm),
+                "share": arm.trained / arm.total,
+                "degradation": losses[arm.name] and losses[arm.name]._asdict(),
+                "degradation_avoided": avoided.get(arm.name),
+            }
+            for arm in arms
+        ],
+    }
+    write_text(out_dir / f"{NAME}.json", json.dumps(content, indent=2) + "\n")
+    picture = out_dir / f"{NAME}.png"
+    picture.unlink(missing_ok=True)
+    if any(losses.values()):
+        draw(arms, losses, test_set, picture)
+    text = markdown(arms, test_set, losses, avoided)
+    write_text(out_dir / f"{NAME}.md", text)
+    return text
+
+
+def check_comparable(arms: Sequence[Arm]) -> None:
+    """Refuse arms whose figures do not belong into one table.
+
+    Raises:
+        ValueError: Names, base LMs, test sets or settings of the text evaluation clash.
+    """
+    first = arms[0]
+    with_text = [arm for arm in arms if arm.text_setting]
+    for i, arm in enumerate(arms):
+        for other in arms[:i]:
+            if other.name == arm.name:
+                raise ValueError(
+                    f"{other.exp_dir} and {arm.exp_dir}: two arms named {arm.name}"
+                )
+        if arm.base_lm["sha256"] != first.base_lm["sha256"]:
+            raise ValueError(
+                f"{first.exp_dir} and {arm.exp_dir} have different base LMs, "
+                f"{_describe(first)} and {_describe(arm)}: compare each with its own"
+            )
+        sizes = [(a.wer.utterances, a.wer.tokens) for a in (first, arm)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{first.exp_dir} and {arm.exp_dir} were scored on different sets, "
+                "of {} utterances and {} words, and of {} and {}: decode again".format(
+                    *sizes[0], *sizes[1]
+                )
+            )
+    for arm in with_text[1:]:
+        if arm.text_setting != with_text[0].text_setting:
+            raise ValueError(
+                f"{with_text[0].exp_dir} and {arm.exp_dir}: text evaluations differ, "
+                f"{with_text[0].text_setting} and {arm.text_setting}; evaluate with "
+                "the same options (stage 13)"
+            )
+
+
+def degradations(arms: Sequence[Arm]) -> Dict[str, Optional[Degradation]]:
+    """Give the text degradation of each arm, by its name; None where it was not run.
+
+    It is the mean delta of the tasks' accuracies; without such tasks, the mean change
+    of the texts' perplexities.
+    """
+    evaluated = [arm for arm in arms if arm.text_setting]
+    result: Dict[str, Optional[Degradation]] = {arm.name: None for arm in arms}
+    if evaluated and all(arm.mean_delta for arm in evaluated):
+        for arm in evaluated:
+            error = arm.mean_delta.standard_error
+            result[arm.name] = Degradation(
+                "points",
+                100 * arm.mean_delta.delta,
+                None if error is None else 100 * error,
+            )
+        return result
+    for arm in evaluated:
+        changes = [d.relative() for d in arm.perplexity.values()]
+        if changes:
+            errors = [error for _, error in changes]
+            result[arm.name] = Degradation(
+                "% perplexity",
+                100 * float(np.mean([change for change, _ in changes])),
+                (
+                    None
+                    if None in errors
+                    else 100 * float(np.sqrt(np.sum(np.square(errors))) / len(errors))
+                ),
+            )
+    return result
+
+
+def degradation_avoided(
+    arms: Sequence[Arm], losses: Dict[str, Optional[Degradation]]
+) -> Dict[str, float]:
+    """Give the share of full fine-tuning's text degradation that each arm avoids.
+
+    Returns:
+        1 - (degradation of the arm) / (that of arm `full`), by name. Empty where no arm
+        is `full`, or that one lost nothing.
+    """
+    full = next((losses[arm.name] for arm in arms if arm.adaptation == "full"), None)
+    if full is None or not _lost(full) > 0:
+        return {}
+    return {
+        name: 1 - _lost(loss) / _lost(full)
+        for name, loss in losses.items()
+        if loss is not None
+    }
+
+
+def markdown(
+    arms: Sequence[Arm],
+    test_set: str,
+    losses: Dict[str, Optional[Degradation]],
+    avoided: Dict[str, float],
+) -> str:
+    """Write the comparison as a page: a row per arm, and one of the base LM on text."""
+    texts = list(dict.fromkeys(name for arm in arms for name in arm.perplexity))
+    tasks = list(dict.fromkeys(name for arm in arms for name in arm.tasks))
+
+    base_row = {"arm": "base LM", "trained": "0"}
+    rows = []
+    for arm in arms:
+        row = {
+            "arm": arm.name,
+            "trained": f"{arm.trained / 1e6:.2f} M ({arm.trained / arm.total:.1%})",
+            "WER": _rate(arm.wer),
+            "CER": _rate(arm.cer),
+        }
+        for column, part, table in (
+            *((f"perplexity {name}", name, "perplexity") for name in texts),
+            *((name, name, "tasks") for name in tasks),
+        ):
+            delta = getattr(arm, table).get(part)
+            row[column] = _delta(arm, delta)
+            if delta is not None and delta.base is not None:
+                scale = 100 if delta.is_accuracy else 1
+                base_row[column] = f"{scale * delta.base:.2f}"
+        row["mean delta"] = _delta(arm, arm.mean_delta, scale=100)
+        for name in texts:
+            row[f"KL {name}"] = _known(arm, arm.kl.get(name), "{:.4f}")
+        share = avoided.get(arm.name)
+        row["degradation avoided"] = _known(arm, share, "{:.0%}")
+        row["epochs"] = _figure(arm.epochs, "{}")
+        row["s/step"] = _figure(arm.seconds_per_step, "{:.2f}")
+        row["training"] = _figure(arm.wall_seconds, "{:.2f} h", 1 / 3600)
+        row["peak memory"] = _figure(arm.peak_memory_bytes, "{:.2f} GB", 1e-9)
+        row["RTFx"] = _figure(arm.rtfx, "{:.1f}")
+        rows.append(row)
+
+    columns = list(rows[0])
+    lines = [f"# Comparison of {len(arms)} arms", "", *environments()]
+    lines += [f"- Base LM: {_describe(arms[0])}", f"- Test set: {test_set}, decoded in"]
+    lines += [f"  - {arm.name}: `{arm.exp_dir}/{arm.decoding}`" for arm in arms]
+    lines += ["", _line(columns), _line(["---"] * len(columns))]
+    if texts or tasks:
+        rows.insert(0, base_row)
+    lines += [_line([row.get(column, "") for column in columns]) for row in rows]
+    return "\n".join([*lines, "", *_remarks(arms, losses)]) + "\n"
+
+
+def draw(
+    arms: Sequence[Arm],
+    losses: Dict[str, Optional[Degradation]],
+    test_set: str,
+    path: Union[str, Path],
+) -> None:
+    """Draw a point per arm that was evaluated on text; the best corner is upper left.
+
+    Bars are 95 % intervals, where they are known.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points = sorted(
+        ((arm, losses[arm.name]) for arm in arms if losses[arm.name]),
+        key=lambda point: point[0].wer.err,
+    )
+    figure, axes = plt.subplots(figsize=(7, 5))
+    axes.axhline(0, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
+    for i, (arm, loss) in enumerate(points):
+        wer, color = arm.wer, f"C{i}"
+        x_bar = None
+        if wer.low is not None and wer.high is not None:
+            # the interval of a skewed bootstrap may leave the rate itself out
+            x_bar = [[max(0.0, wer.err - wer.low)], [max(0.0, wer.high - wer.err)]]
+        error = loss.standard_error
+        axes.errorbar(
+            wer.err,
+            loss.delta,
+            xerr=x_bar,
+            yerr=None if error is None else 1.96 * error,
+            fmt="o",
+            capsize=3,
+            elinewidth=1,
+            color=color,
+        )
+        level = sum(other.delta == loss.delta for _, other in points[:i])
+        axes.annotate(  # one above the other where arms share a line, such as no loss
+            arm.name,
+            (wer.err, loss.delta),
+            xytext=(4, 5 + 11 * level),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+        )
+    axes.margins(0.15, 0.2)
+    axes.set_xlabel(f"WER on {test_set} (%)")
+    if points[0][1].unit == "points":
+        axes.set_ylabel("mean accuracy, adapted minus base LM (points)")
+    else:
+        axes.set_ylabel("perplexity, adapted against base LM (%)")
+        axes.invert_yaxis()
+    axes.set_title("ASR against text ability (upper left is best)", fontsize=10)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _lost(loss: Degradation) -> float:
+    return -loss.delta if loss.unit == "points" else loss.delta
+
+
+def _describe(arm: Arm) -> str:
+    return f"`{arm.base_lm['name']}` sha256 `{arm.base_lm['sha256'][:12]}`"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "|".join(cells) + "|"
+
+
+def _figure(value: Optional[float], form: str, scale: float = 1) -> str:
+    if value is None:
+        return UNKNOWN
+    return form.format(value if scale == 1 else scale * value)
+
+
+def _known(arm: Arm, value: Optional[float], form: str) -> str:
+    """A figure of the text evaluation."""
+    return _figure(value, form) if arm.text_setting else NOT_RUN
+
+
+def _rate(rate: Optional[ErrorRate]) -> str:
+    if rate is None:
+        return UNKNOWN
+    if rate.low is None:
+        return f"{rate.err:.1f}"
+    return f"{rate.err:.1f} ({rate.low:.1f} to {rate.high:.1f})"
+
+
+def _delta(arm: Arm, delta: Optional[Delta], scale: Optional[float] = None) -> str:
+    if not arm.text_setting:
+        return NOT_RUN
+    if delta is None:
+        return UNKNOWN
+    if arm.identical_tokens:
+        return "0 exactly"
+    scale = scale or (100 if delta.is_accuracy else 1)
+    error = delta.standard_error
+    plus_minus = "" if error is None else f" +- {scale * error:.2f}"
+    return f"{scale * delta.delta:+.2f}{plus_minus}"
+
+
+def _remarks(
+    arms: Sequence[Arm], losses: Dict[str, Optional[Degradation]]
+) -> List[str]:
+    lines = [
+        "WER and CER in percent with 95 % intervals (bootstrap over utterances). Text: "
+        "the base LM's score, and below it adapted minus base with the paired standard "
+        "error; accuracies in points, perplexity and KL(base || adapted) in nats per "
+        "token. s/step: mean of all training steps. training: wall time of all epochs. "
+        "RTFx: seconds of audio in a second of a decoding job.",
+        "",
+    ]
+    identical = [a for a in arms if a.identical_tokens]
+    if identical:
+        verified = ", ".join(f"{a.name}: {a.identical_tokens}" for a in identical)
+        lines += [
+            "0 exactly: text-only logits are the base LM's bit for bit, by "
+            f"construction, verified on so many tokens: {verified}.",
+            "",
+        ]
+    memories = sorted({arm.peak_memory_of for arm in arms if arm.peak_memory_of})
+    if memories:
+        lines += [f"Peak memory: of the {' or '.join(memories)} in training.", ""]
+    units = {loss.unit for loss in losses.values() if loss}
+    full = next((arm for arm in arms if arm.adaptation == "full"), None)
+    if full is not None and losses[full.name]:
+        loss = losses[full.name]
+        what = f"{loss.delta:+.2f} {loss.unit}"
+        if not _lost(loss) > 0:
+            lines += [f"Full fine-tuning lost nothing on text ({what}).", ""]
+        elif loss.standard_error and abs(loss.delta) < 1.96 * loss.standard_error:
+            lines += [
+                f"Full fine-tuning's degradation ({what}) is within its 95 % interval "
+                "of 0: the shares avoided say little.",
+                "",
+            ]
+    if units:
+        lines += [f"![WER against text degradation, {units.pop()}]({NAME}.png)"]
+    else:
+        lines += ["No picture: no arm was evaluated on text."]
+    return lines

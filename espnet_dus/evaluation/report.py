@@ -1,0 +1,158 @@
+"""RESULTS.md of an experiment, in ESPnet's format."""
+
+import json
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Union
+
+from espnet_dus.io import write_text
+from espnet_dus.evaluation.scoring import RATES, read_result
+from espnet_dus.evaluation.text.report import summary_lines
+
+SMALLEST_TEST_SET = 50  # utterances: below, one error moves the WER by a point or more
+
+
+def write_results(exp_dir: Union[str, Path]) -> str:
+    """Write `RESULTS.md` of an experiment.
+
+    Args:
+        exp_dir: Experiment directory with `<inference_tag>/<set>/score_*/result.txt`
+            and, where there are, `config.yaml`, `params.json` and
+            `**/text_eval/results.json`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: The directory is missing, or nothing in it is scored.
+    """
+    exp_dir = Path(exp_dir)
+    if not exp_dir.is_dir():
+        raise ValueError(f"{exp_dir}: no such experiment directory")
+    scores = {
+        score: {
+            "/".join(path.relative_to(exp_dir).parts[:-2]): read_result(path)
+            for path in sorted(exp_dir.glob(f"*/**/score_{score}/result.txt"))
+        }
+        for score in ("wer", "cer")
+    }
+    texts = sorted(exp_dir.glob("**/text_eval/results.json"))
+    if not any(scores.values()) and not texts:
+        raise ValueError(
+            f"{exp_dir}: no <inference_tag>/<set>/score_wer/result.txt in it; decode "
+            "and score first (stages 12 and 13)"
+        )
+    lines = ["# RESULTS", *environments(), f"## {exp_dir}", *_model(exp_dir), ""]
+    for score, results in scores.items():
+        if results:
+            lines += _score_table(score, results)
+    for path in texts:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        lines += ["### Text", "", *summary_lines(results), ""]
+    text = "\n".join(lines)
+    write_text(exp_dir / "RESULTS.md", text)
+    return text
+
+
+def environments() -> List[str]:
+    """Describe what the results were made with, as Markdown lines."""
+    python = sys.version.replace("\n", " ")
+    commit, date = _git()
+    lines = [
+        "## Environments",
+        f"- date: `{time.strftime('%a %b %d %H:%M:%S %Z %Y')}`",
+        f"- python version: `{python}`",
+    ]
+    for name, package in (
+        ("espnet", "espnet"),
+        ("pytorch", "torch"),
+        ("transformers", "transformers"),
+    ):
+        lines.append(f"- {name} version: `{name} {_version(package)}`")
+    return lines + [
+        f"- espnet_dus Git hash: `{commit}`",
+        f"  - Commit date: `{date}`",
+        "",
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _git() -> Tuple[str, str]:
+    """Hash and date of the commit that this package is a checkout of."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # another repository's, or none
+        return "unknown", "unknown"
+    command = ["git", "-C", str(root), "log", "-1", "--format=%H%n%cd"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        commit, date = done.stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", "unknown"
+    return commit, date
+
+
+def _model(exp_dir: Path) -> List[str]:
+    lines = []
+    config = _config_name(exp_dir / "config.yaml")
+    if config:
+        lines.append(f"- ASR config: [{config}]({config})")
+    params = exp_dir / "params.json"
+    if params.is_file():
+        counts = json.loads(params.read_text(encoding="utf-8"))
+        share = 100 * counts["trained"] / counts["total"]
+        lines.append(
+            f"- Params: {counts['trained'] / 1e6:.2f} M trained of "
+            f"{counts['total'] / 1e6:.2f} M ({share:.1f} %)"
+        )
+        base_lm = counts.get("base_lm")
+        if base_lm:
+            lines.append(
+                f"- Base LM: `{base_lm['name']}` {base_lm['revision']} sha256 "
+                f"`{base_lm['sha256'][:12]}`"
+            )
+    return lines
+
+
+def _config_name(path: Path) -> Optional[str]:
+    """The file that was given as --config, which ESPnet writes at the top."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("config: "):
+                    name = line[len("config: ") :].strip().strip("'\"")
+                    return None if name in ("null", "") else name
+    return None
+
+
+def _score_table(score: str, results: Dict[str, Dict[str, float]]) -> List[str]:
+    lines = [
+        f"### {score.upper()}",
+        "",
+        "|dataset|Snt|Wrd|" + "|".join(RATES) + "|",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        rates = "|".join(f"{result[rate]:.1f}" for rate in RATES)
+        lines.append(f"|{name}|{result['Snt']:.0f}|{result['Wrd']:.0f}|{rates}|")
+    lines.append("")
+    for name, result in results.items():
+        if "low" in result:
+            lines.append(
+                f"- {name}: 95 % interval of Err {result['low']:.1f} to "
+                f"{result['high']:.1f} (bootstrap over utterances)"
+            )
+        if result["Snt"] < SMALLEST_TEST_SET:
+            lines.append(
+                f"- {name}: the set of {result['Snt']:.0f} utterances is too small to "
+                "measure anything"
+            )
+    return lines + [""]

@@ -1,0 +1,289 @@
+"""What an experiment directory tells about its arm: ASR, text, and what it cost."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import yaml
+
+from espnet_dus.evaluation.scoring import read_result
+from espnet_dus.evaluation.text.tasks import PRIMARY, primary_metric
+
+TEXT_SETTING = ("dtype", "limit", "window")  # what deltas depend on beside the data
+EPOCH = re.compile(
+    r"\b(\d+)epoch results: \[train\] .*?\btrain_time=([^,\s]+), "
+    r"time=.*?, total_count=(\d+)"
+)
+DECODED = re.compile(r"\bdecoded (\d+) utterances: (\S+) s of audio in (\S+) s")
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """An error rate in percent; the ends of its 95 % interval where they are known."""
+
+    err: float
+    low: Optional[float]
+    high: Optional[float]
+    utterances: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A text metric of the adapted model minus the base LM's; accuracies are shares.
+
+    `metric` and `base` are None where the model is the base LM on text and nobody has
+    evaluated that; `standard_error` is None for a single item.
+    """
+
+    metric: Optional[str]
+    base: Optional[float]
+    delta: float
+    standard_error: Optional[float]
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether the metric is a share of right answers."""
+        return self.metric is not None and self.metric.split(",")[0] in PRIMARY
+
+    def relative(self) -> Tuple[float, Optional[float]]:
+        """Give the delta and its standard error as shares of the base LM's score."""
+        if self.base is None:
+            return self.delta, self.standard_error  # both 0
+        error = self.standard_error
+        return self.delta / self.base, None if error is None else error / self.base
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The figures of one arm; None and empty tables stand for what is not known.
+
+    Attributes:
+        name: The experiment directory's name without `dus_`.
+        adaptation: `dus`, `lora`, `full` or `frozen`.
+        base_lm: Name, revision and sha256.
+        trained, total: Numbers of parameters.
+        decoding: The directory below `exp_dir` that was scored.
+        text_setting: What the text evaluation was made with; None where it was not run.
+        identical_tokens: Tokens on which text-only logits equal the base LM's bit for
+            bit; 0 where the model differs.
+        perplexity: Token perplexity of each text.
+        tasks: The metric that stands for each text task.
+        kl: KL(base || adapted) in nats per token of each text.
+        mean_delta: Mean over the tasks' accuracies.
+        epochs: Epochs trained.
+        seconds_per_step: Mean over all of them.
+        wall_seconds: Seconds of all epochs, validation included.
+        peak_memory_bytes, peak_memory_of: In training; of the `process` or the `GPU`.
+        rtfx: Seconds of audio decoded in a second of a decoding job.
+    """
+
+    name: str
+    exp_dir: str
+    adaptation: Optional[str]
+    base_lm: Dict[str, str]
+    trained: int
+    total: int
+    decoding: str
+    wer: ErrorRate
+    cer: Optional[ErrorRate]
+    text_setting: Optional[Dict[str, Any]] = None
+    identical_tokens: int = 0
+    perplexity: Dict[str, Delta] = field(default_factory=dict)
+    tasks: Dict[str, Delta] = field(default_factory=dict)
+    kl: Dict[str, float] = field(default_factory=dict)
+    mean_delta: Optional[Delta] = None
+    epochs: Optional[int] = None
+    seconds_per_step: Optional[float] = None
+    wall_seconds: Optional[float] = None
+    peak_memory_bytes: Optional[int] = None
+    peak_memory_of: Optional[str] = None
+    rtfx: Optional[float] = None
+
+
+def read_arm(
+    exp_dir: Union[str, Path], test_set: str, inference_tag: Optional[str] = None
+) -> Arm:
+    """Read the results of an arm.
+
+    Args:
+        exp_dir: Experiment directory, as stages 11 to 13 leave it.
+        test_set: The set whose WER counts.
+        inference_tag: The decoding that counts; None where there is but one.
+
+    Returns:
+        What is known.
+
+    Raises:
+        ValueError: The directory is missing, nothing was trained in it, or the test set
+            was not decoded and scored, or more than once.
+    """
+    exp_dir = Path(exp_dir)
+    if not exp_dir.is_dir():
+        raise ValueError(f"{exp_dir}: no such experiment directory")
+    params = _read_json(exp_dir / "params.json")
+    if params is None:
+        raise ValueError(f"{exp_dir}: no params.json; train first (stage 11)")
+    decoding = _find_decoding(exp_dir, test_set, inference_tag)
+    return Arm(
+        name=exp_dir.resolve().name.removeprefix("dus_"),
+        exp_dir=str(exp_dir),
+        adaptation=_adaptation(exp_dir / "config.yaml"),
+        base_lm=params["base_lm"],
+        trained=params["trained"],
+        total=params["total"],
+        decoding=str(decoding.relative_to(exp_dir)),
+        wer=_error_rate(decoding / "score_wer" / "result.txt"),
+        cer=_error_rate(decoding / "score_cer" / "result.txt"),
+        **_text(_read_json(exp_dir / "text_eval" / "results.json")),
+        **_epochs(exp_dir),
+        **_training(_read_json(exp_dir / "training.json") or {}),
+        rtfx=_rtfx(decoding),
+    )
+
+
+def _read_json(path: Path) -> Optional[Dict]:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+
+
+def _adaptation(config: Path) -> Optional[str]:
+    if not config.is_file():
+        return None
+    return yaml.safe_load(config.read_text(encoding="utf-8")).get("adaptation")
+
+
+def _find_decoding(exp_dir: Path, test_set: str, tag: Optional[str]) -> Path:
+    result = "score_wer/result.txt"
+    found = sorted(exp_dir.glob(f"{tag or '*'}/{test_set}/{result}"))
+    if len(found) == 1:
+        return found[0].parents[1]
+    if found:
+        tags = ", ".join(path.relative_to(exp_dir).parts[0] for path in found)
+        raise ValueError(
+            f"{exp_dir}: {test_set} was decoded more than once: {tags}; choose one "
+            "with --inference_tag"
+        )
+    scored = (path.relative_to(exp_dir) for path in exp_dir.glob(f"*/**/{result}"))
+    there = ", ".join(sorted(str(path.parents[1]) for path in scored)) or "nothing"
+    raise ValueError(
+        f"{exp_dir}: no {tag or '<inference_tag>'}/{test_set}/{result}, scored is "
+        f"{there}; decode and score {test_set} first (stages 12 and 13)"
+    )
+
+
+def _error_rate(path: Path) -> Optional[ErrorRate]:
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    return ErrorRate(
+        result["Err"],
+        result.get("low"),
+        result.get("high"),
+        int(result["Snt"]),
+        int(result["Wrd"]),
+    )
+
+
+def _text(results: Optional[Dict]) -> Dict[str, Any]:
+    """The fields of `Arm` that the text evaluation gives."""
+    if (
+        results is None or results["identical_tokens"] is None
+    ):  # None: of the base alone
+        return {}
+    identical = results["identical_tokens"]
+    texts, tasks = results["texts"], results["tasks"]
+    mean = results["mean_delta"]
+    if identical:
+        mean_delta = Delta(None, None, 0.0, 0.0) if tasks else None
+        kl = dict.fromkeys(texts, 0.0)
+    else:
+        mean_delta = mean and Delta(None, None, mean["delta"], mean["standard_error"])
+        kl = {name: part["kl_per_token"] for name, part in texts.items()}
+    return dict(
+        text_setting={
+            **{name: results[name] for name in TEXT_SETTING},
+            "parts": {
+                name: part.get("version")
+                for name, part in sorted({**texts, **tasks}.items())
+            },
+        },
+        identical_tokens=identical,
+        perplexity={
+            name: _delta(part["metrics"], "token_perplexity", identical)
+            for name, part in texts.items()
+        },
+        tasks={
+            name: _delta(
+                part["metrics"],
+                primary_metric(list(part["metrics"]))
+                or next(iter(part["metrics"]), ""),
+                identical,
+            )
+            for name, part in tasks.items()
+        },
+        kl=kl,
+        mean_delta=mean_delta,
+    )
+
+
+def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
+    if metric not in metrics:  # the base LM itself on text: need not be evaluated
+        return Delta(None, None, 0.0, 0.0)
+    value = metrics[metric]
+    if identical:
+        return Delta(metric, value["base"], 0.0, 0.0)
+    return Delta(metric, value["base"], value["delta"], value["standard_error"])
+
+
+def _epochs(exp_dir: Path) -> Dict[str, Any]:
+    """Epochs and seconds per step, from ESPnet's lines `Nepoch results:`.
+
+    ESPnet's launcher keeps the log of a training that is resumed as train.1.log, an
+    older one as train.2.log, and so on.
+    """
+
+    def age(path: Path) -> int:
+        number = path.suffixes[0].lstrip(".")
+        return int(number) if number.isdigit() else 0
+
+    epochs: Dict[int, Any] = {}
+    for path in sorted(exp_dir.glob("train*.log"), key=age, reverse=True):
+        for line in EPOCH.finditer(path.read_text(encoding="utf-8", errors="replace")):
+            epochs[int(line[1])] = float(line[2]), int(line[3])
+    if not epochs:
+        return {}
+    seconds, steps, before = 0.0, 0, 0
+    for _, (train_time, total_count) in sorted(epochs.items()):
+        seconds += train_time * (total_count - before)
+        steps += total_count - before
+        before = total_count
+    return dict(epochs=max(epochs), seconds_per_step=seconds / steps if steps else None)
+
+
+def _training(training: Dict) -> Dict[str, Any]:
+    names = ("wall_seconds", "peak_memory_bytes", "peak_memory_of")
+    return {name: training.get(name) for name in names}
+
+
+def _rtfx(decoding: Path) -> Optional[float]:
+    """Audio over decoding time, where the logs are those of all that was decoded."""
+    logs: List[str] = [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in (decoding / "logdir").glob("dus_inference.*.log")
+    ]
+    jobs = [line.groups() for log in logs for line in DECODED.finditer(log)]
+    utterances = sum(int(job[0]) for job in jobs)
+    text = decoding / "text"
+    if not jobs or not text.is_file():
+        return None
+    if utterances != len(text.read_text(encoding="utf-8").splitlines()):
+        return None  # logs of an earlier run with more jobs lie among them
+    seconds = sum(float(job[2]) for job in jobs)
+    return sum(float(job[1]) for job in jobs) / seconds if seconds else None

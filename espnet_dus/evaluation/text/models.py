@@ -1,0 +1,154 @@
+"""The two LMs of a comparison: who they are, and the LMs themselves once needed."""
+
+import hashlib
+import json
+import pickle
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+import yaml
+
+from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
+from espnet_dus.model.checkpoint import IDENTITY_KEY
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Models:
+    """A base LM and, with a configuration and a checkpoint, the LM adapted from it.
+
+    Construction checks and identifies them; an LM is loaded on first use.
+
+    Args:
+        base_lm: Base LM directory.
+        config: `config.yaml` of the training run, or None for the base LM alone.
+        model_file: Its checkpoint.
+        dtype: Precision of both: `float32`, or `bfloat16`.
+
+    Raises:
+        ValueError: Only one of `config` and `model_file` is given, one is missing, the
+            training was on another base LM, or there is no such precision.
+    """
+
+    def __init__(
+        self,
+        base_lm: Union[str, Path],
+        config: Optional[Union[str, Path]] = None,
+        model_file: Optional[Union[str, Path]] = None,
+        dtype: str = "float32",
+    ):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        if (config is None) != (model_file is None):
+            raise ValueError(
+                "an adapted model is a training configuration and a checkpoint: give "
+                "both or, to evaluate the base LM, neither"
+            )
+        self.directory, self.config, self.model_file = base_lm, config, model_file
+        self.dtype = dtype
+        self.identity = identify(base_lm)
+        self.sha256 = {"base": self.identity.sha256}
+        if config is not None:
+            for path in (config, model_file):
+                if not Path(path).is_file():
+                    raise ValueError(f"{path}: no such file")
+            self._check_base()
+            self.sha256["adapted"] = _sha256(self.identity.sha256, config, model_file)
+
+    def _check_base(self) -> None:
+        try:
+            # mmap: of a checkpoint that may hold a whole LM, only this is read
+            state = torch.load(
+                self.model_file, map_location="cpu", mmap=True, weights_only=True
+            )
+            code = state[IDENTITY_KEY].to(torch.uint8).tolist()
+        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.model_file}: not the checkpoint of a training of dus_train"
+            ) from error
+        expected = json.loads(bytes(code))
+        if expected["sha256"] != self.identity.sha256:
+            raise ValueError(
+                f"{self.model_file} was trained on the base LM {expected['name']} "
+                f"(sha256 {expected['sha256'][:12]}), but {self.directory} has "
+                f"{self.identity.sha256[:12]}: compare it with the former (--base_lm)"
+            )
+
+    @cached_property
+    def _loaded_base(self):
+        lm, tokenizer, _ = load_base_lm(self.directory, dtype=self.dtype)
+        return lm.to(_device()), tokenizer
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """The untouched base LM, in eval mode."""
+        return self._loaded_base[0]
+
+    @property
+    def tokenizer(self):
+        """The tokenizer of both."""
+        return self._loaded_base[1]
+
+    @cached_property
+    def adapted(self) -> torch.nn.Module:
+        """The LM inside the trained model, in eval mode."""
+        from espnet_dus.task import DUSTask
+
+        # On the base LM it is compared with, in the same precision and with the same
+        # attention kernel: what these round differently is no degradation.
+        config = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
+        config.update(base_lm=str(self.directory), base_lm_conf={"dtype": self.dtype})
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "config.yaml"
+            path.write_text(yaml.safe_dump(config), encoding="utf-8")
+            model, _ = DUSTask.build_model_from_file(path, self.model_file)
+        # What was trained is float32 still. Buffers are left: RoPE's stay so.
+        for parameter in model.lm.parameters():
+            parameter.data = parameter.data.to(resolve_dtype(self.dtype))
+        return model.lm.eval().to(_device())
+
+
+def count_equal_tokens(
+    base: torch.nn.Module,
+    adapted: torch.nn.Module,
+    sequences: int = 4,
+    length: int = 512,
+    seed: int = 0,
+) -> int:
+    """Check whether two LMs give the same logits, bit for bit.
+
+    Args:
+        base: HF causal LM.
+        adapted: HF causal LM of the same vocabulary.
+        sequences: Number of random token sequences to look at.
+        length: Tokens of each.
+        seed: Seed of the sequences.
+
+    Returns:
+        The number of tokens on which the logits were equal: all of them, or 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = base.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocabulary, (sequences, length), generator=generator)
+    with torch.inference_mode():
+        for row in tokens.to(next(base.parameters()).device):
+            inputs = dict(input_ids=row[None], use_cache=False)
+            if not torch.equal(base(**inputs).logits, adapted(**inputs).logits):
+                return 0
+    return tokens.numel()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sha256(prefix: str, *paths: Union[str, Path]) -> str:
+    digest = hashlib.sha256(prefix.encode())
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The model: base LM, added layers, what is around them, and the losses."""

@@ -1,0 +1,75 @@
+"""Kind `transformer`: a copy of the next base layer that starts as the identity.
+
+`o_proj` and `down_proj` are zeroed, as in LLaMA-Pro (Wu et al., arXiv 2401.02415): both
+residual branches then add nothing, while their gradients are not zero. With scope `all`
+the result is an ordinary decoder layer, and the whole an ordinary model of its type.
+"""
+
+import copy
+
+import torch
+from transformers.masking_utils import create_bidirectional_mask
+
+from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
+
+
+def build_transformer(
+    lm: torch.nn.Module,
+    neighbour: torch.nn.Module,
+    layer_idx: int,
+    scope: str,
+) -> torch.nn.Module:
+    """Copy `neighbour` into a new layer that is the identity until it is trained.
+
+    Args:
+        lm: The HF causal LM that the layer is for.
+        neighbour: The base layer to copy: the one below, or the first.
+        layer_idx: The new layer's place in the KV cache.
+        scope: `all` (causal, every position) or `speech` (bidirectional, speech only).
+
+    Returns:
+        A layer with the call signature of the base model's own.
+    """
+    layer = copy.deepcopy(neighbour)
+    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        for parameter in projection.parameters():
+            torch.nn.init.zeros_(parameter)
+    layer.self_attn.layer_idx = layer_idx
+    if scope == "all":
+        return layer
+    return SpeechOnlyLayer(BidirectionalTransformer(layer, lm))
+
+
+class BidirectionalTransformer(torch.nn.Module):
+    """A decoder layer that reads a whole utterance: no causal mask, no cache.
+
+    Args:
+        layer: An HF decoder layer with rotary attention.
+        lm: The HF causal LM it was copied from.
+    """
+
+    def __init__(self, layer: torch.nn.Module, lm: torch.nn.Module):
+        super().__init__()
+        layer.self_attn.is_causal = False
+        self.layer = layer
+        self.config = lm.config
+        # in a tuple, since a module would be registered as ours and saved with us
+        self.rotary_emb = (lm.model.rotary_emb,)
+
+    def forward(self, x_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        """Transform the speech frames.
+
+        Args:
+            x_BSD: (B, S, D) frames, padded at the right.
+            mask_BS: bool (B, S), True on real frames.
+
+        Returns:
+            (B, S, D).
+        """
+        positions_1S = torch.arange(x_BSD.size(1), device=x_BSD.device)[None]
+        return self.layer(
+            x_BSD,
+            attention_mask=create_bidirectional_mask(self.config, x_BSD, mask_BS),
+            position_ids=positions_1S,
+            position_embeddings=self.rotary_emb[0](x_BSD, positions_1S),
+        )

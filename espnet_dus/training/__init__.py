@@ -1,0 +1,1 @@
+"""Training: ESPnet's Trainer with resume, preemption and throughput."""

@@ -1,0 +1,216 @@
+"""How many utterances of each length fit into memory: tried out, not computed.
+
+A dry run of a training step (forward, backward) on noise of a bucket's longest length
+is repeated with more and more utterances. On a GPU the allocator says how much memory
+it took; on a CPU what is kept for the backward pass is counted, with parameters,
+gradients and the optimizer's state.
+"""
+
+import logging
+from typing import Callable, Dict, List, Optional, Sequence
+
+import torch
+
+from espnet_dus.model.espnet_model import LENGTH_MULTIPLE, ESPnetDUSModel
+
+TEXT_SHARE = 0.25  # of the LLM positions; English speech at 80 ms a position
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """Find the largest number that fits: doubling, then bisecting.
+
+    Args:
+        fits: Whether a number does; if one does, all smaller ones do.
+        most: No larger number is tried.
+
+    Returns:
+        The number; 0 if not even 1 fits.
+    """
+    good, bad = 0, most + 1
+    number = 1
+    while number <= most and fits(number):
+        good, number = number, 2 * number
+    bad = min(number, most + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if fits(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def find_batch_sizes(
+    model: ESPnetDUSModel,
+    optimizer: torch.optim.Optimizer,
+    samples_of: Callable[[int], int],
+    lengths: Sequence[int],
+    max_bytes: int,
+    most: int = 1024,
+) -> Dict[int, int]:
+    """Find how many utterances fit for each length.
+
+    Args:
+        model: In training, on the device to be trained on.
+        optimizer: Of its trained parameters; its state takes memory too.
+        samples_of: Gives the samples that become a number of speech positions.
+        lengths: LLM positions (speech, prompt, transcript, EOS) of the longest
+            utterances of each bucket.
+        max_bytes: How much memory may be taken.
+        most: No larger batch is tried.
+
+    Returns:
+        Utterances by length, in ascending order of the lengths.
+
+    Raises:
+        ValueError: A length is no multiple of what the model pads to, or too short; or
+            not even one utterance fits.
+    """
+    for length in lengths:
+        if length % LENGTH_MULTIPLE or length < 2 * LENGTH_MULTIPLE:
+            raise ValueError(
+                f"lengths: expected multiples of {LENGTH_MULTIPLE} from "
+                f"{2 * LENGTH_MULTIPLE} on, got {length}"
+            )
+    model.train()
+    model.set_epoch(model.ctc_warmup_epochs + 1)  # the warm-up takes less
+    _fill_optimizer_state(optimizer)
+    sizes: Dict[int, int] = {}
+    for n, length in enumerate(sorted(lengths), 1):
+
+        def fits(batch_size: int) -> bool:
+            batch = make_batch(model, batch_size, length, samples_of)
+            used = step_bytes(model, optimizer, batch)
+            logging.info(
+                f"{length} positions x {batch_size}: "
+                + ("out of memory" if used is None else f"{used / 1e9:.2f} GB")
+            )
+            return used is not None and used <= max_bytes
+
+        most = largest(fits, most)  # longer ones are never more
+        if most == 0:
+            raise ValueError(
+                f"not even one utterance of {length} LLM positions fits into "
+                f"{max_bytes / 1e9:.2f} GB: leave such utterances out, or take a "
+                "smaller model"
+            )
+        sizes[length] = most
+        logging.info(f"bucket {n} of {len(lengths)}: {length} positions, {most}")
+    return sizes
+
+
+def make_batch(
+    model: ESPnetDUSModel,
+    batch_size: int,
+    length: int,
+    samples_of: Callable[[int], int],
+) -> Dict[str, torch.Tensor]:
+    """Make a batch of noise and random transcripts, all of one length.
+
+    Args:
+        model: Whose prompt and vocabularies count.
+        batch_size: Utterances.
+        length: LLM positions of each.
+        samples_of: Gives the samples that become a number of speech positions.
+    """
+    device = next(model.parameters()).device
+    num_tokens = max(round(TEXT_SHARE * length), 1)
+    positions = length - num_tokens - len(model.prompt_ids) - 1
+    if positions < 1:
+        raise ValueError(f"{length} LLM positions have no room for speech")
+    samples = samples_of(positions)
+
+    def full(value: int) -> torch.Tensor:
+        return torch.full((batch_size,), value, device=device)
+
+    def ids(count: int, high: int) -> torch.Tensor:
+        return torch.arange(batch_size * count, device=device).view(-1, count) % high
+
+    batch = dict(
+        speech=0.1 * torch.randn(batch_size, samples, device=device),
+        speech_lengths=full(samples),
+        text=ids(num_tokens, model.lm.config.vocab_size),
+        text_lengths=full(num_tokens),
+    )
+    if model.ctc is not None:
+        # CTC needs a position for each unit and one between equal ones
+        num_units = min(num_tokens, positions)
+        units = 2 + ids(num_units, max(len(model.ctc_units) - 2, 1))
+        batch.update(text_ctc=units, text_ctc_lengths=full(num_units))
+    return batch
+
+
+def _fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make its state, by a step of size zero."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.update(lr=0.0, weight_decay=0.0)
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for group, rate, decay in zip(optimizer.param_groups, rates, decays):
+        group.update(lr=rate, weight_decay=decay)
+
+
+def step_bytes(
+    model: ESPnetDUSModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Dict[str, torch.Tensor],
+) -> Optional[int]:
+    """Do a training step without an update; give the memory it takes.
+
+    Returns:
+        Bytes, or None: the GPU's memory is not enough.
+    """
+    if batch["speech"].is_cuda:
+        return _step_bytes_cuda(model, batch)
+    saved: Dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(**batch)[0]
+    model.zero_grad(set_to_none=True)
+    del loss
+    # what is kept is in the parameters' storages too, where it is a parameter
+    held: Dict[int, int] = {}
+    gradients = 0
+    for parameter in model.parameters():
+        storage = parameter.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        gradients += parameter.nbytes * parameter.requires_grad
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    state_bytes = sum(v.nbytes for v in state if isinstance(v, torch.Tensor))
+    return sum({**saved, **held}.values()) + gradients + state_bytes
+
+
+def _step_bytes_cuda(
+    model: ESPnetDUSModel, batch: Dict[str, torch.Tensor]
+) -> Optional[int]:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        model(**batch)[0].backward()
+        return torch.cuda.max_memory_reserved()
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def report(sizes: Dict[int, int], header: Sequence[str]) -> str:
+    """Write a fragment of a training YAML.
+
+    Args:
+        sizes: Utterances by length.
+        header: Lines that say how they were found.
+    """
+    lines: List[str] = [f"# {line}" for line in header]
+    lines += ["streaming_conf:", "    # Utterances in a batch by their LLM positions."]
+    lines += ["    batch_sizes:"]
+    lines += [f"        {length}: {size}" for length, size in sizes.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,226 @@
+"""Exact resume inside an epoch: the state between two steps, taken and restored.
+
+ESPnet's Trainer saves at the end of an epoch: model, optimizers, schedulers, scaler and
+reporter, in `checkpoint.pth`. Inside an epoch, what must not be lost is moreover the
+position in the data, the random numbers and what the reporter has noted so far.
+"""
+
+import logging
+import random
+import time
+from functools import partial
+from pathlib import Path
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+)
+
+import numpy as np
+import torch
+from espnet2.train.reporter import Average, SubReporter, WeightedAverage
+
+from espnet_dus.training.preemption import ignore_signals
+from espnet_dus.training.step_checkpoint import StepCheckpoints
+
+Batch = Tuple[List[str], Dict[str, Any]]
+
+
+# -- where in the data -----------------------------------------------------------------
+
+
+class ResumableBatches:
+    """The batches of an epoch, from where an earlier process got to.
+
+    Batches of which nothing is left (all utterances bad) are not given on, but count.
+
+    Args:
+        iterator: What an iterator factory of ESPnet built, or one of ours: an iterable
+            with `state_dict` and `load_state_dict` goes on by itself. Any other must
+            give the same batches each time it is built; those already done are skipped.
+    """
+
+    def __init__(self, iterator: Iterable[Batch]):
+        self.iterator = iterator
+        self.done = 0
+        self._skipped = 0
+        self._random_state: Optional[Dict[str, Any]] = None
+
+    def __len__(self) -> int:
+        return len(self.iterator)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Give the position: after the batch given last."""
+        state = {"done": self.done, "random": random_state()}
+        if hasattr(self.iterator, "state_dict"):
+            state["iterator"] = self.iterator.state_dict()
+        return state
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go to a position, before the iteration begins."""
+        self.done = state["done"]
+        self._random_state = state["random"]
+        if "iterator" in state:
+            self.iterator.load_state_dict(state["iterator"])
+        else:
+            self._skipped = self.done
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self._unfinished()
+        # Only now: building an iterator draws random numbers, and did so back then.
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+        for batch in batches:
+            self.done += 1
+            if batch[0]:
+                yield batch
+
+    def _unfinished(self) -> Iterator[Batch]:
+        loader, skipped = self.iterator, self._skipped
+        leave_signals_to_the_training(loader)
+        if not isinstance(loader, torch.utils.data.DataLoader):
+            batches = iter(loader)
+            for n in range(skipped):
+                if n % 1000 == 0:
+                    logging.info(f"batches done before, read over: {n} of {skipped}")
+                next(batches)
+            return batches
+        if skipped:  # ESPnet's batches are a list of ids: those done need not be read
+            loader = torch.utils.data.DataLoader(
+                dataset=loader.dataset,
+                batch_sampler=list(loader.batch_sampler)[skipped:],
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+                pin_memory=loader.pin_memory,
+                worker_init_fn=loader.worker_init_fn,
+            )
+        return iter(loader)
+
+
+def leave_signals_to_the_training(loader: Iterable[Batch]) -> None:
+    """Let the worker processes of a data loader, if it has any, ignore signals."""
+    if hasattr(loader, "worker_init_fn"):
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+
+
+def _init_worker(iterators_own: Optional[Callable], worker_id: int) -> None:
+    if iterators_own is not None:
+        iterators_own(worker_id)
+    ignore_signals()
+
+
+# -- all of it -------------------------------------------------------------------------
+
+
+class Epoch:
+    """The epoch at hand: all that must survive an interruption.
+
+    Args:
+        model: The `ESPnetDUSModel`, without DDP around it.
+        parts: Optimizers, schedulers, scaler; None where there is none.
+        reporter: ESPnet's, of this epoch.
+        batches: Of this epoch.
+        checkpoints: Where its states are saved.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        parts: Sequence[Any],
+        reporter: SubReporter,
+        batches: ResumableBatches,
+        checkpoints: StepCheckpoints,
+    ):
+        self.model = model
+        self.parts = [part for part in parts if part is not None]
+        self.reporter = reporter
+        self.batches = batches
+        self.checkpoints = checkpoints
+
+    def save(self) -> Path:
+        """Save the state between two updates; give its place."""
+        shared = {
+            "model": self.model.state_dict(),
+            "parts": [part.state_dict() for part in self.parts],
+        }
+        own = {
+            "batches": self.batches.state_dict(),
+            "reporter": reporter_state(self.reporter),
+        }
+        epoch, count = self.reporter.get_epoch(), self.reporter.count
+        return self.checkpoints.save(epoch, count, shared, own)
+
+    def restore(self) -> None:
+        """Go on from the newest state of this epoch, if there is one."""
+        loaded = self.checkpoints.load(self.reporter.get_epoch())
+        if loaded is None:
+            return
+        shared, own = loaded
+        self.model.load_state_dict(shared["model"])
+        for part, state in zip(self.parts, shared["parts"]):
+            part.load_state_dict(state)
+        self.batches.load_state_dict(own["batches"])
+        restore_reporter(self.reporter, own["reporter"])
+
+
+# -- random numbers, reporter ----------------------------------------------------------
+
+
+def random_state() -> Dict[str, Any]:
+    """Give the state of all random number generators of this process."""
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Dict[str, Any]) -> None:
+    """Set all random number generators of this process."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def reporter_state(reporter: SubReporter) -> Dict[str, Any]:
+    """Give what ESPnet's reporter has noted in this epoch.
+
+    A column of values, and of weights where it has them: of a long epoch it is a lot.
+    """
+    columns = {}
+    for name, values in reporter.stats.items():
+        columns[name] = [torch.tensor([v.value for v in values], dtype=torch.float64)]
+        if isinstance(values[0], WeightedAverage):
+            weights = [v.weight for v in values]
+            columns[name].append(torch.tensor(weights, dtype=torch.float64))
+    return {
+        "columns": columns,
+        "count": reporter.count,
+        "total_count": reporter.total_count,
+        "seconds": time.perf_counter() - reporter.start_time,
+    }
+
+
+def restore_reporter(reporter: SubReporter, state: Dict[str, Any]) -> None:
+    """Let ESPnet's reporter go on."""
+    for name, columns in state["columns"].items():
+        kind = Average if len(columns) == 1 else WeightedAverage
+        rows = zip(*(column.tolist() for column in columns))
+        reporter.stats[name] = [kind(*row) for row in rows]
+    reporter.count = state["count"]
+    reporter.total_count = state["total_count"]
+    reporter.start_time = time.perf_counter() - state["seconds"]

@@ -1,0 +1,246 @@
+"""How fast the training goes: one line in the log every few batches.
+
+    1epoch:train:40/106batch: loss=3.213, grad_norm=1.20, audio 31.2 s/s, 420 tokens/s,
+    padding 4.2 %, data wait 1.1 %, MFU 38.0 %, peak memory 12.3 GB, epoch done in 3
+    minutes, training done in 2 hours
+
+Rates are of all processes together, from one such line to the next. Tokens are
+positions of the LLM's sequence: speech positions, prompt and text. MFU, the share that
+the model's own FLOPs (see `flops`) have in the hardware's peak, is left out where the
+peak is not known.
+"""
+
+import logging
+import math
+import resource
+import time
+from typing import List, NamedTuple, Optional
+
+import humanfriendly
+import torch
+from espnet2.train.reporter import SubReporter, aggregate
+
+from espnet_dus.training.flops import Work, peak_flops, training_flops
+
+
+class WorkCounter:
+    """Sums up what the batches hold, from what the model is called with.
+
+    The sums stay on the model's device until they are asked for, so that no step waits.
+
+    Args:
+        model: The `ESPnetDUSModel`, without DDP around it.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+        self.total: Optional[torch.Tensor] = None
+        self._ctc_only = False  # of the batch: while the encoder runs alone, it is set
+        self._handles = [
+            model.register_forward_pre_hook(self._note_batch, with_kwargs=True),
+            model.lm.model.register_forward_pre_hook(self._count, with_kwargs=True),
+        ]
+
+    def remove(self) -> None:
+        """Count no more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def take(self) -> Work:
+        """Give the sums over all processes since the last call."""
+        total, self.total = self.total, None
+        if total is None:
+            return Work(*[0.0] * len(Work._fields))
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return Work(*total.tolist())
+
+    def _note_batch(self, model, args, kwargs) -> None:
+        self._ctc_only = model.ctc_only
+        if model.training:
+            lengths_B = kwargs["text_lengths"]
+            size = torch.tensor(len(lengths_B), device=lengths_B.device)
+            self._add(
+                utterances=size,
+                samples=kwargs["speech_lengths"].sum(),
+                targets=lengths_B.sum() + size,
+            )
+
+    def _count(self, lm, args, kwargs) -> None:
+        if not self.model.training or kwargs.get("inputs_embeds") is None:
+            return  # token ids are the text of text_retention, not of the batch
+        inputs_BTD, mask_BT = kwargs["inputs_embeds"], kwargs.get("speech_mask")
+        positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
+        padded = positions_B.new_tensor(inputs_BTD.shape[:2]).prod()
+        if mask_BT is not None:
+            speech_B = mask_BT.sum(1)
+            self._add(speech=speech_B.sum(), speech_pairs=speech_B.square().sum())
+            if self.model.compression is not None and not self._ctc_only:
+                return  # the base layers will read the units heard
+        self._add(
+            positions=positions_B.sum(),
+            pairs=positions_B.square().sum(),
+            padded=padded,
+        )
+
+    def _add(self, **numbers: torch.Tensor) -> None:
+        device = next(iter(numbers.values())).device
+        zero = torch.zeros((), dtype=torch.double, device=device)
+        step = torch.stack([numbers.get(name, zero).double() for name in Work._fields])
+        self.total = step if self.total is None else self.total + step
+
+
+class Figures(NamedTuple):
+    """What a line of the log says.
+
+    Attributes:
+        loss: Mean of the batches.
+        grad_norm: Mean of the updates; NaN without one.
+        audio_seconds_per_second: How much faster than the audio is long.
+        tokens_per_second: Positions of the sequence, without padding.
+        padding_share: Of all positions computed.
+        data_wait_share: Of the time, spent waiting for the next batch.
+        mfu: See the module; NaN if the peak is not known.
+        peak_memory_gb: Of the GPU, or of the process without one.
+        epoch_seconds_left: For the rest of this epoch's batches; NaN if not known.
+        training_seconds_left: For the rest of the training, validation left out.
+    """
+
+    loss: float
+    grad_norm: float
+    audio_seconds_per_second: float
+    tokens_per_second: float
+    padding_share: float
+    data_wait_share: float
+    mfu: float
+    peak_memory_gb: float
+    epoch_seconds_left: float
+    training_seconds_left: float
+
+    def __str__(self) -> str:
+        parts = [
+            f"loss={self.loss:.4g}",
+            f"grad_norm={self.grad_norm:.3g}",
+            f"audio {self.audio_seconds_per_second:.1f} s/s",
+            f"{self.tokens_per_second:,.0f} tokens/s",
+            f"padding {self.padding_share:.1%}",
+            f"data wait {self.data_wait_share:.1%}",
+            f"peak memory {self.peak_memory_gb:.2f} GB",
+        ]
+        if not math.isnan(self.mfu):
+            parts.insert(6, f"MFU {self.mfu:.1%}")
+        for what in ("epoch", "training"):
+            seconds = getattr(self, f"{what}_seconds_left")
+            if not math.isnan(seconds):
+                left = humanfriendly.format_timespan(round(seconds))
+                parts.append(f"{what} done in {left}")
+        return ", ".join(parts)
+
+
+class ThroughputLog:
+    """Writes the line.
+
+    Args:
+        model: The `ESPnetDUSModel`, without DDP around it.
+        reporter: ESPnet's, of this epoch.
+        interval: Batches from one line to the next.
+        samples_per_second: Samples (or feature frames) in a second of audio.
+        num_batches: Of this epoch, or None if not known.
+        num_epochs_left: How many follow it.
+        peak_tflops: Peak of a process's device, or None to look it up.
+        summary_writer: TensorBoard's, or None.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        reporter: SubReporter,
+        interval: int,
+        samples_per_second: float,
+        num_batches: Optional[int] = None,
+        num_epochs_left: int = 0,
+        peak_tflops: Optional[float] = None,
+        summary_writer=None,
+    ):
+        self.model = model
+        self.reporter = reporter
+        self.interval = interval
+        self.samples_per_second = samples_per_second
+        self.num_batches = num_batches
+        self.num_epochs_left = num_epochs_left
+        self.summary_writer = summary_writer
+        self.peak = peak_flops(peak_tflops)
+        if torch.distributed.is_initialized():
+            self.peak *= torch.distributed.get_world_size()
+        self.counter = WorkCounter(model)
+        self.begin = self.since = time.perf_counter()
+        self.begin_count = self.since_count = reporter.count
+
+    def after_batch(self) -> None:
+        """Write the line if it is due; all processes call this together."""
+        count = self.reporter.count
+        if count % self.interval or count == self.since_count:
+            return
+        figures = self.figures()
+        total = "" if self.num_batches is None else f"/{self.num_batches}"
+        logging.info(f"{self.reporter.epoch}epoch:train:{count}{total}batch: {figures}")
+        if self.summary_writer is not None:
+            for name, value in figures._asdict().items():
+                if name not in ("loss", "grad_norm") and not math.isnan(value):
+                    self.summary_writer.add_scalar(
+                        f"throughput/{name}", value, self.reporter.total_count
+                    )
+
+    def close(self) -> None:
+        """Measure no more."""
+        self.counter.remove()
+
+    def figures(self) -> Figures:
+        """Measure from the last call to now."""
+        now, count = time.perf_counter(), self.reporter.count
+        seconds, batches = now - self.since, count - self.since_count
+        work = self.counter.take()
+        self.since, self.since_count = now, count
+        per_batch = (now - self.begin) / (count - self.begin_count)
+        epoch_left = training_left = math.nan
+        if self.num_batches is not None:
+            epoch_left = per_batch * (self.num_batches - count)
+            training_left = (
+                epoch_left + per_batch * self.num_batches * self.num_epochs_left
+            )
+        return Figures(
+            loss=self._mean("loss", batches),
+            grad_norm=self._mean("grad_norm", batches),
+            audio_seconds_per_second=work.samples / self.samples_per_second / seconds,
+            tokens_per_second=work.positions / seconds,
+            padding_share=1 - work.positions / max(work.padded, 1),
+            data_wait_share=sum(self._last("iter_time", batches)) / seconds,
+            mfu=self._flops(work) / seconds / self.peak if self.peak else math.nan,
+            peak_memory_gb=peak_memory() / 1e9,
+            epoch_seconds_left=epoch_left,
+            training_seconds_left=training_left,
+        )
+
+    def _flops(self, work: Work) -> float:
+        model = self.model
+        num_layers = model.ctc_layer + 1 if model.ctc_only else None
+        parts = training_flops(
+            model.lm, model.speech_embedder, model.ctc, work, num_layers
+        )
+        return sum(part.total for part in parts.values())
+
+    def _last(self, name: str, batches: int) -> List[float]:
+        return [value.value for value in self.reporter.stats[name][-batches:]]
+
+    def _mean(self, name: str, batches: int) -> float:
+        values = self.reporter.stats.get(name, [])[-batches:]
+        finite = [value for value in values if math.isfinite(value.value)]
+        return float(aggregate(finite)) if finite else math.nan
+
+
+def peak_memory() -> int:
+    """Give the most memory held, in bytes: of the GPU, or of this process without."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # ru_maxrss is in kibibytes on Linux
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

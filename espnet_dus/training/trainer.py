@@ -1,0 +1,399 @@
+"""ESPnet's Trainer, for long trainings on many machines.
+
+Added are exact resume inside an epoch (`resume`), stopping on a scheduler's signal
+(`preemption`), an end to steps that are not finite, figures of the throughput
+(`throughput`), and what several processes need (`distributed`). ESPnet's loop over the
+batches stays as it is: it asks for a batch, trains on it and asks for the next, so what
+is to be done between two steps stands in the iterator, `DUSTrainer._steps`.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, List, Optional
+
+import torch
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.train.reporter import Reporter
+from espnet2.train.trainer import Trainer, TrainerOptions
+from espnet2.utils.build_dataclass import build_dataclass
+from espnet2.utils.types import float_or_none, str2bool
+
+from espnet_dus.model.checkpoint import parameter_counts
+from espnet_dus.data.dataset import NonEmptyBatches
+from espnet_dus.training.distributed import (
+    has_unused_parameters,
+    prepare_for_ddp,
+    synchronize_last,
+)
+from espnet_dus.io import atomic_path, write_text
+from espnet_dus.training.nonfinite import NonfiniteSteps, finite_values, spoil_nonfinite_loss
+from espnet_dus.training.preemption import StopSignals, exit_to_be_restarted
+from espnet_dus.training.resume import Epoch, ResumableBatches, leave_signals_to_the_training
+from espnet_dus.training.step_checkpoint import (
+    StepCheckpoints,
+    differs_from_checksum,
+    save_with_checksum,
+)
+from espnet_dus.training.throughput import ThroughputLog, peak_memory
+
+PREVIOUS = "checkpoint.previous"
+
+
+@dataclasses.dataclass
+class DUSTrainerOptions(TrainerOptions):
+    """ESPnet's options, and those of `DUSTrainer.add_arguments`."""
+
+    save_interval_steps: int
+    keep_step_checkpoints: int
+    max_nonfinite_steps: int
+    peak_tflops: Optional[float]
+    gradient_checkpointing: bool
+    samples_per_second: float
+
+
+class DUSTrainer(Trainer):
+    """ESPnet's Trainer; see the module for what is added."""
+
+    # ESPnet's Trainer has no instances: what spans its calls stands in the class
+    stop = StopSignals()
+    epoch: Optional[Epoch] = None
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser):
+        """Add the options of this trainer."""
+        group = parser.add_argument_group(description="Long trainings")
+        group.add_argument(
+            "--save_interval_steps",
+            type=int,
+            default=0,
+            help="updates from one state saved inside an epoch to the next; 0: none",
+        )
+        group.add_argument(
+            "--keep_step_checkpoints",
+            type=int,
+            default=2,
+            help="how many of these states are kept",
+        )
+        group.add_argument(
+            "--max_nonfinite_steps",
+            type=int,
+            default=20,
+            help="updates of an epoch that may be skipped because the loss or the "
+            "gradient is not finite",
+        )
+        group.add_argument(
+            "--peak_tflops",
+            type=float_or_none,
+            help="peak of a GPU in TFLOP/s, for the MFU in the log; not given: known "
+            "for some GPUs",
+        )
+        group.add_argument(
+            "--gradient_checkpointing",
+            type=str2bool,
+            default=False,
+            help="compute the LM's layers again in the backward pass: less memory, "
+            "about a third more computing",
+        )
+
+    @classmethod
+    def build_options(cls, args: argparse.Namespace) -> DUSTrainerOptions:
+        """Take the options of the trainer from those of the command.
+
+        Raises:
+            ValueError: An option has a value that makes no sense.
+        """
+        for name, least in (
+            ("save_interval_steps", 0),
+            ("keep_step_checkpoints", 1),
+            ("max_nonfinite_steps", 0),
+        ):
+            if getattr(args, name) < least:
+                raise ValueError(f"{name}: {getattr(args, name)} is below {least}")
+        from espnet_dus.task import sampling_rate
+
+        # features on disk have a frame every 10 ms, see data.format
+        rate = 100.0 if args.input_size is not None else float(sampling_rate(args))
+        args = argparse.Namespace(**vars(args), samples_per_second=rate)
+        return build_dataclass(DUSTrainerOptions, args)
+
+    @classmethod
+    def run(cls, model, trainer_options, **kwargs):
+        """Train; every file written with `torch.save` is whole or absent.
+
+        In the output directory, `params.json` says how much is trained, and
+        `training.json` what the training took: see `write_training_cost`.
+
+        Raises:
+            SystemExit: A signal came; the exit code is `preemption.EXIT_CODE`.
+        """
+        options, distributed = trainer_options, kwargs["distributed_option"]
+        output_dir = Path(options.output_dir)
+        content = {**parameter_counts(model), "base_lm": vars(model.identity)}
+        write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
+        before = _time_of_change(output_dir / "checkpoint.pth")
+        if options.gradient_checkpointing:
+            model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if distributed.distributed:
+            prepare_for_ddp(model)
+            options.unused_parameters |= has_unused_parameters(model)
+        model.register_forward_hook(spoil_nonfinite_loss)
+        if not options.resume:
+            _step_checkpoints(options, distributed).clear()
+        try:
+            with atomic_torch_save(), cls.stop:
+                super().run(model=model, trainer_options=options, **kwargs)
+        finally:
+            cls.epoch = None
+        _step_checkpoints(options, distributed).clear()
+        if not distributed.distributed or distributed.dist_rank == 0:
+            trained = _time_of_change(output_dir / "checkpoint.pth") != before
+            write_training_cost(output_dir, trained)
+
+    @staticmethod
+    def resume(checkpoint, model, **kwargs):
+        """Continue from a checkpoint, mending an interruption just after it.
+
+        The Trainer writes `checkpoint.pth`, then `Nepoch.pth`, then the link
+        `latest.pth`. Killed in between, it would miss the second when it averages the
+        best epochs, and the third would stay behind if this was the last epoch.
+        """
+        checkpoint = whole_checkpoint(Path(checkpoint))
+        Trainer.resume(checkpoint=checkpoint, model=model, **kwargs)
+        epoch = kwargs["reporter"].get_epoch()
+        epoch_file = Path(checkpoint).parent / f"{epoch}epoch.pth"
+        if not epoch_file.exists():
+            logging.warning(f"{epoch_file} is missing: written anew from {checkpoint}")
+            with atomic_torch_save():
+                torch.save(
+                    safe_torch_load(checkpoint, map_location="cpu")["model"], epoch_file
+                )
+        with atomic_path(epoch_file.with_name("latest.pth")) as link:
+            link.symlink_to(epoch_file.name)
+
+    @classmethod
+    def train_one_epoch(cls, model, iterator, reporter, **kwargs):
+        """Train an epoch, or what an earlier process has left of it.
+
+        The model is told which epoch it is, for its CTC warm-up.
+        """
+        options = kwargs["options"]
+        inner = getattr(model, "module", model)
+        inner.set_epoch(reporter.get_epoch())
+        for optimizer in kwargs["optimizers"]:
+            # An accumulation that the last epoch left incomplete: a process that
+            # resumes here would not have it.
+            optimizer.zero_grad()
+        checkpoints = _step_checkpoints(options, kwargs["distributed_option"])
+        batches = ResumableBatches(iterator)
+        parts = [*kwargs["optimizers"], *kwargs["schedulers"], kwargs["scaler"]]
+        cls.epoch = Epoch(inner, parts, reporter, batches, checkpoints)
+        if options.resume:
+            cls.epoch.restore()
+        steps = cls._steps(model, options, kwargs["summary_writer"])
+        invalid = super().train_one_epoch(
+            model=model,
+            iterator=_Sized(steps, batches),
+            reporter=reporter,
+            **kwargs,
+        )
+        # if all batches were done before, ESPnet has seen no valid step
+        return invalid and not finite_values(reporter, "grad_norm")
+
+    @classmethod
+    def validate_one_epoch(cls, model, iterator, reporter, **kwargs):
+        """Validate as the epoch was trained."""
+        getattr(model, "module", model).set_epoch(reporter.get_epoch())
+        leave_signals_to_the_training(iterator)
+
+        def batches():
+            for batch in NonEmptyBatches(iterator):
+                yield batch
+                cls._stop_if_asked()
+
+        super().validate_one_epoch(
+            model=model,
+            iterator=_Sized(batches(), iterator),
+            reporter=reporter,
+            **kwargs,
+        )
+
+    @classmethod
+    def _steps(cls, model, options, summary_writer) -> Iterator:
+        """Give the batches; what follows `yield` is done after a batch's step."""
+        epoch, accum_grad = cls.epoch, options.accum_grad
+        nonfinite = NonfiniteSteps(
+            epoch.reporter, Path(options.output_dir), options.max_nonfinite_steps
+        )
+        log = _throughput_log(epoch, options, summary_writer)
+        utt_ids: List[str] = []
+        try:
+            for batch in synchronize_last(model, epoch.batches, accum_grad):
+                utt_ids += batch[0]
+                yield batch
+                if options.no_forward_run:
+                    continue
+                log.after_batch()
+                updates, incomplete = divmod(epoch.reporter.count, accum_grad)
+                if incomplete:
+                    continue
+                nonfinite.check(utt_ids)
+                utt_ids = []
+                interval = options.save_interval_steps
+                if interval and updates % interval == 0:
+                    epoch.save()
+                cls._stop_if_asked()
+        finally:
+            log.close()
+
+    @classmethod
+    def _stop_if_asked(cls) -> None:
+        if cls.stop.any_process():
+            place = cls.epoch.save()
+            exit_to_be_restarted(f"{cls.stop.received or 'a signal'}: saved {place}")
+
+
+class _Sized:
+    """An iterator that is as long as another."""
+
+    def __init__(self, iterator, other):
+        self.iterator, self.other = iterator, other
+
+    def __len__(self) -> int:
+        return len(self.other)
+
+    def __iter__(self) -> Iterator:
+        return self.iterator
+
+
+def _throughput_log(epoch: Epoch, options, summary_writer) -> ThroughputLog:
+    try:
+        num_batches = len(epoch.batches)
+    except TypeError:
+        num_batches = None
+    return ThroughputLog(
+        epoch.model,
+        epoch.reporter,
+        options.log_interval or max((num_batches or 2000) // 20, 10),
+        options.samples_per_second,
+        num_batches,
+        options.max_epoch - epoch.reporter.get_epoch(),
+        options.peak_tflops,
+        summary_writer,
+    )
+
+
+def _step_checkpoints(options: DUSTrainerOptions, distributed) -> StepCheckpoints:
+    rank, world_size = 0, 1
+    if distributed.distributed:
+        rank, world_size = distributed.dist_rank, distributed.dist_world_size
+    return StepCheckpoints(
+        Path(options.output_dir) / "step_checkpoints",
+        options.keep_step_checkpoints,
+        rank,
+        world_size,
+    )
+
+
+def write_training_cost(output_dir: Path, trained: bool) -> None:
+    """Write `training.json`: what the training took, its resumptions together.
+
+    It holds `epochs`; `wall_seconds`, of their training and validation, from the
+    checkpoint, so that no part of an interrupted training is missing; and
+    `peak_memory_bytes` with `peak_memory_of`, the `GPU` or the `process`.
+
+    Args:
+        output_dir: The experiment directory.
+        trained: Whether this process has trained; if not, its memory does not count.
+    """
+    checkpoint, path = output_dir / "checkpoint.pth", output_dir / "training.json"
+    if not checkpoint.is_file():
+        return
+    of, peak = "GPU" if torch.cuda.is_initialized() else "process", peak_memory()
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    memory = {k: v for k, v in known.items() if k.startswith("peak_memory")}
+    if trained and peak > memory.get("peak_memory_bytes", 0):
+        memory = {"peak_memory_bytes": peak, "peak_memory_of": of}
+    reporter = Reporter()
+    saved = safe_torch_load(checkpoint, map_location="cpu", mmap=True)
+    reporter.load_state_dict(saved["reporter"])
+    seconds = sum(
+        phase["time"].total_seconds()
+        for phases in reporter.stats.values()
+        for phase in phases.values()
+        if "time" in phase
+    )
+    content = {
+        "epochs": len(reporter.stats),
+        "wall_seconds": round(seconds, 1),
+        **memory,
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _time_of_change(path: Path) -> Optional[int]:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+@contextmanager
+def atomic_torch_save() -> Iterator[None]:
+    """Let `torch.save` to a path write a temporary file and rename it.
+
+    ESPnet's Trainer calls `torch.save` deep inside its `run`; a process killed there
+    would leave half a checkpoint, with nothing to resume from. Of `checkpoint.pth`, the
+    one before it and their checksums are kept too: a disk can fail as well.
+    """
+    plain_save = torch.save
+
+    def save(obj, f, *args, **kwargs):
+        if not isinstance(f, (str, Path)):
+            return plain_save(obj, f, *args, **kwargs)
+        if Path(f).name == "checkpoint.pth":
+            keep_previous(Path(f))
+            return save_with_checksum(obj, Path(f))
+        with atomic_path(f) as temporary:
+            plain_save(obj, temporary, *args, **kwargs)
+
+    torch.save = save
+    try:
+        yield
+    finally:
+        torch.save = plain_save
+
+
+def keep_previous(checkpoint: Path) -> None:
+    """Keep a checkpoint that is to be replaced, and its checksum, under another name.
+
+    A link is made, so that at no time `checkpoint.pth` is missing.
+    """
+    for suffix in ("", ".sha256"):
+        path = Path(f"{checkpoint}{suffix}")
+        if path.exists():
+            previous = path.with_name(path.name.replace("checkpoint", PREVIOUS))
+            with atomic_path(previous) as link:
+                try:
+                    link.hardlink_to(path)
+                except OSError:  # not every file system has links
+                    shutil.copyfile(path, link)
+
+
+def whole_checkpoint(checkpoint: Path) -> Path:
+    """Give a checkpoint, or the one before it if it is damaged.
+
+    Raises:
+        RuntimeError: Both are.
+    """
+    if not differs_from_checksum(checkpoint):
+        return checkpoint
+    previous = checkpoint.with_name(f"{PREVIOUS}.pth")
+    if not previous.exists() or differs_from_checksum(previous):
+        raise RuntimeError(
+            f"{checkpoint} is damaged: it differs from its checksum, and there is no "
+            f"{previous.name} to take instead. Remove it to train from the beginning"
+        )
+    logging.warning(f"{checkpoint} differs from its checksum: {previous} is taken")
+    return previous

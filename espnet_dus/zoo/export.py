@@ -1,0 +1,158 @@
+"""A trained model as a Hugging Face directory, in safetensors.
+
+    kind transformer, scope all, and arm full    a plain model of the base LM's type
+    arm lora                                     a PEFT adapter
+    everything else                              a model of `espnet_dus.hf`
+
+The first two hold the text side alone, for runtimes that know nothing of speech; the
+third holds the whole model, and loads where `espnet_dus` is installed.
+"""
+
+import logging
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Union
+
+import torch
+from espnet2.layers.global_mvn import GlobalMVN
+
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.task import DUSTask
+
+
+def export(
+    asr_train_config: Union[str, Path],
+    asr_model_file: Union[str, Path],
+    out_dir: Union[str, Path],
+    dtype: str = "float32",
+) -> str:
+    """Export a trained model.
+
+    Args:
+        asr_train_config: The `config.yaml` of the training.
+        asr_model_file: A checkpoint of it.
+        out_dir: The directory, which is made. It appears when it is complete.
+        dtype: Precision of the weights: `float32` keeps every value, `bfloat16` takes
+            half the space.
+
+    Returns:
+        What it is: `model`, `adapter` or `espnet_dus`.
+
+    Raises:
+        ValueError: `out_dir` is there already, or the precision is unknown.
+    """
+    out_dir = Path(out_dir)
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: {dtype!r} is not one of float32, bfloat16")
+    if out_dir.exists():
+        raise ValueError(f"{out_dir} is there already: give another, or move it away")
+    model, args = DUSTask.build_model_from_file(asr_train_config, asr_model_file)
+    model.eval()
+    upscaled = getattr(model.lm.config, "depth_up_scaling", None)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=out_dir.parent, prefix=".exporting-"
+    ) as temporary:
+        made = Path(temporary) / "model"
+        if args.adaptation == "lora":
+            what = "adapter"
+            _save_adapter(model, made, getattr(torch, dtype))
+        elif args.adaptation == "full" or (
+            upscaled and (upscaled["kind"], upscaled["scope"]) == ("transformer", "all")
+        ):
+            what = "model"
+            _save_plain(model, made, getattr(torch, dtype))
+        else:
+            what = "espnet_dus"
+            _save_whole(model, args, made, getattr(torch, dtype))
+        if what != "espnet_dus":
+            model.tokenizer.save_pretrained(made)
+        made.rename(out_dir)
+    logging.info(f"{out_dir}: {what}, {dtype}")
+    return what
+
+
+def _save_plain(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> None:
+    """Save the LM as what it is: a model of the base LM's type with more layers."""
+    from transformers import AutoModelForCausalLM
+
+    config = _plain_config(model.lm, len(model.lm.model.layers))
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.lm.state_dict())
+    plain.to(dtype).save_pretrained(out_dir)
+
+
+def _save_adapter(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = get_peft_model_state_dict(model.lm, save_embedding_layers=False)
+    weights = {  # PEFT's files name the parameters as seen from its own wrapper
+        f"base_model.model.{name}": value.to(dtype).contiguous()
+        for name, value in state.items()
+    }
+    config = model.lm.peft_config["default"]
+    config.base_model_name_or_path = model.identity.name
+    config.revision = model.identity.revision or None
+    config.inference_mode = True
+    config.save_pretrained(out_dir)
+    save_file(weights, out_dir / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) -> None:
+    """Save LM, embedder and feature extraction; the CTC head where it compresses."""
+    from espnet_dus.hf import DUSConfig, DUSForCausalLM, DUSProcessor
+
+    upscaled = getattr(model.lm.config, "depth_up_scaling", None)
+    num_inserted = len(upscaled["positions"]) if upscaled else 0
+    num_layers = len(model.lm.model.layers) - num_inserted
+    frontend, normalize = model.frontend, model.normalize
+    config = DUSConfig(
+        text_config=_plain_config(model.lm, num_layers),
+        depth_up_scaling=upscaled,
+        input_size=args.input_size if frontend is None else frontend.output_size(),
+        speech_embedder_conf=args.speech_embedder_conf,
+        num_prompt_embeddings=(
+            0 if model.prompt_embeddings is None else len(model.prompt_embeddings)
+        ),
+        ctc_compression=model.compression and vars(model.compression),
+        base_lm=asdict(model.identity),
+        eos_token_id=model.eos_id,
+        pad_token_id=model.eos_id,
+    )
+    whole = DUSForCausalLM(config)
+    whole.lm.load_state_dict(model.lm.state_dict())
+    whole.speech_embedder.load_state_dict(model.speech_embedder.state_dict())
+    if model.prompt_embeddings is not None:
+        whole.prompt_embeddings.data.copy_(model.prompt_embeddings.data)
+    if model.compression is not None:
+        whole.ctc_head.load_state_dict(model.ctc.ctc.ctc_lo.state_dict())
+    whole.to(dtype).save_pretrained(out_dir)
+
+    mean = std = None
+    if isinstance(normalize, GlobalMVN):
+        mean = normalize.mean if normalize.norm_means else 0 * normalize.mean
+        std = normalize.std if normalize.norm_vars else 0 * normalize.std + 1
+        mean, std = mean.float().tolist(), std.float().tolist()
+    DUSProcessor(
+        model.tokenizer,
+        prompt=args.model_conf.get("prompt", ""),
+        frontend_conf=None if frontend is None else args.frontend_conf,
+        mean=mean,
+        std=std,
+        utterance_mvn=(
+            args.normalize_conf if args.normalize == "utterance_mvn" else None
+        ),
+    ).save_pretrained(out_dir)
+
+
+def _plain_config(lm: torch.nn.Module, num_layers: int):
+    """Give the LM's configuration without what was added to it here."""
+    config = lm.config.to_dict()
+    for key in ("depth_up_scaling", "dtype", "_name_or_path"):
+        config.pop(key, None)
+    config["num_hidden_layers"] = num_layers
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][:num_layers]
+    return type(lm.config)(**config)

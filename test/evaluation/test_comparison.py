@@ -1,0 +1,172 @@
+"""The table and the picture of several arms."""
+
+import json
+
+import pytest
+
+from espnet_dus.evaluation.comparison import compare
+from espnet_dus.bin import dus_compare
+
+PNG = b"\x89PNG"
+
+
+def table(text):
+    """Rows of the Markdown table: column -> cell, by arm."""
+    lines = [line[1:-1].split("|") for line in text.splitlines() if line[:1] == "|"]
+    return {cells[0]: dict(zip(lines[0], cells)) for cells in lines[2:]}
+
+
+@pytest.fixture
+def three(make_experiment):
+    """An identical arm, one that loses a little, and full fine-tuning."""
+    return [
+        make_experiment("dus_speech", identical_tokens=77, errors=0),
+        make_experiment("dus_lora", adaptation="lora", delta=-0.02),
+        make_experiment("dus_full", adaptation="full", delta=-0.08, errors=2),
+    ]
+
+
+def test_table_has_a_row_per_arm_and_one_of_the_base_lm(three, tmp_path):
+    text = compare(three, "test", tmp_path / "compare")
+    assert (tmp_path / "compare" / "comparison.md").read_text() == text
+    rows = table(text)
+    assert list(rows) == ["base LM", "speech", "lora", "full"]
+    assert rows["base LM"]["perplexity wiki"] == "20.00"
+    assert rows["base LM"]["piqa"] == "50.00"
+    lora = rows["lora"]
+    assert lora["trained"] == "0.00 M (25.0%)"
+    assert lora["WER"].startswith("8.3 (0.0 to ")
+    assert lora["perplexity wiki"] == "+1.00 +- 0.25"
+    assert lora["piqa"] == lora["mean delta"] == "-2.00 +- 1.00"
+    assert lora["KL wiki"] == "0.1250"
+    assert (lora["epochs"], lora["s/step"], lora["RTFx"]) == ("2", "1.75", "5.0")
+    assert (lora["training"], lora["peak memory"]) == ("2.00 h", "3.00 GB")
+    assert rows["speech"]["piqa"] == "0 exactly"
+    assert "speech: 77" in text
+
+
+def test_share_of_the_degradation_avoided_is_against_full_fine_tuning(three, tmp_path):
+    rows = table(compare(three, "test", tmp_path))
+    shares = {name: row["degradation avoided"] for name, row in rows.items()}
+    assert shares == {"base LM": "", "speech": "100%", "lora": "75%", "full": "0%"}
+    arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
+    assert arms[1]["degradation_avoided"] == pytest.approx(0.75)
+    assert arms[1]["degradation"]["delta"] == pytest.approx(-2.0)
+
+
+def test_without_a_full_arm_or_a_loss_of_it_no_share_is_given(three, tmp_path):
+    rows = table(compare(three[:2], "test", tmp_path))
+    assert rows["lora"]["degradation avoided"] == "-"
+
+
+def test_full_fine_tuning_that_lost_nothing_is_no_yardstick(make_experiment, tmp_path):
+    arms = [
+        make_experiment("dus_lora", delta=-0.02),
+        make_experiment("dus_full", adaptation="full", delta=0.01),
+    ]
+    text = compare(arms, "test", tmp_path)
+    assert table(text)["lora"]["degradation avoided"] == "-"
+    assert "Full fine-tuning lost nothing on text (+1.00 points)" in text
+
+
+def test_without_tasks_perplexity_is_the_degradation(make_experiment, tmp_path):
+    arms = [
+        make_experiment("dus_lora", tasks=False, delta=0.5),
+        make_experiment("dus_full", tasks=False, adaptation="full", delta=2.0),
+        make_experiment("dus_speech", tasks=False, identical_tokens=9),
+    ]
+    rows = table(compare(arms, "test", tmp_path))
+    assert rows["lora"]["degradation avoided"] == "75%"
+    arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
+    assert arms[1]["degradation"]["unit"] == "% perplexity"
+    assert arms[1]["degradation"]["delta"] == pytest.approx(10.0)  # 2 of 20
+    assert arms[1]["degradation"]["standard_error"] == pytest.approx(1.25)
+    assert arms[2]["degradation"]["delta"] == 0
+
+
+def test_picture_has_a_labelled_point_per_evaluated_arm(three, tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.axes import Axes
+
+    labels = {}
+    annotate = Axes.annotate
+
+    def record(self, text, xy, **kwargs):
+        labels[text] = xy
+        return annotate(self, text, xy, **kwargs)
+
+    monkeypatch.setattr(Axes, "annotate", record)
+    (three[1] / "text_eval" / "results.json").unlink()
+    compare(three, "test", tmp_path)
+    assert (tmp_path / "comparison.png").read_bytes()[:4] == PNG
+    assert list(labels) == ["speech", "full"]
+    assert labels["full"] == (pytest.approx(16.7), pytest.approx(-8.0))
+
+
+def test_arm_without_text_results_is_not_run(three, tmp_path):
+    (three[1] / "text_eval" / "results.json").unlink()
+    row = table(compare(three, "test", tmp_path))["lora"]
+    for column in ("perplexity wiki", "piqa", "mean delta", "KL wiki"):
+        assert row[column] == "not run"
+    assert row["degradation avoided"] == "not run"
+
+
+def test_without_any_text_results_there_is_no_picture(three, tmp_path):
+    compare(three, "test", tmp_path)
+    for exp_dir in three:
+        (exp_dir / "text_eval" / "results.json").unlink()
+    text = compare(three, "test", tmp_path)
+    assert "No picture" in text and not (tmp_path / "comparison.png").exists()
+    assert "base LM" not in table(text)
+
+
+def test_different_base_lms_are_refused_before_anything_is_written(
+    make_experiment, tmp_path
+):
+    arms = [make_experiment("dus_a"), make_experiment("dus_b", sha256="f" * 64)]
+    with pytest.raises(ValueError, match="dus_a and .*dus_b have different base LMs"):
+        compare(arms, "test", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_different_text_evaluations_are_refused(make_experiment, tmp_path):
+    arms = [make_experiment("dus_a"), make_experiment("dus_b", limit=10)]
+    with pytest.raises(ValueError, match="text evaluations differ.*'limit': 10"):
+        compare(arms, "test", tmp_path / "out")
+
+
+def test_other_items_under_the_same_name_are_refused(make_experiment, tmp_path):
+    arms = [make_experiment("dus_a"), make_experiment("dus_b")]
+    for arm, version in zip(arms, ("1.0-aa", "1.0-bb")):
+        path = arm / "text_eval" / "results.json"
+        results = json.loads(path.read_text())
+        results["tasks"]["piqa"]["version"] = version
+        path.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="evaluations differ.*1.0-aa.*1.0-bb"):
+        compare(arms, "test", tmp_path / "out")
+
+
+def test_different_test_sets_are_refused(make_experiment, tmp_path):
+    arms = [make_experiment("dus_a"), make_experiment("dus_b", utterances=3)]
+    with pytest.raises(
+        ValueError, match="of 4 utterances and 12 words, and of 3 and 9"
+    ):
+        compare(arms, "test", tmp_path / "out")
+
+
+def test_two_arms_of_one_name_are_refused(make_experiment, tmp_path):
+    exp_dir = make_experiment("dus_a")
+    with pytest.raises(ValueError, match="two arms named a"):
+        compare([exp_dir, exp_dir], "test", tmp_path / "out")
+
+
+def test_command_prints_the_table_and_errors_in_one_line(three, tmp_path, capsys):
+    options = ["--out_dir", str(tmp_path / "out"), "--exp_dir", *map(str, three)]
+    dus_compare.main(options)
+    assert "lora" in table(capsys.readouterr().out)
+    with pytest.raises(SystemExit) as end:
+        dus_compare.main([*options, str(tmp_path / "dus_none")])
+    assert end.value.code == 1
+    assert "dus_none: no such experiment directory" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""What is read from an experiment directory, and what is said where it is not there."""
+
+import json
+
+import pytest
+
+from espnet_dus.evaluation.results import Delta, read_arm
+
+
+def test_all_figures_of_an_arm_are_read(make_experiment):
+    arm = read_arm(make_experiment("dus_lora", adaptation="lora"), "test")
+    assert (arm.name, arm.adaptation) == ("lora", "lora")
+    assert (arm.trained, arm.total) == (30, 120)
+    assert arm.decoding == "decode_a/test"
+    assert (arm.wer.utterances, arm.wer.tokens) == (4, 12)
+    assert arm.wer.err == pytest.approx(8.3) and arm.wer.low <= 8.3 <= arm.wer.high
+    assert arm.cer.err < arm.wer.err
+    assert arm.perplexity == {"wiki": Delta("token_perplexity", 20.0, 1.0, 0.25)}
+    assert arm.tasks == {"piqa": Delta("acc_norm,none", 0.5, -0.02, 0.01)}
+    assert arm.tasks["piqa"].is_accuracy and not arm.perplexity["wiki"].is_accuracy
+    assert arm.kl == {"wiki": 0.125}
+    assert arm.mean_delta == Delta(None, None, -0.02, 0.01)
+    assert (arm.wall_seconds, arm.peak_memory_bytes) == (7200.0, 3 * 10**9)
+    assert arm.peak_memory_of == "process"
+
+
+def test_steps_are_averaged_over_all_logs_of_a_resumed_training(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    arm = read_arm(exp_dir, "test")
+    # train.1.log: epochs 1 (10 steps of 1 s), 2; train.log: 2 again (30 steps of 2 s)
+    assert arm.epochs == 2
+    assert arm.seconds_per_step == pytest.approx((10 * 1.0 + 30 * 2.0) / 40)
+
+
+def test_rtfx_is_of_all_jobs(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    assert read_arm(exp_dir, "test").rtfx == pytest.approx((30.0 + 10.0) / (5.0 + 3.0))
+
+
+def test_rtfx_is_unknown_where_a_log_of_an_earlier_run_lies(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    logdir = exp_dir / "decode_a" / "test" / "logdir"
+    (logdir / "dus_inference.3.log").write_text(
+        "decoded 2 utterances: 30.00 s of audio in 5.00 s\n"
+    )
+    assert read_arm(exp_dir, "test").rtfx is None
+
+
+def test_missing_figures_are_none(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    for name in ("train.log", "train.1.log", "training.json", "config.yaml"):
+        (exp_dir / name).unlink()
+    for log in exp_dir.glob("decode_a/test/logdir/*"):
+        log.unlink()
+    (exp_dir / "text_eval" / "results.json").unlink()
+    arm = read_arm(exp_dir, "test")
+    for name in (
+        "adaptation epochs seconds_per_step wall_seconds peak_memory_bytes "
+        "peak_memory_of rtfx text_setting mean_delta"
+    ).split():
+        assert getattr(arm, name) is None, name
+    assert arm.perplexity == arm.tasks == arm.kl == {}
+
+
+@pytest.mark.parametrize("base_is_known", [True, False])
+def test_an_identical_model_has_deltas_of_zero(make_experiment, base_is_known):
+    exp_dir = make_experiment("dus_x", identical_tokens=77)
+    if not base_is_known:
+        path = exp_dir / "text_eval" / "results.json"
+        results = json.loads(path.read_text())
+        results["texts"]["wiki"] = {"items": 0, "metrics": {}}
+        results["tasks"]["piqa"] = {"items": 0, "metrics": {}}
+        results["mean_delta"] = None
+        path.write_text(json.dumps(results))
+    arm = read_arm(exp_dir, "test")
+    assert arm.identical_tokens == 77
+    assert arm.perplexity["wiki"].base == (20.0 if base_is_known else None)
+    for delta in (arm.perplexity["wiki"], arm.tasks["piqa"], arm.mean_delta):
+        assert (delta.delta, delta.standard_error) == (0.0, 0.0)
+    assert arm.kl == {"wiki": 0.0}
+
+
+def test_missing_directory_or_training_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="dus_x: no such experiment directory"):
+        read_arm(tmp_path / "dus_x", "test")
+    with pytest.raises(ValueError, match="no params.json; train first"):
+        read_arm(tmp_path, "test")
+
+
+def test_test_set_that_is_not_scored_is_an_error_that_names_what_is(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    with pytest.raises(
+        ValueError, match="scored is decode_a/test; decode and score ev"
+    ):
+        read_arm(exp_dir, "eval")
+    with pytest.raises(ValueError, match="no decode_b/test/score_wer"):
+        read_arm(exp_dir, "test", "decode_b")
+
+
+def test_one_of_several_decodings_must_be_chosen(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    (exp_dir / "decode_b").symlink_to("decode_a")
+    with pytest.raises(ValueError, match="decode_a, decode_b; choose one with"):
+        read_arm(exp_dir, "test")
+    assert read_arm(exp_dir, "test", "decode_b").decoding == "decode_b/test"
+
+
+def test_broken_json_is_an_error_that_names_the_file(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    (exp_dir / "training.json").write_text("{")
+    with pytest.raises(ValueError, match="training.json: not JSON"):
+        read_arm(exp_dir, "test")

@@ -1,0 +1,355 @@
+"""Base LM against adapted LM: what is computed, kept, skipped and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from espnet_dus.model.base_lm import identify
+from espnet_dus.bin import dus_text_eval
+from espnet_dus.model.checkpoint import IDENTITY_KEY
+from espnet_dus.evaluation.text import comparison
+from espnet_dus.evaluation.text.comparison import evaluate, mean_delta
+from espnet_dus.evaluation.text.models import Models, count_equal_tokens
+
+TASKS = ["local_piqa", "local_lambada"]
+
+
+def save_checkpoint(path, base_lm, **state):
+    """Write a checkpoint that belongs to a base LM."""
+    code = json.dumps(vars(identify(base_lm))).encode()
+    identity = torch.tensor(list(code), dtype=torch.float32)
+    torch.save({**state, IDENTITY_KEY: identity}, path)
+
+
+@pytest.fixture
+def setup(tiny_base_lm_dir, text_data, tmp_path):
+    """Arguments of `evaluate` for the base LM alone."""
+    text = tmp_path / "wiki.txt"
+    text.write_text("the cat sat on the mat and the dog ran after it " * 4)
+    return dict(
+        base_lm=tiny_base_lm_dir,
+        out_dir=tmp_path / "base",
+        texts=[text],
+        tasks=TASKS,
+        data_dir=text_data,
+        window=32,
+        batch_size=2,
+        cache_dir=tmp_path / "cache",
+    )
+
+
+@pytest.fixture
+def adapt(setup, tiny_lm, tmp_path, monkeypatch):
+    """Arguments of `evaluate` with an adapted model, whose final norm is scaled."""
+
+    def arguments(scale):
+        lm, _ = tiny_lm
+        with torch.no_grad():
+            lm.model.norm.weight.mul_(scale)
+        monkeypatch.setattr(Models, "adapted", lm)
+        (tmp_path / "config.yaml").write_text("")
+        save_checkpoint(tmp_path / "1epoch.pth", setup["base_lm"])
+        return dict(
+            setup,
+            out_dir=tmp_path / "adapted",
+            config=tmp_path / "config.yaml",
+            model_file=tmp_path / "1epoch.pth",
+        )
+
+    return arguments
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Record which parts are computed, not read from their files."""
+    calls = []
+    for name in ("score_text", "run_task"):
+        function = getattr(comparison, name)
+
+        def record(what, *args, function=function, **kwargs):
+            calls.append(getattr(what, "name", "text"))
+            return function(what, *args, **kwargs)
+
+        monkeypatch.setattr(comparison, name, record)
+    return calls
+
+
+def test_base_alone_gives_scores_without_deltas(setup):
+    results = evaluate(**setup)
+    metrics = results["texts"]["wiki"]["metrics"]
+    assert list(metrics["word_perplexity"]) == ["base"]
+    assert results["tasks"]["local_piqa"]["items"] == 3
+    assert results["mean_delta"] is None and results["identical_tokens"] is None
+    assert json.loads((setup["out_dir"] / "results.json").read_text()) == results
+    assert "|wiki|" in (setup["out_dir"] / "results.md").read_text()
+
+
+def test_adapted_model_is_compared_on_every_part(adapt):
+    results = evaluate(**adapt(1.5))
+    assert results["identical_tokens"] == 0
+    wiki = results["texts"]["wiki"]
+    assert wiki["kl_per_token"] > 0
+    perplexity = wiki["metrics"]["token_perplexity"]
+    assert perplexity["delta"] == perplexity["adapted"] - perplexity["base"] != 0
+    assert perplexity["standard_error"] > 0
+    last_words = results["tasks"]["local_lambada"]["metrics"]["perplexity"]
+    assert last_words["adapted"] != last_words["base"]
+    assert results["mean_delta"]["metrics"] == {
+        "local_piqa": "acc_norm",
+        "local_lambada": "acc",
+    }
+
+
+def test_base_perplexity_is_the_same_alone_and_beside_another(setup, adapt):
+    alone = evaluate(**setup)["texts"]["wiki"]["metrics"]["token_perplexity"]
+    beside = evaluate(**adapt(1.5))["texts"]["wiki"]["metrics"]["token_perplexity"]
+    assert alone["base"] == beside["base"]
+
+
+def test_finished_base_results_serve_the_comparison(setup, adapt, computed):
+    evaluate(**setup)
+    assert computed == ["text", *TASKS]
+    computed.clear()
+    evaluate(**adapt(1.5))
+    # the text again, for KL needs both; the tasks for the adapted model alone
+    assert computed == ["text", *TASKS]
+
+
+def test_interrupted_evaluation_goes_on_where_it_was(setup, computed, monkeypatch):
+    run_task = comparison.run_task
+
+    def interrupt(task, *args):
+        if task.name == "local_lambada":
+            raise KeyboardInterrupt
+        return run_task(task, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "run_task", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(**setup)
+    assert not (setup["out_dir"] / "results.json").exists()
+    computed.clear()
+    resumed = evaluate(**setup)
+    assert computed == ["local_lambada"]
+    computed.clear()
+    assert evaluate(**setup) == resumed and computed == []
+
+
+def test_other_limit_data_or_checkpoint_is_computed_anew(adapt, computed, text_data):
+    arguments = adapt(1.5)
+    evaluate(**arguments)
+    computed.clear()
+    evaluate(**{**arguments, "limit": 2})
+    assert computed == ["text"] + [name for name in TASKS for _ in range(2)]
+    computed.clear()
+    save_checkpoint(arguments["model_file"], arguments["base_lm"], other=torch.ones(1))
+    evaluate(**arguments)
+    assert computed == ["text", *TASKS]
+    computed.clear()
+    with (text_data / "piqa.jsonl").open("a") as file:
+        file.write(json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0}) + "\n")
+    evaluate(**arguments)
+    assert computed == ["local_piqa"] * 2
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_precision_that_is_not_offered_is_an_error(setup, dtype):
+    with pytest.raises(ValueError, match=f"{dtype}.*not one of float32, bfloat16"):
+        evaluate(**setup, dtype=dtype)
+
+
+def test_both_models_are_evaluated_in_the_precision_asked_for(setup, computed):
+    exact = evaluate(**setup)
+    computed.clear()
+    rounded = evaluate(**setup, dtype="bfloat16")
+    assert computed == ["text", *TASKS], "another precision is another result"
+    assert rounded["dtype"] == "bfloat16"
+    wiki = [r["texts"]["wiki"]["metrics"]["token_perplexity"] for r in (exact, rounded)]
+    assert wiki[0]["base"] != wiki[1]["base"]
+    assert wiki[0]["base"] == pytest.approx(wiki[1]["base"], rel=0.02)
+
+
+def test_identical_model_is_verified_and_the_rest_is_skipped(setup, adapt, computed):
+    evaluate(**setup)
+    computed.clear()
+    results = evaluate(**adapt(1.0))
+    assert computed == []
+    assert results["identical_tokens"] == 2048
+    metric = results["texts"]["wiki"]["metrics"]["word_perplexity"]
+    assert (metric["delta"], metric["standard_error"]) == (0.0, 0.0)
+    page = (setup["out_dir"].parent / "adapted/results.md").read_text()
+    assert "identical by construction, verified on 2048 tokens" in page
+
+
+def test_identical_model_without_known_base_results_is_skipped_too(adapt, computed):
+    results = evaluate(**adapt(1.0))
+    assert computed == [] and results["texts"]["wiki"]["metrics"] == {}
+
+
+def test_identical_model_is_evaluated_when_asked_for(adapt, computed):
+    results = evaluate(**adapt(1.0), even_if_identical=True)
+    assert computed == ["text"] + [name for name in TASKS for _ in range(2)]
+    assert results["texts"]["wiki"]["kl_per_token"] == 0.0
+    deltas = [
+        metric["delta"]
+        for part in (*results["texts"].values(), *results["tasks"].values())
+        for metric in part["metrics"].values()
+    ]
+    assert len(deltas) == 6 and not any(deltas)
+
+
+def test_one_weight_of_difference_is_no_identity(tiny_base_lm_dir):
+    from transformers import AutoModelForCausalLM
+
+    base, other = (
+        AutoModelForCausalLM.from_pretrained(tiny_base_lm_dir, dtype=torch.float32)
+        for _ in range(2)
+    )
+    assert count_equal_tokens(base, other, sequences=2, length=16) == 32
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-3
+    assert count_equal_tokens(base, other, sequences=2, length=16) == 0
+
+
+def test_mean_delta_weighs_tasks_alike():
+    def task(delta, error):
+        metric = {"base": 0.5, "adapted": 0.5 + delta, "delta": delta}
+        return {"metrics": {"acc": {**metric, "standard_error": error}}}
+
+    tasks = {"a": task(-0.04, 0.03), "b": task(-0.02, 0.04)}
+    mean = mean_delta({**tasks, "c": {"metrics": {"word_perplexity": {"base": 1.0}}}})
+    assert mean["delta"] == pytest.approx(-0.03)
+    assert mean["standard_error"] == pytest.approx(0.025)
+    assert mean["metrics"] == {"a": "acc", "b": "acc"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tasks": ["local_pica"]}, "unknown text task local_pica"),
+        ({"texts": ["none.txt"]}, "none.txt: no such text file"),
+        ({"texts": [], "tasks": []}, "nothing to evaluate"),
+        ({"limit": 0}, "limit 0"),
+        ({"model_file": "x.pth"}, "give both"),
+        ({"config": "c.yaml", "model_file": "x.pth"}, "c.yaml: no such file"),
+    ],
+)
+def test_errors_come_before_a_model_is_loaded(setup, monkeypatch, change, message):
+    def loaded(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("espnet_dus.evaluation.text.models.load_base_lm", loaded)
+    with pytest.raises(ValueError, match=message):
+        evaluate(**{**setup, **change})
+
+
+def test_text_and_task_of_one_name_are_an_error(setup, tmp_path):
+    (tmp_path / "local_piqa.txt").write_text("the cat sat on the mat")
+    with pytest.raises(ValueError, match="local_piqa is a text and a task"):
+        evaluate(**{**setup, "texts": [tmp_path / "local_piqa.txt"]})
+
+
+def test_results_say_which_text_and_which_items(setup, text_data):
+    before = evaluate(**setup)
+    with (text_data / "piqa.jsonl").open("a") as file:
+        file.write(json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0}) + "\n")
+    Path(setup["texts"][0]).write_text("another text, of some words")
+    after = evaluate(**setup)
+    for kind, name in (("texts", "wiki"), ("tasks", "local_piqa")):
+        assert before[kind][name]["version"] != after[kind][name]["version"]
+    lambada = [r["tasks"]["local_lambada"]["version"] for r in (before, after)]
+    assert lambada[0] == lambada[1]
+
+
+def test_check_reads_the_data_and_evaluates_nothing(setup, text_data, tmp_path, capsys):
+    out_dir = tmp_path / "checked"
+    options = ["--base_lm", "none", "--out_dir", str(out_dir), "--check_only"]
+    options += ["--data_dir", str(text_data), "--tasks", "local_piqa"]
+    dus_text_eval.main(options)
+    assert not out_dir.exists()
+    with pytest.raises(SystemExit):
+        dus_text_eval.main([*options, "local_pica"])
+    assert "unknown text task local_pica" in capsys.readouterr().err
+
+
+def test_other_base_lm_than_the_training_is_an_error(adapt, tmp_path, tiny_base_lm_dir):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other_base"
+    shutil.copytree(tiny_base_lm_dir, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "identity.json").unlink()
+    arguments = adapt(1.5)
+    save_checkpoint(arguments["model_file"], other)
+    with pytest.raises(ValueError, match="trained on the base LM other_base"):
+        evaluate(**arguments)
+
+
+def test_file_that_is_no_checkpoint_is_an_error(adapt):
+    arguments = adapt(1.5)
+    for write in (
+        lambda path: path.write_text("no weights"),
+        lambda path: torch.save({"weight": torch.ones(1)}, path),
+    ):
+        write(arguments["model_file"])
+        with pytest.raises(ValueError, match="1epoch.pth: not the checkpoint of"):
+            evaluate(**arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "arm, identical",
+    [("dus-speech", True), ("dus-all", False), ("lora", False), ("full", False)],
+)
+def test_trained_model_of_each_arm_is_loaded_and_compared(
+    arm, identical, dtype, setup, tiny_options, tiny_model, adaptation_conf, randomise
+):
+    conf = {"rank": 2} if arm == "lora" else {}
+    if arm.startswith("dus"):
+        conf = adaptation_conf("e_branchformer", arm.split("-")[1])
+    options = dict(adaptation=arm.split("-")[0], adaptation_conf=conf, ctc_units=None)
+    options["model_conf"] = {"ctc_weight": 0.0}
+    trained = randomise(tiny_model(**options), std=0.01)
+    directory = setup["out_dir"].parent
+    torch.save(trained.state_dict(), directory / "1epoch.pth")
+    config = vars(tiny_options(**options))
+    config["base_lm"] = "moved/since"
+    config["base_lm_conf"] = {"dtype": "bfloat16", "attn_implementation": "eager"}
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    results = evaluate(
+        **{**setup, "tasks": ["local_lambada"]},
+        dtype=dtype,
+        config=directory / "config.yaml",
+        model_file=directory / "1epoch.pth",
+    )
+    assert bool(results["identical_tokens"]) == identical
+    if not identical:
+        assert results["texts"]["wiki"]["kl_per_token"] > 0
+        metrics = results["tasks"]["local_lambada"]["metrics"]
+        assert metrics["perplexity"]["delta"] != 0
+
+
+def test_command_prints_the_table(setup, capsys):
+    dus_text_eval.main(
+        [
+            *("--base_lm", str(setup["base_lm"]), "--out_dir", str(setup["out_dir"])),
+            *("--perplexity_text", str(setup["texts"][0]), "--window", "32"),
+        ]
+    )
+    assert "|wiki|" in capsys.readouterr().out
+
+
+def test_command_names_a_wrong_task(setup, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dus_text_eval.main(
+            ["--base_lm", str(setup["base_lm"]), "--out_dir", "x", "--tasks", "nope"]
+        )
+    assert stop.value.code == 1
+    assert "unknown text task nope" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Perplexity: every token once, with its context."""
+
+import numpy as np
+import pytest
+import torch
+
+from espnet_dus.evaluation.text.perplexity import read_text, score_text, windows
+
+TEXT = "the cat sat on the mat and the dog ran after it " * 6
+
+
+@pytest.mark.parametrize(
+    "length, window, stride", [(50, 16, 16), (50, 16, 5), (9, 16, 4)]
+)
+def test_each_token_but_the_first_is_predicted_once(length, window, stride):
+    targets = []
+    for start, stop, scored in windows(length, window, stride):
+        assert stop - start <= window
+        targets += range(stop - scored + 1, stop + 1)
+    assert targets == list(range(1, length))
+
+
+def test_overlapping_windows_keep_the_context_long():
+    for start, stop, scored in windows(100, 16, 4)[1:]:
+        assert stop - start == 16 and scored <= 4
+
+
+def test_stride_beyond_the_window_is_an_error():
+    with pytest.raises(ValueError, match="stride 17"):
+        windows(100, 16, 17)
+
+
+def test_one_window_equals_the_loss_of_transformers(tiny_lm):
+    lm, tokenizer = tiny_lm
+    ids = tokenizer(TEXT, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        loss = lm(input_ids=ids, labels=ids).loss.item()
+    score = score_text(TEXT, tokenizer, lm, window=512)
+    metrics = score.metrics("base")
+    assert metrics["token_perplexity"].score == pytest.approx(np.exp(loss), rel=1e-5)
+    total = loss * (ids.shape[1] - 1)
+    assert metrics["word_perplexity"].score == pytest.approx(
+        np.exp(total / len(TEXT.split())), rel=1e-5
+    )
+
+
+def test_strided_log_probabilities_are_those_of_their_window(tiny_lm):
+    lm, tokenizer = tiny_lm
+    ids = tokenizer(TEXT, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    score = score_text(TEXT, tokenizer, lm, window=16, stride=4)
+    assert sum(map(len, score.base)) == len(ids) - 1
+    start, stop, scored = windows(len(ids), 16, 4)[3]
+    with torch.inference_mode():
+        expected = lm(input_ids=ids[None, start:stop]).logits[0].log_softmax(-1)
+    for row, log_prob in zip(range(16 - scored, 16), score.base[3]):
+        assert log_prob == pytest.approx(expected[row, ids[start + row + 1]].item())
+
+
+def test_a_model_has_no_divergence_from_itself(tiny_lm):
+    lm, tokenizer = tiny_lm
+    score = score_text(TEXT, tokenizer, lm, lm, window=32)
+    assert score.kl_metric().score == 0.0
+    assert all((p == q).all() for p, q in zip(score.base, score.adapted))
+
+
+def test_divergence_is_that_of_torch(tiny_lm, tiny_base_lm_dir):
+    from transformers import AutoModelForCausalLM
+
+    lm, tokenizer = tiny_lm
+    other = AutoModelForCausalLM.from_pretrained(tiny_base_lm_dir, dtype=torch.float32)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    score = score_text(TEXT, tokenizer, lm, other.eval(), window=512)
+    ids = tokenizer(TEXT, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        p, q = (m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (lm, other))
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    assert score.kl_metric().score == pytest.approx(expected.item(), rel=1e-4)
+    assert expected > 0
+
+
+def test_limit_takes_that_many_windows(tiny_lm):
+    lm, tokenizer = tiny_lm
+    assert len(score_text(TEXT, tokenizer, lm, window=8, limit=3).base) == 3
+
+
+def test_text_that_is_missing_or_empty_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no such text file"):
+        read_text(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="empty.txt: fewer than two words"):
+        read_text(tmp_path / "empty.txt")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 noir".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.txt: not UTF-8"):
+        read_text(tmp_path / "latin.txt")

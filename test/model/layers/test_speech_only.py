@@ -1,0 +1,67 @@
+"""Scope `speech`: what the layer is shown, and that all else passes by."""
+
+import torch
+
+from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
+
+
+class Recorder(torch.nn.Module):
+    """Keeps what it was called with; not a number on a frame of padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x_BSD, mask_BS):
+        self.calls.append((x_BSD.detach().clone(), mask_BS.clone()))
+        return torch.where(mask_BS[..., None], self.weight * 2 * x_BSD, float("nan"))
+
+
+X_BTD = torch.arange(1.0, 37.0).reshape(3, 6, 2)
+MASK_BT = torch.tensor(
+    [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool
+)
+
+
+def test_the_layer_sees_the_speech_positions_without_gaps_and_in_order():
+    recorder = Recorder()
+    SpeechOnlyLayer(recorder)(X_BTD, speech_mask=MASK_BT)
+    ((x_BSD, mask_BS),) = recorder.calls
+    assert mask_BS.tolist() == [
+        [True, True, True, False],
+        [True, True, True, True],
+        [True, False, False, False],
+    ]
+    assert torch.equal(x_BSD[0, :3], X_BTD[0, [1, 2, 4]])
+    assert torch.equal(x_BSD[1], X_BTD[1, :4])
+    assert torch.equal(x_BSD[2, :1], X_BTD[2, 5:])
+
+
+def test_speech_positions_are_transformed_and_all_others_leave_as_they_came():
+    y_BTD = SpeechOnlyLayer(Recorder())(X_BTD, speech_mask=MASK_BT)
+    assert torch.equal(y_BTD[MASK_BT], 2 * X_BTD[MASK_BT])
+    assert torch.equal(y_BTD[~MASK_BT], X_BTD[~MASK_BT])
+
+
+def test_an_input_without_speech_does_not_touch_the_layer():
+    recorder = Recorder()
+    layer = SpeechOnlyLayer(recorder)
+    assert layer(X_BTD) is X_BTD
+    assert layer(X_BTD, speech_mask=torch.zeros_like(MASK_BT)) is X_BTD
+    assert not recorder.calls
+
+
+def test_an_utterance_without_speech_beside_others_stays_as_it_is_with_its_gradient():
+    mask_BT = MASK_BT.clone()
+    mask_BT[2] = False
+    x_BTD = X_BTD.clone().requires_grad_()
+    recorder = Recorder()
+    y_BTD = SpeechOnlyLayer(recorder)(x_BTD, speech_mask=mask_BT)
+    assert torch.equal(y_BTD[2], X_BTD[2])
+    assert recorder.calls[0][1].any(1).all()  # attention over no frame is not a number
+    y_BTD.sum().backward()
+    assert torch.equal(
+        x_BTD.grad, torch.where(mask_BT[..., None], 2.0, 1.0).expand(3, 6, 2)
+    )
+    assert recorder.weight.grad == 2 * X_BTD[mask_BT].sum()

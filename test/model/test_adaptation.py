@@ -1,0 +1,116 @@
+"""The arms: what each trains, and that each starts as the base LM."""
+
+import copy
+
+import pytest
+import torch
+
+from espnet_dus.model.adaptation import ARMS, adapt, unadapted
+
+IDS = torch.arange(3, 30)[None]
+# rank 1 of LoRA: in + out features of q, k, v, o, gate, up and down, in three layers
+PER_RANK = 3 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+CONF = {"dus": {"positions": [0, 2], "linear_units": 32, "cgmlp_linear_units": 32}}
+
+
+def trained(lm):
+    return {name for name, p in lm.named_parameters() if p.requires_grad}
+
+
+def num_trained(lm):
+    return sum(p.numel() for p in lm.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_every_arm_starts_with_the_logits_of_the_base_lm(tiny_lm, arm, dtype):
+    base = tiny_lm[0].to(dtype)
+    lm = adapt(copy.deepcopy(base), arm, **CONF.get(arm, {})).eval()
+    if arm == "full":  # which is float32, whatever the base LM was loaded in
+        base = base.float()
+    assert torch.equal(lm(IDS).logits, base(IDS).logits)
+
+
+def test_full_trains_everything_in_float32(tiny_lm):
+    lm = adapt(tiny_lm[0].to(torch.bfloat16), "full")
+    assert trained(lm) == {name for name, _ in lm.named_parameters()}
+    assert {p.dtype for p in lm.parameters()} == {torch.float32}
+
+
+def test_frozen_trains_nothing(tiny_lm):
+    assert trained(adapt(tiny_lm[0], "frozen")) == set()
+
+
+def test_dus_trains_the_inserted_layers_in_float32(tiny_lm, kind, adaptation_conf):
+    conf = adaptation_conf(kind, "speech", positions=[0, 2])
+    lm = adapt(tiny_lm[0].to(torch.bfloat16), "dus", **conf)
+    places = {tuple(name.split(".")[:3]) for name in trained(lm)}
+    assert places == {("model", "layers", "1"), ("model", "layers", "4")}
+    for name, parameter in lm.named_parameters():
+        expected = torch.float32 if parameter.requires_grad else torch.bfloat16
+        assert parameter.dtype == expected, name
+
+
+def test_lora_trains_the_low_rank_updates_in_float32(tiny_lm):
+    lm = adapt(tiny_lm[0].to(torch.bfloat16), "lora", rank=2)
+    assert trained(lm) == {n for n, _ in lm.named_parameters() if "lora_" in n}
+    assert num_trained(lm) == 2 * PER_RANK
+    for name, parameter in lm.named_parameters():
+        expected = torch.float32 if "lora_" in name else torch.bfloat16
+        assert parameter.dtype == expected, name
+
+
+def test_lora_updates_the_modules_it_is_told_to(tiny_lm):
+    lm = adapt(tiny_lm[0], "lora", target_modules=["q_proj", "v_proj"])
+    assert {name.split(".")[4] for name in trained(lm)} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize(
+    "wanted, rank",
+    [(5 * PER_RANK, 5), (int(5.4 * PER_RANK), 5), (int(5.6 * PER_RANK), 6), (1, 1)],
+)
+def test_lora_takes_the_rank_nearest_to_a_number_of_parameters(tiny_lm, wanted, rank):
+    lm = adapt(tiny_lm[0], "lora", match_parameters=wanted, rank=8, alpha=16.0)
+    assert num_trained(lm) == rank * PER_RANK
+    # alpha scales with it
+    assert lm.model.layers[0].self_attn.q_proj.scaling["default"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "arm, conf, message",
+    [
+        ("adapter", {}, "adaptation: 'adapter' is not one of dus, lora, full, frozen"),
+        ("lora", {"r": 8}, "unknown option.*'lora': r; it takes rank, alpha"),
+        ("lora", {"rank": 0}, "rank 0: expected at least 1"),
+        ("full", {"rank": 8}, "unknown option.*'full': rank; it takes none"),
+        ("frozen", {"kind": "x"}, "unknown option.*'frozen': kind; it takes none"),
+        ("dus", {"rank": 8}, "unknown option.*'e_branchformer': rank"),
+    ],
+)
+def test_an_unknown_arm_or_option_is_an_error_that_names_it(
+    tiny_lm, arm, conf, message
+):
+    with pytest.raises(ValueError, match=message):
+        adapt(tiny_lm[0], arm, **conf)
+
+
+@pytest.mark.parametrize("arm", ["dus", "lora", "frozen"])
+@torch.no_grad()
+def test_the_base_lm_stands_inside_an_adapted_one(tiny_lm, randomise, arm):
+    conf = {"dus": {"scope": "all", **CONF["dus"]}}.get(arm, {})
+    lm = randomise(adapt(copy.deepcopy(tiny_lm[0]), arm, **conf)).eval()
+    before = lm(IDS).logits
+    options = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    wanted = tiny_lm[0].generate(IDS, **options)
+    with unadapted(lm) as base:
+        assert torch.equal(base(IDS).logits, tiny_lm[0](IDS).logits)
+        assert torch.equal(base.generate(IDS, **options), wanted)
+    assert torch.equal(lm(IDS).logits, before)
+    assert before.equal(tiny_lm[0](IDS).logits) == (arm == "frozen")
+
+
+def test_full_fine_tuning_leaves_no_base_lm(tiny_lm):
+    lm = adapt(tiny_lm[0], "full")
+    with pytest.raises(ValueError, match="overwritten the base LM"), unadapted(lm):
+        pass

@@ -1,0 +1,173 @@
+"""Up-scaling on bases that are not Llama: it keeps its promises, or refuses clearly."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+from espnet_dus.model.adaptation import adapt
+from espnet_dus.model.base_lm import embedding_rms
+from espnet_dus.model.upscaling import inserted_layers, upscale
+
+SIZES = dict(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=512,
+    initializer_range=0.1,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+)
+# name -> (model type, what it has beside SIZES)
+WORK = {
+    "llama": ("Llama", dict(tie_word_embeddings=False)),
+    "mistral": ("Mistral", dict(sliding_window=None)),
+    "mistral-windowed": ("Mistral", dict(sliding_window=6)),  # shorter than the inputs
+    "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
+    "qwen3": ("Qwen3", dict(tie_word_embeddings=True)),
+    "gemma": ("Gemma", {}),  # the first: it scales what it embeds
+}
+# Some layers of these see a window only, so that their place in the stack counts.
+REFUSED = {
+    "qwen2-windowed": (
+        "Qwen2",
+        dict(use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    ),
+    "gemma2": ("Gemma2", {}),
+    "gemma3": (
+        "Gemma3",
+        {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    ),
+}
+
+
+def build(model_type, options):
+    name = (
+        f"{model_type}TextConfig" if model_type == "Gemma3" else f"{model_type}Config"
+    )
+    config = getattr(transformers, name)(**{**SIZES, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(transformers, f"{model_type}ForCausalLM")(config).eval()
+
+
+@pytest.fixture(params=WORK)
+def base(request):
+    """A tiny random causal LM of each type that can be up-scaled."""
+    return build(*WORK[request.param])
+
+
+@pytest.fixture
+def make(base, randomise, kind_and_scope):
+    """Give a function that up-scales a copy of the base by each kind and scope."""
+    kind, scope = kind_and_scope
+    conf = {}
+    if kind == "e_branchformer":
+        conf = dict(linear_units=32, cgmlp_linear_units=32, cgmlp_conv_kernel=5)
+
+    def make(trained):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            lm = upscale(copy.deepcopy(base), kind, scope, [-1, 1, 1, 2], **conf).eval()
+        return randomise(lm) if trained else lm
+
+    return make
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def spoken():
+    """Two sequences padded at the left: embeddings, attention mask, speech mask."""
+    inputs = torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(2))
+    place = torch.arange(12)[None] - torch.tensor([[0], [4]])
+    return inputs, (place >= 0).long(), (place >= 0) & (place < 7)
+
+
+@torch.no_grad()
+def test_the_scale_of_embeddings_is_that_of_what_the_base_reads(base):
+    read = base.get_input_embeddings()(torch.arange(base.config.vocab_size))
+    assert embedding_rms(base) == pytest.approx(float(read.pow(2).mean().sqrt()))
+
+
+@torch.no_grad()
+def test_untrained_layers_leave_the_logits_of_the_base(base, make, ids, spoken):
+    lm = make(trained=False)
+    assert len(lm.model.layers) == 3 + 4 == lm.config.num_hidden_layers
+    assert torch.equal(lm(input_ids=ids).logits, base(input_ids=ids).logits)
+    inputs, attention, speech = spoken
+    ours = lm(inputs_embeds=inputs, attention_mask=attention, speech_mask=speech)
+    theirs = base(inputs_embeds=inputs, attention_mask=attention)
+    real = attention.bool()
+    assert torch.equal(ours.logits[real], theirs.logits[real])
+
+
+@torch.no_grad()
+def test_cached_generation_is_that_of_the_whole_forward(make, spoken):
+    lm = make(trained=True)
+    inputs, attention, speech = spoken
+    options = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+
+    def generate(use_cache):
+        return lm.generate(
+            inputs_embeds=inputs,
+            attention_mask=attention,
+            speech_mask=speech,
+            use_cache=use_cache,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **options,
+        )
+
+    cached, whole = generate(True), generate(False)
+    assert cached.sequences.shape == (2, 6)
+    torch.testing.assert_close(
+        torch.stack(cached.logits), torch.stack(whole.logits), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_step_moves_the_inserted_layers_and_nothing_else(base, make, spoken):
+    lm = make(trained=False)
+    inputs, attention, speech = spoken
+    before = copy.deepcopy(lm.state_dict())
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    logits = lm(
+        inputs_embeds=inputs, attention_mask=attention, speech_mask=speech
+    ).logits
+    logits.logsumexp(-1).sum().backward()
+    optimizer.step()
+    moved = {n for n, value in lm.state_dict().items() if not value.equal(before[n])}
+    ours = [f"model.layers.{place}." for place in inserted_layers(lm)]
+    for prefix in ours:
+        assert any(name.startswith(prefix) for name in moved), prefix
+    assert all(name.startswith(tuple(ours)) for name in moved)
+
+
+def test_the_transformer_kind_is_an_ordinary_deeper_model(
+    base, ids, randomise, tmp_path
+):
+    lm = randomise(upscale(base, "transformer", "all", "every:1").eval())
+    del (
+        lm.config.depth_up_scaling
+    )  # it would be kept as an extra key, and harms nothing
+    lm.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert len(loaded.model.layers) == 6
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, lm(ids).logits)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_layers_of_more_than_one_attention_are_refused(name):
+    with pytest.raises(ValueError, match="ForCausalLM has layers .*sliding_attention"):
+        adapt(build(*REFUSED[name]), "dus")

@@ -1,0 +1,117 @@
+"""Batches that fit: the search, what is counted, and the file that training reads."""
+
+import pytest
+import torch
+import yaml
+
+from espnet_dus.training.batch_search import find_batch_sizes, largest, make_batch, step_bytes
+from espnet_dus.bin.dus_find_batch import main
+from espnet_dus.task import DUSTask, samples_of_positions, speech_positions
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 8, 31, 100])
+@pytest.mark.parametrize("most", [1, 8, 31, 1000])
+def test_the_largest_number_is_found_in_few_trials(limit, most):
+    tried = []
+
+    def fits(number):
+        tried.append(number)
+        assert 1 <= number <= most
+        return number <= limit
+
+    assert largest(fits, most) == min(limit, most)
+    assert len(tried) == len(set(tried)) <= 2 * most.bit_length() + 1
+
+
+@pytest.mark.parametrize("input_layer", ["conv2d", "conv2d8"])
+@pytest.mark.parametrize("center", [True, False])
+def test_samples_are_the_fewest_for_their_positions(tiny_options, input_layer, center):
+    args = tiny_options(
+        speech_embedder_conf=dict(input_layer=input_layer),
+        frontend_conf=dict(n_fft=400, hop_length=160, center=center),
+    )
+    for positions in (1, 2, 9, 100):
+        samples = samples_of_positions(args, positions)
+        assert speech_positions(args, samples) == positions
+        assert speech_positions(args, samples - 1) == positions - 1
+
+
+@pytest.fixture
+def trial(tiny_options, tiny_model):
+    """A tiny model, its optimizer and what gives samples for positions."""
+    args, model = tiny_options(optim="adamw"), tiny_model().train()
+    (optimizer,) = DUSTask.build_optimizers(args, model)
+    return model, optimizer, lambda positions: samples_of_positions(args, positions)
+
+
+def test_a_batch_has_exactly_its_llm_positions(trial):
+    model, _, samples_of = trial
+    for length in (32, 48, 160):
+        batch = make_batch(model, 3, length, samples_of)
+        speech, lengths = model.embed_speech(batch["speech"], batch["speech_lengths"])
+        seq = model.join_text(speech, lengths, batch["text"], batch["text_lengths"])
+        assert (seq.lengths_B + 1).tolist() == [length] * 3  # and EOS, a target only
+
+
+def test_more_and_longer_utterances_take_more_memory(trial):
+    model, optimizer, samples_of = trial
+
+    def used(batch_size, length):
+        return step_bytes(
+            model, optimizer, make_batch(model, batch_size, length, samples_of)
+        )
+
+    weights = sum(p.nbytes for p in model.parameters())
+    assert weights < used(1, 32) < used(2, 32) < used(2, 64) < used(9, 64)
+    assert used(2, 32) == used(2, 32)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_is_found_fits_and_one_more_does_not(trial):
+    model, optimizer, samples_of = trial
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    limit = step_bytes(model, optimizer, make_batch(model, 9, 48, samples_of))
+    limit += 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad)  # AdamW
+    sizes = find_batch_sizes(model, optimizer, samples_of, [96, 48], limit, most=64)
+    assert list(sizes) == [48, 96] and 1 <= sizes[96] < sizes[48] <= 9
+    for length, size in sizes.items():
+        for batch_size, fits in ((size, True), (size + 1, False)):
+            batch = make_batch(model, batch_size, length, samples_of)
+            assert (step_bytes(model, optimizer, batch) <= limit) == fits
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_what_cannot_be_is_an_error(trial):
+    with pytest.raises(ValueError, match="not even one utterance of 32 LLM positions"):
+        find_batch_sizes(*trial, [32], max_bytes=1000)
+    with pytest.raises(ValueError, match="expected multiples of 16 from 32 on, got 40"):
+        find_batch_sizes(*trial, [40], max_bytes=1000)
+
+
+def test_the_command_writes_what_training_reads(
+    tmp_path, tiny_base_lm_dir, ctc_units_dirs, capsys
+):
+    from espnet_dus.data.shards.cut_stream import read_batch_sizes
+
+    config, out = tmp_path / "train.yaml", tmp_path / "sizes.yaml"
+    conf = dict(attention_heads=4, linear_units=16, cgmlp_linear_units=16)
+    config.write_text(
+        yaml.safe_dump(
+            dict(
+                base_lm_conf=dict(dtype="float32"),
+                speech_embedder_conf=dict(channels=4),
+                adaptation_conf=conf,
+                normalize="global_mvn",
+            )
+        )
+    )
+    command = f"--config {config} --base_lm {tiny_base_lm_dir} --out {out} "
+    command += "--device cpu --lengths 32 64 --most 4 --ctc_units "
+    command += f"{ctc_units_dirs['llm']} --adaptation_conf positions=[0]"
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert "--max_memory: on a CPU, say" in capsys.readouterr().err
+    main([*command.split(), "--max_memory", "1"])
+    assert read_batch_sizes(str(out)) == {32: 4, 64: 4}
+    assert "train.yaml on tiny-random-llama, CPU" in out.read_text()

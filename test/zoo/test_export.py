@@ -1,0 +1,269 @@
+"""Exported models: what they are, and that they compute what was trained."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
+
+from espnet_dus.bin import dus_export
+from espnet_dus.zoo.export import export
+
+IDS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture
+def trained(tiny_options, tiny_model, adaptation_conf, randomise, tmp_path):
+    """Give a function that makes a trained model: the model, and its two files."""
+
+    def make(
+        arm="dus",
+        kind=None,
+        scope=None,
+        prompt_tuning=False,
+        compressed=False,
+        **options,
+    ):
+        conf = {"lora": {"rank": 2}}.get(arm, {})
+        if kind is not None:
+            positions = (-1, -1) if compressed else (-1, 0, 2)
+            conf = adaptation_conf(kind, scope, positions)
+        options.update(adaptation=arm, adaptation_conf=conf)
+        options["model_conf"] = {
+            "ctc_layer": "inserted:-1" if compressed else "base:0",
+            "ctc_compression": compressed,
+            "prompt": "Transcript:\n",
+            "prompt_tuning": prompt_tuning,
+        }
+        model = randomise(tiny_model(**options), seed=1).eval()
+        config, checkpoint = tmp_path / "config.yaml", tmp_path / "1epoch.pth"
+        config.write_text(yaml.safe_dump(vars(tiny_options(**options))))
+        torch.save(model.state_dict(), checkpoint)
+        return SimpleNamespace(model=model, files=(config, checkpoint))
+
+    return make
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def names(directory):
+    return {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "arm, kind, scope", [("dus", "transformer", "all"), ("full", None, None)]
+)
+@torch.no_grad()
+def test_a_model_of_plain_layers_is_a_plain_llama(trained, tmp_path, arm, kind, scope):
+    trained = trained(arm, kind, scope)
+    out = tmp_path / "exported"
+    assert export(*trained.files, out) == "model"
+    lm = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert type(lm) is LlamaForCausalLM
+    assert len(lm.model.layers) == lm.config.num_hidden_layers
+    assert lm.config.num_hidden_layers == (6 if arm == "dus" else 3)
+    close(lm(IDS).logits, trained.model.lm(IDS).logits)
+    weights = load_file(out / "model.safetensors")
+    expected = trained.model.lm.state_dict()
+    assert weights.keys() | {"lm_head.weight"} == expected.keys()  # which is tied
+    for name, value in weights.items():
+        assert torch.equal(value, expected[name]), name
+    assert not [n for n in names(out) if n.endswith((".bin", ".pth", ".pt"))]
+    assert "depth_up_scaling" not in json.loads((out / "config.json").read_text())
+
+
+@torch.no_grad()
+def test_a_plain_llama_needs_nothing_of_this_package(trained, tmp_path):
+    trained = trained("dus", "transformer", "all")
+    export(*trained.files, tmp_path / "exported")
+    torch.save(trained.model.lm(IDS).logits, tmp_path / "logits.pt")
+    code = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert AutoTokenizer.from_pretrained("exported")("the cat").input_ids
+lm = AutoModelForCausalLM.from_pretrained("exported").eval()
+logits = lm(torch.arange(3, 40)[None]).logits
+torch.testing.assert_close(logits, torch.load("logits.pt"), rtol=1e-4, atol=1e-4)
+assert not any(name.split(".")[0] == "espnet_dus" for name in sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@torch.no_grad()
+def test_lora_is_a_peft_adapter(trained, tmp_path, tiny_base_lm_dir):
+    from peft import PeftModel
+
+    trained = trained("lora")
+    out = tmp_path / "exported"
+    assert export(*trained.files, out) == "adapter"
+    base = AutoModelForCausalLM.from_pretrained(tiny_base_lm_dir, dtype=torch.float32)
+    before = base(IDS).logits
+    lm = PeftModel.from_pretrained(base, out).eval()
+    expected = trained.model.lm(IDS).logits
+    close(lm(IDS).logits, expected)
+    assert not torch.allclose(before, expected, atol=0.1)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-random-llama"
+    assert (config["r"], config["peft_type"]) == (2, "LORA")
+
+
+@pytest.fixture(scope="module")
+def auto():
+    """The Auto classes, once ours are registered with them."""
+    import espnet_dus.hf  # noqa: F401
+
+    def load(directory, **kwargs):
+        model = AutoModelForCausalLM.from_pretrained(directory, **kwargs)
+        return model.eval(), AutoProcessor.from_pretrained(directory)
+
+    return load
+
+
+WHOLE = [
+    ("dus", "e_branchformer", "speech"),
+    ("dus", "e_branchformer", "all"),
+    ("dus", "transformer", "speech"),
+    ("frozen", None, None),
+]
+
+
+@pytest.mark.parametrize("arm, kind, scope", WHOLE)
+@torch.no_grad()
+def test_other_models_come_back_whole_by_the_auto_classes(
+    trained, tmp_path, auto, noises, arm, kind, scope
+):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained = trained(arm, kind, scope, prompt_tuning=scope != "all")
+    out = tmp_path / "exported"
+    assert export(*trained.files, out) == "espnet_dus"
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names(out)
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "espnet_dus" and "auto_map" not in config
+
+    model, processor = auto(out)
+    for part in ("lm", "speech_embedder"):
+        expected = getattr(trained.model, part).state_dict()
+        for name, value in getattr(model, part).state_dict().items():
+            assert torch.equal(value, expected.pop(name)), name
+        assert not expected
+    close(model(IDS).logits, trained.model.lm(IDS).logits)
+    speech = noises(0.6, 0.9)
+    ids = model.generate(**processor(speech), max_new_tokens=5)
+    speech2text = Speech2Text(*trained.files)
+    for ours, theirs in zip(ids.tolist(), speech2text(speech)):
+        assert ours[: len(theirs.token_int[:5])] == theirs.token_int[:5]
+    # a batch, and one alone
+    alone = model.generate(**processor(speech[1]), max_new_tokens=5)
+    assert alone.tolist()[0] == ids.tolist()[1][: alone.size(1)]
+    # text behind the speech: the logits of training
+    inputs = processor(speech)
+    logits = model(**inputs).logits
+    lengths = torch.tensor([len(s) for s in speech])
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(s) for s in speech], batch_first=True
+    )
+    embedded = trained.model.embed_speech(padded, lengths)
+    none = torch.zeros((2, 0), dtype=torch.long)
+    seq = trained.model.join_text(*embedded, none, torch.zeros(2, dtype=torch.long))
+    hidden, _ = trained.model.run_lm(seq)
+    expected = trained.model.lm.lm_head(hidden)
+    for i, length in enumerate(seq.lengths_B):
+        close(logits[i, :length], expected[i, :length])
+
+
+@torch.no_grad()
+def test_a_model_with_ctc_compression_hears_the_same_units(
+    trained, tmp_path, auto, noises
+):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained = trained("dus", "e_branchformer", "speech", compressed=True)
+    assert export(*trained.files, tmp_path / "exported") == "espnet_dus"
+    model, processor = auto(tmp_path / "exported")
+    speech = noises(0.6, 0.9)
+    ids = model.generate(**processor(speech), max_new_tokens=5)
+    heard = set()
+    for ours, speech, theirs in zip(
+        ids.tolist(), speech, Speech2Text(*trained.files)(speech)
+    ):
+        assert ours[: len(theirs.token_int[:5])] == theirs.token_int[:5]
+        inputs = processor(speech)
+        frames = inputs["input_features"], inputs["feature_lengths"]
+        alone = trained.model.speech_embedder(*frames)
+        expected = trained.model.compress(
+            trained.model.run_to_ctc_layer(*alone), alone[1]
+        )
+        read = model._hear(*model.speech_embedder(*frames))
+        close(read[0], expected[0])
+        heard.add(int(read[1]))
+    assert heard != {0}
+
+
+@pytest.mark.parametrize("normalize", ["global_mvn", "utterance_mvn", None])
+@torch.no_grad()
+def test_the_processor_extracts_the_features_of_training(
+    trained, tmp_path, auto, noises, normalize
+):
+    conf = {}
+    if normalize == "global_mvn":
+        feats = np.random.default_rng(0).standard_normal((50, 20))
+        stats = dict(count=50, sum=feats.sum(0), sum_square=(feats**2).sum(0))
+        np.savez(tmp_path / "stats.npz", **stats)
+        conf = {"stats_file": str(tmp_path / "stats.npz")}
+    trained = trained("frozen", normalize=normalize, normalize_conf=conf)
+    export(*trained.files, tmp_path / "exported")
+    model, processor = auto(tmp_path / "exported")
+    assert (
+        str(tmp_path) not in (tmp_path / "exported/processor_config.json").read_text()
+    )
+    speech = noises(0.6, 0.9)
+    inputs = processor(speech)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(s) for s in speech], batch_first=True
+    )
+    lengths = torch.tensor([len(s) for s in speech])
+    expected, lengths = trained.model.embed_speech(padded, lengths)
+    ours, our_lengths = model.speech_embedder(
+        inputs["input_features"], inputs["feature_lengths"]
+    )
+    close(ours, expected)
+    assert torch.equal(our_lengths, lengths)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert tokenizer.decode(inputs["input_ids"][0]) == "Transcript:\n"
+
+
+@torch.no_grad()
+def test_half_the_space_is_bfloat16(trained, tmp_path, auto):
+    trained = trained("dus", "e_branchformer", "speech")
+    out = tmp_path / "exported"
+    options = ["--asr_train_config", trained.files[0], "--asr_model_file"]
+    options += [trained.files[1], "--out_dir", out, "--dtype", "bfloat16"]
+    dus_export.main(list(map(str, options)))
+    model, _ = auto(out, dtype=torch.float32)
+    expected = trained.model.lm.state_dict()
+    for name, value in model.lm.state_dict().items():
+        assert torch.equal(value, expected[name].bfloat16().float()), name
+    auto(out, dtype=torch.bfloat16)[0](IDS)
+
+
+def test_a_directory_that_is_there_is_not_written_to(tmp_path):
+    with pytest.raises(ValueError, match="is there already"):
+        export("config.yaml", "x.pth", tmp_path)
+    with pytest.raises(ValueError, match="dtype: 'int8' is not one of float32"):
+        export("config.yaml", "x.pth", tmp_path / "x", dtype="int8")
