@@ -13,9 +13,10 @@ import torch
 
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.checkpoint import parameter_counts
-from espnet_dus.model.ctc import CTCHead, is_above_base_layer
-from espnet_dus.training.flops import Work, training_flops
+from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.model.upscaling import is_above_base_layer
+from espnet_dus.training.flops import Work, training_flops
 
 # config.json of the base LMs, as published
 BASE_LMS = {

@@ -1,28 +1,17 @@
 """The ESPnet task: options, and how the parts are built from them."""
 
 import argparse
-import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
-import humanfriendly
 import torch
-from espnet2.asr.frontend.default import DefaultFrontend
-from espnet2.asr.specaug.specaug import SpecAug
-from espnet2.layers.global_mvn import GlobalMVN
-from espnet2.layers.utterance_mvn import UtteranceMVN
 from espnet2.tasks.abs_task import AbsTask
-from espnet2.torch_utils.initialize import initialize
-from espnet2.train.class_choices import ClassChoices
 from espnet2.train.dataset import ESPnetDataset
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
-from espnet_dus.model.adaptation import ARMS, adapt
-from espnet_dus.model.base_lm import embedding_rms, load_base_lm
-from espnet_dus.model.ctc import CTCHead, CTCUnits, is_above_base_layer
 from espnet_dus.data.dataset import (
     BadUtterances,
     DUSCollateFn,
@@ -31,25 +20,29 @@ from espnet_dus.data.dataset import (
     NonEmptyBatches,
     check_sampling_rate,
 )
+from espnet_dus.data.lengths import (
+    EMBEDDER_CONF,
+    min_length,
+    sampling_rate,
+    speech_positions,
+)
 from espnet_dus.io import read_scp
+from espnet_dus.model.adaptation import ARMS
+from espnet_dus.model.build import (
+    BASE_LM_CONF,
+    build_model,
+    check_numbers,
+    fill_defaults,
+    frontend_choices,
+    load_ctc_units,
+    normalize_choices,
+    specaug_choices,
+)
+from espnet_dus.model.ctc_head import CTCHead
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.training.learning_rates import is_part, scale_learning_rates
-from espnet_dus.model.espnet_model import ESPnetDUSModel, FeatureModel
-from espnet_dus.model.speech_embedder import SpeechEmbedder, fewest_frames, num_positions
 from espnet_dus.training.trainer import DUSTrainer
 
-frontend_choices = ClassChoices(
-    "frontend", {"default": DefaultFrontend}, None, "default"
-)
-specaug_choices = ClassChoices("specaug", {"specaug": SpecAug}, optional=True)
-normalize_choices = ClassChoices(
-    "normalize",
-    {"global_mvn": GlobalMVN, "utterance_mvn": UtteranceMVN},
-    default="utterance_mvn",
-    optional=True,
-)
-
-BASE_LM_CONF = {"dtype": "auto", "attn_implementation": None}
-EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
 # Of --iterator_type task; see data/streaming.py, data/mix.py and data/augment.py.
 STREAMING_CONF = {
     "shards": None,
@@ -191,7 +184,7 @@ class DUSTask(AbsTask):
             bpemodel=args.base_lm,
             text_cleaner=args.cleaner,
             non_linguistic_symbols=args.non_linguistic_symbols,
-            ctc_units=_load_ctc_units(args),
+            ctc_units=load_ctc_units(args),
             bad_utterances=_bad_utterances(args),
             min_length=min_length(args),
         )
@@ -213,7 +206,7 @@ class DUSTask(AbsTask):
         Raises:
             ValueError: Options that do not fit; the message names them.
         """
-        conf = _known("streaming_conf", args.streaming_conf, STREAMING_CONF)
+        conf = fill_defaults("streaming_conf", args.streaming_conf, STREAMING_CONF)
         if mode != "train":
             raise ValueError(
                 f"iterator_type: task is for training; mode {mode} takes files: give "
@@ -282,8 +275,8 @@ class DUSTask(AbsTask):
             ValueError: Nothing is trained, a pattern matches no parameter, or a number
                 is text to YAML.
         """
-        _check_numbers("optim_conf", args.optim_conf)
-        _check_numbers("scheduler_conf", args.scheduler_conf)
+        check_numbers("optim_conf", args.optim_conf)
+        check_numbers("scheduler_conf", args.scheduler_conf)
         by_name = {n: p for n, p in model.named_parameters() if p.requires_grad}
         trained = torch.nn.ParameterDict(
             {name.replace(".", "/"): p for name, p in by_name.items()}
@@ -303,121 +296,8 @@ class DUSTask(AbsTask):
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
-        """Build the model; for collecting statistics, the frontend alone.
-
-        Raises:
-            ValueError: Options that do not fit; the message names them.
-        """
-        if args.input_size is None:
-            frontend = _build(frontend_choices, args)
-            input_size = frontend.output_size()
-        else:
-            args.frontend, args.frontend_conf = None, {}
-            frontend, input_size = None, args.input_size
-        if getattr(args, "collect_stats", False):
-            return FeatureModel(frontend)
-
-        lm, tokenizer, identity = load_base_lm(
-            args.base_lm, **_known("base_lm_conf", args.base_lm_conf, BASE_LM_CONF)
-        )
-        embeddings = lm.get_input_embeddings().weight
-        compute_dtype = embeddings.dtype  # the arm full makes float32 of it
-        embedder_conf = _known(
-            "speech_embedder_conf", args.speech_embedder_conf, EMBEDDER_CONF
-        )
-        speech_embedder = SpeechEmbedder(
-            input_size,
-            lm.config.hidden_size,
-            embedding_rms(lm),
-            **embedder_conf,
-        )
-        if args.init is not None:
-            initialize(speech_embedder, args.init)
-        lm = adapt(lm, args.adaptation, **args.adaptation_conf)
-        ctc_units = _load_ctc_units(args, tokenizer)
-        ctc = None
-        if ctc_units is not None:
-            ctc_conf = _known("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
-            model_conf = {**get_default_kwargs(ESPnetDUSModel), **args.model_conf}
-            has_norm = is_above_base_layer(lm, model_conf["ctc_layer"])
-            ctc = CTCHead(lm.config.hidden_size, len(ctc_units), has_norm, **ctc_conf)
-            if ctc_units.type == "llm":
-                ctc.start_at_embeddings(ctc_units, lm)
-        return ESPnetDUSModel(
-            lm=lm,
-            tokenizer=tokenizer,
-            identity=identity,
-            frontend=frontend,
-            specaug=_build(specaug_choices, args),
-            normalize=_build(normalize_choices, args),
-            speech_embedder=speech_embedder,
-            ctc=ctc,
-            ctc_units=ctc_units,
-            compute_dtype=compute_dtype,
-            **_known("model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)),
-        )
-
-
-def sampling_rate(args: argparse.Namespace) -> int:
-    """Give the rate (Hz) of the audio that a model with these options takes."""
-    fs = args.frontend_conf.get("fs", 16000)
-    return humanfriendly.parse_size(fs) if isinstance(fs, str) else fs
-
-
-def _known(name: str, conf: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
-    """Fill up an option with the defaults, of known keys."""
-    _check_keys(name, conf, known)
-    return {**known, **conf}
-
-
-def _check_keys(name: str, conf: Dict[str, Any], known: Iterable[str]) -> None:
-    """Check an option's keys.
-
-    Raises:
-        ValueError: It has a key that is not known.
-    """
-    if unknown := sorted(set(conf) - set(known)):
-        raise ValueError(
-            f"{name}: unknown key(s) {', '.join(unknown)}; expected some of "
-            f"{', '.join(known)}"
-        )
-
-
-def _check_numbers(name: str, conf: Dict[str, Any]) -> None:
-    """Refuse numbers that YAML takes for text, such as 8e-4 without a point.
-
-    Raises:
-        ValueError: There is one.
-    """
-    for key, value in conf.items():
-        try:
-            number = float(value) if isinstance(value, str) else None
-        except ValueError:
-            continue  # meant as text
-        if number is not None:
-            raise ValueError(
-                f"{name}: {key}={value} is text to YAML, not a number; write "
-                f"{key}={number:f} or, with a point, 1.0e-3"
-            )
-
-
-def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
-    part = choices.get_class(getattr(args, choices.name))
-    if part is None:
-        return None
-    conf = getattr(args, f"{choices.name}_conf")
-    _check_keys(f"{choices.name}_conf", conf, inspect.signature(part).parameters)
-    return part(**conf)
-
-
-def _load_ctc_units(args: argparse.Namespace, tokenizer=None) -> Optional[CTCUnits]:
-    if args.ctc_units is None:
-        return None
-    if tokenizer is None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(args.base_lm, local_files_only=True)
-    return CTCUnits(args.ctc_units, tokenizer)
+        """Build the model, see `model.build.build_model`."""
+        return build_model(args)
 
 
 def _bad_utterances(args: argparse.Namespace) -> Optional[BadUtterances]:
@@ -425,36 +305,3 @@ def _bad_utterances(args: argparse.Namespace) -> Optional[BadUtterances]:
         return None
     path = Path(args.output_dir) / "bad_utterances.txt"
     return BadUtterances(path, args.max_bad_utterances)
-
-
-def min_length(args: argparse.Namespace) -> int:
-    """Fewest samples, or feature frames, that give one speech position."""
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    frames = fewest_frames(embedder_conf["input_layer"])
-    if args.input_size is not None:
-        return frames
-    hop, window, center = _framing(args)
-    return frames * hop if center else (frames - 1) * hop + window
-
-
-def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
-    """Give the speech positions that samples become, with these options."""
-    hop, window, center = _framing(args)
-    frames = 1 + (num_samples if center else num_samples - window) // hop
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    return num_positions(embedder_conf["input_layer"], frames)
-
-
-def samples_of_positions(args: argparse.Namespace, positions: int) -> int:
-    """Give the fewest samples that become so many speech positions."""
-    hop, window, center = _framing(args)
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    # the first position takes 2n - 1 frames, each further one n
-    frames = fewest_frames(embedder_conf["input_layer"])
-    frames += (positions - 1) * (frames + 1) // 2
-    return (frames - 1) * hop + (0 if center else window)
-
-
-def _framing(args: argparse.Namespace) -> Tuple[int, int, bool]:
-    conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}
-    return conf["hop_length"], conf["n_fft"], conf["center"]

@@ -172,7 +172,7 @@ def ctc_units_dirs(tmp_path_factory, tiny_base_lm_dir):
     """CTC units of the transcripts, by type."""
     from transformers import AutoTokenizer
 
-    from espnet_dus.model.ctc import UNIT_TYPES, CTCUnits
+    from espnet_dus.data.ctc_units import UNIT_TYPES, CTCUnits
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base_lm_dir)
     directories = {t: tmp_path_factory.mktemp("ctc") / t for t in UNIT_TYPES}

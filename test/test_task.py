@@ -8,9 +8,10 @@ import yaml
 from espnet2.train.distributed_utils import DistributedOption
 
 from espnet_dus.data.dataset import FaultTolerantDataset
+from espnet_dus.data.lengths import min_length
+from espnet_dus.model.features import FeatureModel
 from espnet_dus.model.layers import KINDS
-from espnet_dus.model.espnet_model import FeatureModel
-from espnet_dus.task import DUSTask, min_length
+from espnet_dus.task import DUSTask
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_a_wrong_key_of_specaug_or_normalization_is_an_error_that_names_it(
 def test_statistics_are_collected_without_a_base_lm_in_memory(
     corpus, tiny_base_lm_dir, ctc_units_dirs, monkeypatch
 ):
-    monkeypatch.setattr("espnet_dus.task.load_base_lm", None)  # not to be called
+    monkeypatch.setattr("espnet_dus.model.build.load_base_lm", None)  # not to be called
     out_dir = collect_stats(
         corpus,
         base_lm=tiny_base_lm_dir,

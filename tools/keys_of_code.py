@@ -23,7 +23,7 @@ BLOCKS = {
     "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
     "speech_embedder_conf": [("model/speech_embedder.py", "SpeechEmbedder")],
     "model_conf": [("model/espnet_model.py", "ESPnetDUSModel")],
-    "ctc_conf": [("model/ctc.py", "CTCHead")],
+    "ctc_conf": [("model/ctc_head.py", "CTCHead")],
 }
 # Keys of streaming_conf, with their defaults; what they mean stands in these files.
 STREAMING = ("task.py", "STREAMING_CONF")

@@ -109,8 +109,8 @@ def transcribe(args):
 
     import soundfile
 
-    from espnet_dus.io import write_text
     from espnet_dus.app.transcription import check_kind, render, transcribe
+    from espnet_dus.io import write_text
 
     names = [Path(audio).stem for audio in args.audio]
     if args.out_dir and len(set(names)) < len(names):

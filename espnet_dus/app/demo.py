@@ -7,10 +7,10 @@ import html
 import os
 from typing import Tuple
 
+from espnet_dus.app.transcription import Transcript, Word, transcribe
 from espnet_dus.model.adaptation import unadapted
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.search.speech2text import Speech2Text
-from espnet_dus.app.transcription import Transcript, Word, transcribe
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr  # noqa: E402

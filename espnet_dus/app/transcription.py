@@ -6,10 +6,11 @@ from typing import List, NamedTuple, Optional, Union
 
 import soundfile
 
-from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.long_audio import join
+from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
-from espnet_dus.search.timing import WordTime, srt
+from espnet_dus.search.subtitles import srt
+from espnet_dus.search.timing import WordTime
 
 
 class Word(NamedTuple):

@@ -27,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Run the command."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.model.base_lm import fetch
+    from espnet_dus.zoo.fetch_base_lm import fetch
 
     print(fetch(args.base_lm, args.out_dir, args.revision or None))
 

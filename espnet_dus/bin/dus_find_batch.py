@@ -50,9 +50,10 @@ def main(cmd=None):
 
     import torch
 
-    from espnet_dus.training.batch_search import find_batch_sizes, report
+    from espnet_dus.data.lengths import samples_of_positions
     from espnet_dus.io import write_text
-    from espnet_dus.task import DUSTask, samples_of_positions
+    from espnet_dus.task import DUSTask
+    from espnet_dus.training.batch_search import find_batch_sizes, report
 
     task_args = DUSTask.get_parser().parse_args(
         ["--config", args.config, "--base_lm", args.base_lm]

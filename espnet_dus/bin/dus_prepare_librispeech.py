@@ -32,7 +32,11 @@ def get_parser():
 def main(cmd=None):
     """Find the corpus and write its data directories."""
     args = get_parser().parse_args(cmd)
-    from espnet_dus.data.corpora.librispeech import SETS, find_librispeech, prepare_librispeech
+    from espnet_dus.data.corpora.librispeech import (
+        SETS,
+        find_librispeech,
+        prepare_librispeech,
+    )
 
     names = args.sets or list(SETS)
     if unknown := [name for name in names if name not in SETS]:

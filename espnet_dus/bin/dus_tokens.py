@@ -29,7 +29,7 @@ def main(cmd=None):
     from espnet2.text.cleaner import TextCleaner
     from transformers import AutoTokenizer
 
-    from espnet_dus.model.ctc import CTCUnits
+    from espnet_dus.data.ctc_units import CTCUnits
     from espnet_dus.io import read_scp, write_text
 
     tokenizer = AutoTokenizer.from_pretrained(args.base_lm, local_files_only=True)

@@ -20,7 +20,7 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import AbsDataset
 from espnet2.train.preprocessor import CommonPreprocessor
 
-from espnet_dus.model.ctc import CTCUnits, llm_text
+from espnet_dus.data.ctc_units import CTCUnits, llm_text
 
 
 class TooManyBadUtterances(RuntimeError):

@@ -7,9 +7,9 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
+from espnet_dus.evaluation.report import environments
 from espnet_dus.evaluation.results import Arm, Delta, ErrorRate, read_arm
 from espnet_dus.io import atomic_path, write_text
-from espnet_dus.evaluation.report import environments
 
 UNKNOWN, NOT_RUN = "-", "not run"
 NAME = "comparison"

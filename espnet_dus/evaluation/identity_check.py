@@ -8,13 +8,13 @@ from typing import List, NamedTuple, Sequence
 import numpy as np
 import torch
 
+from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import load_base_lm
-from espnet_dus.model.checkpoint import parameter_counts
-from espnet_dus.io import atomic_path, write_text
-from espnet_dus.model.layers import KINDS, SCOPES
+from espnet_dus.model.build import BASE_LM_CONF
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.task import BASE_LM_CONF, DUSTask
-from espnet_dus.model.upscaling import inserted_layers
+from espnet_dus.model.layers import KINDS, SCOPES
+from espnet_dus.model.stack import StackLayer, describe, draw
+from espnet_dus.task import DUSTask
 
 
 class IdentityResult(NamedTuple):
@@ -35,22 +35,6 @@ class IdentityResult(NamedTuple):
     num_speech: int
     speech_equal: bool
     largest_difference: float
-
-
-class StackLayer(NamedTuple):
-    """One part of the model, from the input up.
-
-    Attributes:
-        name: What it is.
-        trained: Its trained parameters.
-        frozen: Its frozen parameters.
-        inserted: Whether it is an inserted layer.
-    """
-
-    name: str
-    trained: int
-    frozen: int
-    inserted: bool = False
 
 
 def run(
@@ -154,35 +138,6 @@ def check_identity(
     )
 
 
-def describe(model: ESPnetDUSModel) -> List[StackLayer]:
-    """List the parts of a model in the order in which speech meets them."""
-
-    def part(name: str, module: torch.nn.Module, inserted: bool = False) -> StackLayer:
-        counts = parameter_counts(module)
-        return StackLayer(name, counts["trained"], counts["frozen"], inserted)
-
-    inserted = inserted_layers(model.lm)
-    stack = [part("speech embedder", model.speech_embedder)]
-    stack.append(part("token embeddings", model.lm.get_input_embeddings()))
-    num_base = 0
-    for place, layer in enumerate(model.lm.model.layers):
-        if place in inserted:
-            kind = model.lm.config.depth_up_scaling["kind"]
-            stack.append(part(f"inserted {kind}", layer, True))
-        else:
-            stack.append(part(f"base layer {num_base}", layer))
-            num_base += 1
-        if model.ctc is not None and place == model.ctc_layer:
-            stack.append(part("CTC head", model.ctc))
-    stack.append(part("norm", model.lm.model.norm))
-    head = model.lm.lm_head
-    if head.weight is model.lm.get_input_embeddings().weight:
-        stack.append(StackLayer("LM head (the token embeddings)", 0, 0))
-    else:
-        stack.append(part("LM head", head))
-    return stack
-
-
 def identity_table(results: Sequence[IdentityResult]) -> str:
     """Give the results as a Markdown table."""
     lines = [
@@ -231,38 +186,3 @@ def report(
     ]
     lines += [f"|{part.name}|{part.trained:,}|{part.frozen:,}|" for part in stack]
     return "\n".join(lines) + "\n"
-
-
-def draw(stack: Sequence[StackLayer], path: Path) -> Path:
-    """Draw the stack, input at the bottom; what is trained in colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 0.28 * len(stack) + 1))
-    for y, part in enumerate(stack):
-        color = "#d1495b" if part.inserted else "#edae49" if part.trained else "#c9d6df"
-        axes.barh(y, 1, height=0.85, color=color, edgecolor="white")
-        count = part.trained or part.frozen
-        label = f"{part.name}   {count / 1e6:.2f} M" if count else part.name
-        axes.text(0.5, y, label, ha="center", va="center", fontsize=8)
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, color=color)
-        for color in ("#d1495b", "#edae49", "#c9d6df")
-    ]
-    axes.legend(
-        handles,
-        ["inserted, trained", "trained", "base LM, frozen"],
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=3,
-        fontsize=8,
-        frameon=False,
-    )
-    axes.set_axis_off()
-    axes.set_ylim(-0.5, len(stack) - 0.5)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    return path

@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
-from espnet_dus.io import write_text
 from espnet_dus.evaluation.scoring import RATES, read_result
 from espnet_dus.evaluation.text.report import summary_lines
+from espnet_dus.io import write_text
 
 SMALLEST_TEST_SET = 50  # utterances: below, one error moves the WER by a point or more
 

@@ -18,7 +18,7 @@ from typing import Sequence, Tuple
 
 import torch
 
-from espnet_dus.model.ctc import UNKNOWN
+from espnet_dus.data.ctc_units import UNKNOWN
 
 
 class CTCCompression:

@@ -16,46 +16,27 @@ batch.
 
 import logging
 from contextlib import nullcontext
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, Optional
+from typing import Sequence as Several
+from typing import Tuple
 
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from transformers import GenerationConfig
 
+from espnet_dus.data.ctc_units import CTCUnits
+from espnet_dus.data.lengths import LENGTH_MULTIPLE
 from espnet_dus.model.base_lm import Identity, embedding_rms
 from espnet_dus.model.checkpoint import keep_only_trained, parameter_counts
-from espnet_dus.model.ctc import CTCHead, CTCUnits, ctc_layer_index, word_errors
 from espnet_dus.model.ctc_compression import CTCCompression
-from espnet_dus.training.distributed import share_of_mean
+from espnet_dus.model.ctc_head import CTCHead
+from espnet_dus.model.features import extract_features
 from espnet_dus.model.sequence import Sequence, join
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.text_retention import TextRetention
-from espnet_dus.model.upscaling import is_encoder, layer_output
-
-# Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
-LENGTH_MULTIPLE = 16
-
-
-class FeatureModel(AbsESPnetModel):
-    """The frontend alone, for collecting statistics: no base LM need be loaded."""
-
-    def __init__(self, frontend: Optional[torch.nn.Module]):
-        super().__init__()
-        self.frontend = frontend
-        # ESPnet builds an optimizer in this stage too, and it wants a parameter
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, **batch):
-        """Not to be trained."""
-        raise RuntimeError("this model only collects statistics")
-
-    def collect_feats(
-        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_
-    ) -> Dict[str, torch.Tensor]:
-        """Give features (B, F, M) and their lengths (B,)."""
-        feats, lengths = extract_features(self.frontend, speech, speech_lengths)
-        return {"feats": feats, "feats_lengths": lengths}
+from espnet_dus.model.upscaling import ctc_layer_index, is_encoder, layer_output
+from espnet_dus.training.distributed import share_of_mean
 
 
 class ESPnetDUSModel(AbsESPnetModel):
@@ -440,41 +421,13 @@ class ESPnetDUSModel(AbsESPnetModel):
         return torch.tensor(100.0 * errors / max(words, 1), device=ctc_BSD.device)
 
 
-def extract_features(
-    frontend: Optional[torch.nn.Module],
-    speech: torch.Tensor,
-    speech_lengths: torch.Tensor,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Give features (B, F, M), longest first-dimension trimmed, and their lengths."""
-    speech = speech[:, : int(speech_lengths.max())]
-    if frontend is None:
-        return speech, speech_lengths
-    return frontend(speech, speech_lengths)
+def word_errors(references: Several[str], hypotheses: Several[str]) -> Tuple[int, int]:
+    """Count word errors and reference words, for the training log."""
+    import jiwer
 
-
-class Hypothesis(NamedTuple):
-    """One result of a search.
-
-    Attributes:
-        text: The transcript.
-        token: The base LM's tokens.
-        token_int: Their ids.
-        score: What the search ranks by: the sum of the tokens' log-probabilities, EOS
-            included, with whatever its options add.
-        confidence: The probability of each word of `text`, given the words before it,
-            as the search scores tokens: the LLM's or, in a joint search, the weighted
-            geometric mean of the LLM's and CTC's.
-        word_times: Each word with its start and end (seconds) and confidence, or None
-            where no times were asked for.
-        llm_passes: How often the LLM ran for it, the pass over the speech included.
-        guards: What cut it short: `length`, `repetition`, `no_speech`.
-    """
-
-    text: str
-    token: List[str]
-    token_int: List[int]
-    score: float
-    confidence: List[float] = []
-    word_times: Optional[List[Tuple[str, float, float, float]]] = None
-    llm_passes: int = 0
-    guards: List[str] = []
+    pairs = [(r, h) for r, h in zip(references, hypotheses) if r.strip()]
+    if not pairs:
+        return 0, 0
+    out = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
+    errors = out.substitutions + out.deletions + out.insertions
+    return errors, out.hits + out.substitutions + out.deletions

@@ -13,34 +13,10 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     TooShortUttError,
 )
 
-# name (as ESPnet's `input_layer`) -> (class, fewest frames that give one position)
-SUBSAMPLING = {"conv2d": (Conv2dSubsampling, 7), "conv2d8": (Conv2dSubsampling8, 15)}
+from espnet_dus.data.lengths import fewest_frames
 
-
-def fewest_frames(input_layer: str) -> int:
-    """Give the fewest frames that give one speech position.
-
-    Raises:
-        ValueError: An unknown `input_layer`.
-    """
-    if input_layer not in SUBSAMPLING:
-        raise ValueError(
-            f"speech_embedder_conf: input_layer {input_layer!r} is not one of "
-            f"{', '.join(SUBSAMPLING)}"
-        )
-    return SUBSAMPLING[input_layer][1]
-
-
-def num_positions(input_layer: str, frames: int) -> int:
-    """Give the speech positions of some frames.
-
-    Raises:
-        ValueError: An unknown `input_layer`.
-    """
-    # each convolution has kernel 3 and stride 2
-    for _ in range(fewest_frames(input_layer).bit_length() - 1):
-        frames = (frames - 1) // 2
-    return max(frames, 0)
+# as ESPnet's `input_layer`
+SUBSAMPLING = {"conv2d": Conv2dSubsampling, "conv2d8": Conv2dSubsampling8}
 
 
 class SpeechEmbedder(torch.nn.Module):
@@ -71,7 +47,7 @@ class SpeechEmbedder(torch.nn.Module):
         super().__init__()
         self.input_size = input_size
         self.min_frames = fewest_frames(input_layer)
-        subsampling, _ = SUBSAMPLING[input_layer]
+        subsampling = SUBSAMPLING[input_layer]
         # positions are the base LM's business: no positional encoding here
         self.subsample = subsampling(input_size, channels, 0.0, torch.nn.Identity())
         self.norm = torch.nn.LayerNorm(channels)

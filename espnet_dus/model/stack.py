@@ -1,10 +1,60 @@
-"""The stack of a model as text: what stands where, and how much of it is trained."""
+"""The stack of a model: its parts as a list, as text and as a picture."""
 
 import itertools
-from typing import List, Sequence, Tuple
+from pathlib import Path
+from typing import List, NamedTuple, Sequence, Tuple
 
-from espnet_dus.evaluation.identity_check import StackLayer, describe
+import torch
+
+from espnet_dus.io import atomic_path
+from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.upscaling import inserted_layers
+
+
+class StackLayer(NamedTuple):
+    """One part of the model, from the input up.
+
+    Attributes:
+        name: What it is.
+        trained: Its trained parameters.
+        frozen: Its frozen parameters.
+        inserted: Whether it is an inserted layer.
+    """
+
+    name: str
+    trained: int
+    frozen: int
+    inserted: bool = False
+
+
+def describe(model: ESPnetDUSModel) -> List[StackLayer]:
+    """List the parts of a model in the order in which speech meets them."""
+
+    def part(name: str, module: torch.nn.Module, inserted: bool = False) -> StackLayer:
+        counts = parameter_counts(module)
+        return StackLayer(name, counts["trained"], counts["frozen"], inserted)
+
+    inserted = inserted_layers(model.lm)
+    stack = [part("speech embedder", model.speech_embedder)]
+    stack.append(part("token embeddings", model.lm.get_input_embeddings()))
+    num_base = 0
+    for place, layer in enumerate(model.lm.model.layers):
+        if place in inserted:
+            kind = model.lm.config.depth_up_scaling["kind"]
+            stack.append(part(f"inserted {kind}", layer, True))
+        else:
+            stack.append(part(f"base layer {num_base}", layer))
+            num_base += 1
+        if model.ctc is not None and place == model.ctc_layer:
+            stack.append(part("CTC head", model.ctc))
+    stack.append(part("norm", model.lm.model.norm))
+    head = model.lm.lm_head
+    if head.weight is model.lm.get_input_embeddings().weight:
+        stack.append(StackLayer("LM head (the token embeddings)", 0, 0))
+    else:
+        stack.append(part("LM head", head))
+    return stack
 
 
 def stack_text(model: ESPnetDUSModel) -> str:
@@ -51,3 +101,38 @@ def _row(parts: Sequence[StackLayer]) -> Tuple[str, str, bool]:
         if number := sum(getattr(part, what) for part in parts):
             numbers.append(f"{number:14,} {what}")
     return name, "".join(numbers), first.inserted
+
+
+def draw(stack: Sequence[StackLayer], path: Path) -> Path:
+    """Draw the stack, input at the bottom; what is trained in colour."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 0.28 * len(stack) + 1))
+    for y, part in enumerate(stack):
+        color = "#d1495b" if part.inserted else "#edae49" if part.trained else "#c9d6df"
+        axes.barh(y, 1, height=0.85, color=color, edgecolor="white")
+        count = part.trained or part.frozen
+        label = f"{part.name}   {count / 1e6:.2f} M" if count else part.name
+        axes.text(0.5, y, label, ha="center", va="center", fontsize=8)
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=color)
+        for color in ("#d1495b", "#edae49", "#c9d6df")
+    ]
+    axes.legend(
+        handles,
+        ["inserted, trained", "trained", "base LM, frozen"],
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+    )
+    axes.set_axis_off()
+    axes.set_ylim(-0.5, len(stack) - 0.5)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return path

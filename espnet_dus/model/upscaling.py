@@ -188,6 +188,39 @@ def parse_positions(positions: Positions, num_layers: int) -> List[int]:
     return sorted(positions)
 
 
+def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
+    """Find the layer that the CTC head reads.
+
+    Args:
+        lm: The adapted LM.
+        ctc_layer: `inserted:K` (the K-th inserted layer from 0; -1: the last) or
+            `base:K` (base layer K), for arms that insert none.
+
+    Returns:
+        Its place in `lm.model.layers`.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    inserted = list(inserted_layers(lm))
+    base = [i for i in range(len(lm.model.layers)) if i not in inserted]
+    family, _, number = ctc_layer.partition(":")
+    places = {"inserted": inserted, "base": base}.get(family)
+    try:
+        return places[int(number)]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"ctc_layer: {ctc_layer!r} names no layer; expected inserted:K with K "
+            f"below {len(inserted)}, or base:K with K below {len(base)} (-1: the last)"
+        ) from error
+
+
+def is_above_base_layer(lm: torch.nn.Module, ctc_layer: str) -> bool:
+    """Tell whether `ctc_layer` (see `ctc_layer_index`) stands on a base layer."""
+    place = ctc_layer_index(lm, ctc_layer)
+    return not set(range(place + 1)) <= set(inserted_layers(lm))
+
+
 class SpeechMaskMixin:
     """Declares `speech_mask` to `generate`, which refuses what it does not know."""
 

@@ -15,14 +15,14 @@ from transformers import (
     StoppingCriteria,
 )
 
-from espnet_dus.model.espnet_model import ESPnetDUSModel, Hypothesis
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.sequence import Sequence
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.encoding import Encoded, prefix
 from espnet_dus.search.guards import length_limits, loop_length
 from espnet_dus.search.joint import CTCPrefixes
 from espnet_dus.search.rescoring import rescore, reward_words
-from espnet_dus.search.result import hypothesis
-from espnet_dus.model.sequence import Sequence
+from espnet_dus.search.result import Hypothesis, hypothesis
 
 # Below this a row is none: HF marks so what it has not filled, and CTC the impossible.
 IMPOSSIBLE = -1e8

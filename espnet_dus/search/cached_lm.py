@@ -19,8 +19,8 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
 )
 
-from espnet_dus.model.layers.e_branchformer import CausalEBranchformer
 from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.layers.e_branchformer import CausalEBranchformer
 from espnet_dus.search.encoding import Encoded, prefix
 
 

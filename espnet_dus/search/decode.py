@@ -13,12 +13,14 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShort
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_dus.data.dataset import check_sampling_rate
+from espnet_dus.data.lengths import FRAMES_PER_SECOND
 from espnet_dus.io import read_scp, write_scp
-from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.long_audio import join
 from espnet_dus.search.records import Record, Records
+from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
-from espnet_dus.search.timing import FRAMES_PER_SECOND, WordTime, write_ctm, write_srt
+from espnet_dus.search.subtitles import write_ctm, write_srt
+from espnet_dus.search.timing import WordTime
 
 Triples = Sequence[Tuple[str, str, str]]
 

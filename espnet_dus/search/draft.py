@@ -13,7 +13,11 @@ from typing import List, Sequence
 
 import torch
 
-from espnet_dus.model.ctc import BLANK, UNKNOWN, llm_text
+from espnet_dus.data.ctc_units import (
+    BLANK,
+    UNKNOWN,
+    llm_text,
+)
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 
 # Tokens proposed where the text has just departed from the draft: the rest of it is

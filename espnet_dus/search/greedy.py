@@ -8,7 +8,7 @@ from typing import List, Optional
 
 import torch
 
-from espnet_dus.model.espnet_model import ESPnetDUSModel, Hypothesis
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.search.cached_lm import CachedLM
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.draft import (
@@ -19,7 +19,7 @@ from espnet_dus.search.draft import (
 )
 from espnet_dus.search.encoding import Encoded
 from espnet_dus.search.guards import length_limits, loop_length
-from espnet_dus.search.result import hypothesis
+from espnet_dus.search.result import Hypothesis, hypothesis
 
 
 @torch.inference_mode()

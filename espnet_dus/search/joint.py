@@ -12,7 +12,7 @@ from typing import List, Tuple
 import torch
 from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScoreTH
 
-from espnet_dus.model.ctc import BLANK, UNKNOWN
+from espnet_dus.data.ctc_units import BLANK, UNKNOWN
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.search.encoding import Encoded
 

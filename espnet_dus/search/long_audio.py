@@ -8,7 +8,7 @@ said twice.
 import math
 from typing import Iterable, Iterator, List, NamedTuple
 
-from espnet_dus.model.espnet_model import Hypothesis
+from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.segmentation import Segment
 from espnet_dus.search.timing import shift
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Union
 
 from espnet_dus.io import write_text
-from espnet_dus.model.espnet_model import Hypothesis
+from espnet_dus.search.result import Hypothesis
 
 
 class Record(NamedTuple):

@@ -7,8 +7,8 @@ from typing import List
 
 import torch
 
-from espnet_dus.model.ctc import BLANK, CTCUnits
-from espnet_dus.model.espnet_model import Hypothesis
+from espnet_dus.data.ctc_units import BLANK, CTCUnits
+from espnet_dus.search.result import Hypothesis
 
 
 def rescore(

@@ -1,9 +1,37 @@
 """From tokens and their scores to a hypothesis."""
 
 import math
-from typing import List, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from espnet_dus.model.espnet_model import ESPnetDUSModel, Hypothesis
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+
+
+class Hypothesis(NamedTuple):
+    """One result of a search.
+
+    Attributes:
+        text: The transcript.
+        token: The base LM's tokens.
+        token_int: Their ids.
+        score: What the search ranks by: the sum of the tokens' log-probabilities, EOS
+            included, with whatever its options add.
+        confidence: The probability of each word of `text`, given the words before it,
+            as the search scores tokens: the LLM's or, in a joint search, the weighted
+            geometric mean of the LLM's and CTC's.
+        word_times: Each word with its start and end (seconds) and confidence, or None
+            where no times were asked for.
+        llm_passes: How often the LLM ran for it, the pass over the speech included.
+        guards: What cut it short: `length`, `repetition`, `no_speech`.
+    """
+
+    text: str
+    token: List[str]
+    token_int: List[int]
+    score: float
+    confidence: List[float] = []
+    word_times: Optional[List[Tuple[str, float, float, float]]] = None
+    llm_passes: int = 0
+    guards: List[str] = []
 
 
 def hypothesis(

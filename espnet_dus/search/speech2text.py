@@ -9,7 +9,12 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from transformers import GenerationConfig
 
-from espnet_dus.model.espnet_model import Hypothesis
+from espnet_dus.data.lengths import (
+    FRAMES_PER_SECOND,
+    min_length,
+    sampling_rate,
+    seconds_per_position,
+)
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
 from espnet_dus.search.encoding import check_ctc_head, encode
@@ -17,10 +22,10 @@ from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech
 from espnet_dus.search.long_audio import LongResult, batches, in_recording
 from espnet_dus.search.precision import set_precision
-from espnet_dus.search.result import nothing
+from espnet_dus.search.result import Hypothesis, nothing
 from espnet_dus.search.segmentation import segments
-from espnet_dus.search.timing import FRAMES_PER_SECOND, seconds_per_position, word_times
-from espnet_dus.task import DUSTask, min_length, sampling_rate
+from espnet_dus.search.timing import word_times
+from espnet_dus.task import DUSTask
 
 Waveform = Union[np.ndarray, torch.Tensor]
 

@@ -17,28 +17,20 @@ Dimensions: S speech positions, U CTC units.
 
 import itertools
 import math
-import textwrap
-from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Iterable, List, NamedTuple, Optional
 
 import torch
 from torchaudio.functional import forced_align, merge_tokens
 
-from espnet_dus.model.ctc import BLANK, SPACE, UNKNOWN, CTCUnits
-from espnet_dus.io import write_text
-from espnet_dus.model.speech_embedder import SpeechEmbedder
-
-FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
+from espnet_dus.data.ctc_units import (
+    BLANK,
+    SPACE,
+    UNKNOWN,
+    CTCUnits,
+)
 
 LEAD_POSITIONS = 0.5
 TAIL_SECONDS = 0.25
-
-# Subtitles as broadcasters make them: two lines, a few seconds, never just a flash.
-LINE_CHARACTERS = 42
-CUE_LINES = 2
-MAX_CUE_SECONDS = 7.0
-MIN_CUE_SECONDS = 1.0
-MAX_CUE_PAUSE = 1.0
 
 
 class WordTime(NamedTuple):
@@ -64,18 +56,6 @@ class _Span(NamedTuple):
     start: float
     end: float
     log_posterior: float
-
-
-def seconds_per_position(embedder: SpeechEmbedder, hop_length: int, fs: int) -> float:
-    """Give the time from one speech position to the next.
-
-    Args:
-        embedder: Its convolutions' strides tell the frames to a position.
-        hop_length: Samples to a frame.
-        fs: Sampling rate in Hz.
-    """
-    convs = (m for m in embedder.subsample.modules() if isinstance(m, torch.nn.Conv2d))
-    return math.prod(conv.stride[0] for conv in convs) * hop_length / fs
 
 
 def word_times(
@@ -183,79 +163,3 @@ def shift(times: Iterable[WordTime], seconds: float) -> List[WordTime]:
     return [
         WordTime(w, start + seconds, end + seconds, c) for w, start, end, c in times
     ]
-
-
-def write_ctm(
-    path: Union[str, Path], times: Dict[str, Sequence[WordTime]], channel: str = "1"
-) -> None:
-    """Write word times as NIST's CTM, which sclite and Kaldi read.
-
-    A line is `utterance channel start duration word confidence`, in seconds; lines are
-    sorted by utterance, then in time.
-
-    Args:
-        path: Where the file is to stand; it appears whole or not at all.
-        times: Words by utterance.
-        channel: Of the audio.
-    """
-    lines = (
-        f"{key} {channel} {t.start:.3f} {t.end - t.start:.3f} {t.word} "
-        f"{t.confidence:.3f}\n"
-        for key in sorted(times)
-        for t in times[key]
-    )
-    write_text(path, "".join(lines))
-
-
-def srt(times: Sequence[WordTime]) -> str:
-    """Give word times as SubRip subtitles, which players and editors read.
-
-    Args:
-        times: The words of one recording.
-    """
-    cues = list(_cues(times))
-    blocks = []
-    for number, cue in enumerate(cues, 1):
-        start, end = cue[0].start, cue[-1].end
-        end = max(end, start + MIN_CUE_SECONDS)
-        if number < len(cues):
-            end = min(end, cues[number][0].start)
-        text = "\n".join(_lines(cue))
-        blocks.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n")
-    return "\n".join(blocks)
-
-
-def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
-    """Write the subtitles of one recording; the file appears whole or not at all."""
-    write_text(path, srt(times))
-
-
-def _cues(times: Sequence[WordTime]) -> Iterator[List[WordTime]]:
-    """Split words into subtitles: by length, by duration and at pauses."""
-    cue: List[WordTime] = []
-    for time in times:
-        if cue and (
-            time.start - cue[-1].end > MAX_CUE_PAUSE
-            or time.end - cue[0].start > MAX_CUE_SECONDS
-            or len(_lines([*cue, time])) > CUE_LINES
-        ):
-            yield cue
-            cue = []
-        cue.append(time)
-    if cue:
-        yield cue
-
-
-def _lines(cue: Sequence[WordTime]) -> List[str]:
-    text = " ".join(time.word for time in cue)
-    return textwrap.wrap(
-        text, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _clock(seconds: float) -> str:
-    """Give a time as SubRip writes it: hours:minutes:seconds,milliseconds."""
-    rest, milliseconds = divmod(round(seconds * 1000), 1000)
-    rest, seconds = divmod(rest, 60)
-    hours, minutes = divmod(rest, 60)
-    return f"{hours:02d}:{minutes:02d}:{seconds:02d},{milliseconds:03d}"

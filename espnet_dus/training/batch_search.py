@@ -11,7 +11,8 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 
-from espnet_dus.model.espnet_model import LENGTH_MULTIPLE, ESPnetDUSModel
+from espnet_dus.data.lengths import LENGTH_MULTIPLE
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 
 TEXT_SHARE = 0.25  # of the LLM positions; English speech at 80 ms a position
 

@@ -23,17 +23,26 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
 
-from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.data.dataset import NonEmptyBatches
+from espnet_dus.data.lengths import sampling_rate
+from espnet_dus.io import atomic_path, write_text
+from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.training.distributed import (
     has_unused_parameters,
     prepare_for_ddp,
     synchronize_last,
 )
-from espnet_dus.io import atomic_path, write_text
-from espnet_dus.training.nonfinite import NonfiniteSteps, finite_values, spoil_nonfinite_loss
+from espnet_dus.training.nonfinite import (
+    NonfiniteSteps,
+    finite_values,
+    spoil_nonfinite_loss,
+)
 from espnet_dus.training.preemption import StopSignals, exit_to_be_restarted
-from espnet_dus.training.resume import Epoch, ResumableBatches, leave_signals_to_the_training
+from espnet_dus.training.resume import (
+    Epoch,
+    ResumableBatches,
+    leave_signals_to_the_training,
+)
 from espnet_dus.training.step_checkpoint import (
     StepCheckpoints,
     differs_from_checksum,
@@ -114,8 +123,6 @@ class DUSTrainer(Trainer):
         ):
             if getattr(args, name) < least:
                 raise ValueError(f"{name}: {getattr(args, name)} is below {least}")
-        from espnet_dus.task import sampling_rate
-
         # features on disk have a frame every 10 ms, see data.format
         rate = 100.0 if args.input_size is not None else float(sampling_rate(args))
         args = argparse.Namespace(**vars(args), samples_per_second=rate)

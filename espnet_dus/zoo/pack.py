@@ -25,9 +25,10 @@ import torch
 import yaml
 
 import espnet_dus
-from espnet_dus.model.base_lm import HUB_FILES, IDENTITY, PACKAGES, Identity
-from espnet_dus.model.checkpoint import IDENTITY_KEY
 from espnet_dus.io import atomic_path
+from espnet_dus.model.base_lm import IDENTITY, Identity
+from espnet_dus.model.checkpoint import IDENTITY_KEY
+from espnet_dus.zoo.fetch_base_lm import HUB_FILES, PACKAGES
 
 META = "meta.yaml"
 BASE_LM = "data/base_lm"

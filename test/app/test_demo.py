@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from espnet_dus.model.adaptation import unadapted
 from espnet_dus.app.transcription import Transcript, Word, transcribe
+from espnet_dus.model.adaptation import unadapted
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_dus.model.ctc import CTCUnits, llm_text
+from espnet_dus.data.ctc_units import CTCUnits, llm_text
 from espnet_dus.data.dataset import (
     BadUtterances,
     DUSCollateFn,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from espnet_dus.evaluation.comparison import compare
 from espnet_dus.bin import dus_compare
+from espnet_dus.evaluation.comparison import compare
 
 PNG = b"\x89PNG"
 

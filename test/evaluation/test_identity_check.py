@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from espnet_dus.evaluation import identity_check
-from espnet_dus.evaluation.identity_check import check_identity, describe, run
+from espnet_dus.evaluation.identity_check import check_identity, run
 from espnet_dus.model.layers import KINDS
+from espnet_dus.model.stack import describe
 
 TEXT = "the cat sat on the mat and the dog ran after it " * 4
 

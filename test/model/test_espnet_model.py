@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet_dus.model.espnet_model import FeatureModel
+from espnet_dus.model.features import FeatureModel
 from espnet_dus.model.upscaling import inserted_layers
 
 SECONDS = (1.3, 0.6, 0.98)

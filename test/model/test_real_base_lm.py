@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from espnet_dus.model.base_lm import fetch, load_base_lm
+from espnet_dus.model.base_lm import load_base_lm
 from espnet_dus.model.upscaling import inserted_layers, upscale
+from espnet_dus.zoo.fetch_base_lm import fetch
 
 pytestmark = pytest.mark.slow
 

@@ -107,7 +107,7 @@ def test_every_key_has_a_comment_above_it(path):
 @pytest.mark.parametrize("path", TRAIN, ids=name)
 def test_training_configuration_builds_its_arm(path):
     from espnet_dus.model.adaptation import adapt
-    from espnet_dus.model.ctc import ctc_layer_index
+    from espnet_dus.model.upscaling import ctc_layer_index
 
     args = options_of(path)
     lm = adapt(smollm2(size_of(path)), args.adaptation, **args.adaptation_conf)

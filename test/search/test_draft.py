@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from espnet_dus.model.ctc import CTCUnits
+from espnet_dus.data.ctc_units import CTCUnits
 from espnet_dus.search import greedy
 from espnet_dus.search.draft import Draft, best_paths, ctc_drafts
 from espnet_dus.search.greedy import greedy_search

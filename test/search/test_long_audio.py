@@ -11,10 +11,10 @@ import yaml
 from espnet_dus.bin.dus_inference import main
 from espnet_dus.data.corpora.an4 import find_corpus
 from espnet_dus.io import read_scp
-from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.decode import decode
 from espnet_dus.search.long_audio import LongResult, batches, join
+from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.segmentation import Segment, segments
 from espnet_dus.search.speech2text import Speech2Text
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from espnet_dus import Speech2Text
 from espnet_dus.model.base_lm import resolve_dtype
-from espnet_dus.model.espnet_model import Hypothesis
 from espnet_dus.search.precision import quantize_linear
+from espnet_dus.search.result import Hypothesis
 
 NO_GUARDS = {"no_speech": 0.0, "repetition": 0}
 

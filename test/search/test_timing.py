@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from espnet_dus.model.ctc import BLANK, SPACE, CTCUnits
+from espnet_dus.data.ctc_units import BLANK, SPACE, CTCUnits
+from espnet_dus.data.lengths import seconds_per_position
+from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.search.subtitles import write_ctm, write_srt
 from espnet_dus.search.timing import (
     WordTime,
-    seconds_per_position,
     shift,
     word_times,
-    write_ctm,
-    write_srt,
 )
-from espnet_dus.model.speech_embedder import SpeechEmbedder
 
 
 @pytest.fixture

@@ -4,9 +4,15 @@ import pytest
 import torch
 import yaml
 
-from espnet_dus.training.batch_search import find_batch_sizes, largest, make_batch, step_bytes
 from espnet_dus.bin.dus_find_batch import main
-from espnet_dus.task import DUSTask, samples_of_positions, speech_positions
+from espnet_dus.data.lengths import samples_of_positions, speech_positions
+from espnet_dus.task import DUSTask
+from espnet_dus.training.batch_search import (
+    find_batch_sizes,
+    largest,
+    make_batch,
+    step_bytes,
+)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 8, 31, 100])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from espnet2.schedulers.tristage_lr import TristageLR
 
-from espnet_dus.training.learning_rates import scale_learning_rates
 from espnet_dus.task import DUSTask
+from espnet_dus.training.learning_rates import scale_learning_rates
 
 NAMES = ("lm.layer.w", "lm.head", "lmx.w", "prompt")
 

@@ -146,7 +146,7 @@ def test_the_base_lm_is_fetched_once_from_where_the_pack_says(
         (directory / "identity.json").unlink()
         return revision
 
-    monkeypatch.setattr("espnet_dus.model.base_lm._from_hub", from_hub)
+    monkeypatch.setattr("espnet_dus.zoo.fetch_base_lm._from_hub", from_hub)
     monkeypatch.setattr(
         download_module, "SOURCE", download_module.SOURCE + "|tiny-random-llama"
     )

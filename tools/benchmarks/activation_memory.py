@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.adaptation import adapt
-from espnet_dus.scaling import BASE_LMS, load_arms
 from espnet_dus.model.upscaling import inserted_layers
+from espnet_dus.scaling import BASE_LMS, load_arms
 
 ROOT = Path(__file__).resolve().parents[2]
 

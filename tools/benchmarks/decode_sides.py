@@ -150,7 +150,7 @@ def different(one, other):
 
 def word_error_rates(hypotheses, references):
     """Give the rates in percent, as they stand and after `normalize`."""
-    from espnet_dus.model.ctc import word_errors
+    from espnet_dus.model.espnet_model import word_errors
 
     words = {w for text in references.values() for w in text.lower().split()}
     vocabulary = {word for word in words if len(word) > 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import soundfile
 from transformers import AutoTokenizer
 
-from espnet_dus.model.ctc import llm_text
+from espnet_dus.data.ctc_units import llm_text
 
 
 def main(cmd=None):

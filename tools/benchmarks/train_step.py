@@ -33,7 +33,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from espnet_dus.model.espnet_model import ESPnetDUSModel, extract_features
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.features import extract_features
 from espnet_dus.task import DUSTask
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Dict, Union
 
-from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.corpora.download import download, extract_one
+from espnet_dus.data.data_dir import DataDir
 
 # The archive of ESPnet's mini_an4 recipe, as the espnet package carries it.
 MINI_ARCHIVE = "egs3/mini_an4/esp2_asr/downloads.tar.gz"

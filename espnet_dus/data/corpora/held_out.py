@@ -10,8 +10,8 @@ import hashlib
 from pathlib import Path
 from typing import Iterable, List, Optional, Sequence, Set, Union
 
-from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.corpora.normalize import normalize_text
+from espnet_dus.data.data_dir import DataDir
 
 NGRAM = 8
 FEWEST_WORDS = 4  # "yes sir" is in every corpus and gives nothing away

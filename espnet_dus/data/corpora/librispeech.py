@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
 
-from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.corpora.download import download, extract_one
+from espnet_dus.data.data_dir import DataDir
 
 URL = "https://www.openslr.org/resources/12"
 # MD5 of the archives, as OpenSLR gives them.

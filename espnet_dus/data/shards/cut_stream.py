@@ -11,9 +11,9 @@ from lhotse.cut import Cut
 from lhotse.dataset.sampling.base import TokenConstraint
 from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint
 
-from espnet_dus.model.ctc import llm_text
-from espnet_dus.data.shards.augment import Augmentation
+from espnet_dus.data.ctc_units import llm_text
 from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
+from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.mix import Shard
 
 Batch = Tuple[List[str], Dict[str, Any]]

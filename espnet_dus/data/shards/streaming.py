@@ -23,6 +23,9 @@ from lhotse.dataset.sampling.dynamic_bucketing import (
     estimate_duration_buckets,
 )
 
+from espnet_dus.data.data_dir import parse_speed
+from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
+from espnet_dus.data.lengths import LENGTH_MULTIPLE
 from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.cut_stream import (
     Batch,
@@ -33,11 +36,14 @@ from espnet_dus.data.shards.cut_stream import (
     Utterances,
     read_batch_sizes,
 )
-from espnet_dus.data.data_dir import parse_speed
-from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
-from espnet_dus.data.shards.mix import Corpus, Shard, deal, read_weights, shards_of_epoch
+from espnet_dus.data.shards.mix import (
+    Corpus,
+    Shard,
+    deal,
+    read_weights,
+    shards_of_epoch,
+)
 from espnet_dus.data.shards.shar import list_shards, read_info
-from espnet_dus.model.espnet_model import LENGTH_MULTIPLE
 
 NOT_YET = "not yet"
 NUM_FOR_BUCKETS = 5000  # utterances that the buckets' bounds are estimated from

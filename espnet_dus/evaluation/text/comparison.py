@@ -15,7 +15,6 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from espnet_dus.io import write_text
 from espnet_dus.evaluation.text.metric import Metric, paired_delta
 from espnet_dus.evaluation.text.models import Models, count_equal_tokens
 from espnet_dus.evaluation.text.perplexity import WINDOW, read_text, score_text
@@ -27,6 +26,7 @@ from espnet_dus.evaluation.text.tasks import (
     primary_metric,
     run_task,
 )
+from espnet_dus.io import write_text
 
 PACKAGES = ("torch", "transformers", "lm_eval")
 Part = Dict[str, Dict[str, Metric]]  # "base", "adapted", "kl" -> name -> metric

@@ -10,8 +10,12 @@ import soundfile
 
 from espnet_dus.bin.dus_prepare_librispeech import main
 from espnet_dus.data.corpora import librispeech
+from espnet_dus.data.corpora.librispeech import (
+    SETS,
+    find_librispeech,
+    prepare_librispeech,
+)
 from espnet_dus.data.data_dir import DataDir
-from espnet_dus.data.corpora.librispeech import SETS, find_librispeech, prepare_librispeech
 from espnet_dus.io import read_scp
 
 MINI = Path(__file__).resolve().parents[4] / "shared/data/librispeech_mini"

@@ -8,10 +8,15 @@ import pytest
 import soundfile
 
 from espnet_dus.bin.dus_shar import main
-from espnet_dus.data.shards import shar
 from espnet_dus.data.dataset import TooManyBadUtterances
 from espnet_dus.data.format import format_data
-from espnet_dus.data.shards.shar import list_shards, read_info, write_data_dir, write_shards
+from espnet_dus.data.shards import shar
+from espnet_dus.data.shards.shar import (
+    list_shards,
+    read_info,
+    write_data_dir,
+    write_shards,
+)
 from espnet_dus.io import read_scp
 
 DURATIONS = {key: 0.1 + 0.01 * n for n, key in enumerate("abcdefg")}

@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
-from espnet_dus.model.base_lm import identify
 from espnet_dus.bin import dus_text_eval
-from espnet_dus.model.checkpoint import IDENTITY_KEY
 from espnet_dus.evaluation.text import comparison
 from espnet_dus.evaluation.text.comparison import evaluate, mean_delta
 from espnet_dus.evaluation.text.models import Models, count_equal_tokens
+from espnet_dus.model.base_lm import identify
+from espnet_dus.model.checkpoint import IDENTITY_KEY
 
 TASKS = ["local_piqa", "local_lambada"]
 

@@ -1,0 +1,102 @@
+"""Lengths: samples, feature frames and speech positions, one from another.
+
+samples --frontend--> frames --speech embedder--> speech positions
+"""
+
+import argparse
+import math
+from typing import Tuple
+
+import humanfriendly
+import torch
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+
+# Options of the speech embedder and their defaults.
+
+EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
+
+# `input_layer` of the speech embedder -> fewest frames that give one position
+FEWEST_FRAMES = {"conv2d": 7, "conv2d8": 15}
+
+# Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
+LENGTH_MULTIPLE = 16
+
+FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
+
+
+def fewest_frames(input_layer: str) -> int:
+    """Give the fewest frames that give one speech position.
+
+    Raises:
+        ValueError: An unknown `input_layer`.
+    """
+    if input_layer not in FEWEST_FRAMES:
+        raise ValueError(
+            f"speech_embedder_conf: input_layer {input_layer!r} is not one of "
+            f"{', '.join(FEWEST_FRAMES)}"
+        )
+    return FEWEST_FRAMES[input_layer]
+
+
+def num_positions(input_layer: str, frames: int) -> int:
+    """Give the speech positions of some frames.
+
+    Raises:
+        ValueError: An unknown `input_layer`.
+    """
+    # each convolution has kernel 3 and stride 2
+    for _ in range(fewest_frames(input_layer).bit_length() - 1):
+        frames = (frames - 1) // 2
+    return max(frames, 0)
+
+
+def sampling_rate(args: argparse.Namespace) -> int:
+    """Give the rate (Hz) of the audio that a model with these options takes."""
+    fs = args.frontend_conf.get("fs", 16000)
+    return humanfriendly.parse_size(fs) if isinstance(fs, str) else fs
+
+
+def min_length(args: argparse.Namespace) -> int:
+    """Fewest samples, or feature frames, that give one speech position."""
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    frames = fewest_frames(embedder_conf["input_layer"])
+    if args.input_size is not None:
+        return frames
+    hop, window, center = _framing(args)
+    return frames * hop if center else (frames - 1) * hop + window
+
+
+def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
+    """Give the speech positions that samples become, with these options."""
+    hop, window, center = _framing(args)
+    frames = 1 + (num_samples if center else num_samples - window) // hop
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    return num_positions(embedder_conf["input_layer"], frames)
+
+
+def samples_of_positions(args: argparse.Namespace, positions: int) -> int:
+    """Give the fewest samples that become so many speech positions."""
+    hop, window, center = _framing(args)
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    # the first position takes 2n - 1 frames, each further one n
+    frames = fewest_frames(embedder_conf["input_layer"])
+    frames += (positions - 1) * (frames + 1) // 2
+    return (frames - 1) * hop + (0 if center else window)
+
+
+def _framing(args: argparse.Namespace) -> Tuple[int, int, bool]:
+    conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}
+    return conf["hop_length"], conf["n_fft"], conf["center"]
+
+
+def seconds_per_position(embedder: torch.nn.Module, hop_length: int, fs: int) -> float:
+    """Give the time from one speech position to the next.
+
+    Args:
+        embedder: Its convolutions' strides tell the frames to a position.
+        hop_length: Samples to a frame.
+        fs: Sampling rate in Hz.
+    """
+    convs = (m for m in embedder.subsample.modules() if isinstance(m, torch.nn.Conv2d))
+    return math.prod(conv.stride[0] for conv in convs) * hop_length / fs

@@ -1,0 +1,153 @@
+"""Building the model from the options of a training."""
+
+import argparse
+import inspect
+from typing import Any, Dict, Iterable, Optional
+
+import torch
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.layers.global_mvn import GlobalMVN
+from espnet2.layers.utterance_mvn import UtteranceMVN
+from espnet2.torch_utils.initialize import initialize
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+
+from espnet_dus.data.ctc_units import CTCUnits
+from espnet_dus.data.lengths import EMBEDDER_CONF
+from espnet_dus.model.adaptation import adapt
+from espnet_dus.model.base_lm import embedding_rms, load_base_lm
+from espnet_dus.model.ctc_head import CTCHead
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.features import FeatureModel
+from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.model.upscaling import is_above_base_layer
+
+frontend_choices = ClassChoices(
+    "frontend", {"default": DefaultFrontend}, None, "default"
+)
+specaug_choices = ClassChoices("specaug", {"specaug": SpecAug}, optional=True)
+normalize_choices = ClassChoices(
+    "normalize",
+    {"global_mvn": GlobalMVN, "utterance_mvn": UtteranceMVN},
+    default="utterance_mvn",
+    optional=True,
+)
+BASE_LM_CONF = {"dtype": "auto", "attn_implementation": None}
+
+
+def build_model(args: argparse.Namespace) -> torch.nn.Module:
+    """Build the model; for collecting statistics, the frontend alone.
+
+    Raises:
+        ValueError: Options that do not fit; the message names them.
+    """
+    if args.input_size is None:
+        frontend = _build(frontend_choices, args)
+        input_size = frontend.output_size()
+    else:
+        args.frontend, args.frontend_conf = None, {}
+        frontend, input_size = None, args.input_size
+    if getattr(args, "collect_stats", False):
+        return FeatureModel(frontend)
+
+    lm, tokenizer, identity = load_base_lm(
+        args.base_lm, **fill_defaults("base_lm_conf", args.base_lm_conf, BASE_LM_CONF)
+    )
+    embeddings = lm.get_input_embeddings().weight
+    compute_dtype = embeddings.dtype  # the arm full makes float32 of it
+    embedder_conf = fill_defaults(
+        "speech_embedder_conf", args.speech_embedder_conf, EMBEDDER_CONF
+    )
+    speech_embedder = SpeechEmbedder(
+        input_size,
+        lm.config.hidden_size,
+        embedding_rms(lm),
+        **embedder_conf,
+    )
+    if args.init is not None:
+        initialize(speech_embedder, args.init)
+    lm = adapt(lm, args.adaptation, **args.adaptation_conf)
+    ctc_units = load_ctc_units(args, tokenizer)
+    ctc = None
+    if ctc_units is not None:
+        ctc_conf = fill_defaults("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
+        model_conf = {**get_default_kwargs(ESPnetDUSModel), **args.model_conf}
+        has_norm = is_above_base_layer(lm, model_conf["ctc_layer"])
+        ctc = CTCHead(lm.config.hidden_size, len(ctc_units), has_norm, **ctc_conf)
+        if ctc_units.type == "llm":
+            ctc.start_at_embeddings(ctc_units, lm)
+    return ESPnetDUSModel(
+        lm=lm,
+        tokenizer=tokenizer,
+        identity=identity,
+        frontend=frontend,
+        specaug=_build(specaug_choices, args),
+        normalize=_build(normalize_choices, args),
+        speech_embedder=speech_embedder,
+        ctc=ctc,
+        ctc_units=ctc_units,
+        compute_dtype=compute_dtype,
+        **fill_defaults(
+            "model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)
+        ),
+    )
+
+
+def fill_defaults(
+    name: str, conf: Dict[str, Any], known: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Fill up an option with the defaults, of known keys."""
+    _check_keys(name, conf, known)
+    return {**known, **conf}
+
+
+def _check_keys(name: str, conf: Dict[str, Any], known: Iterable[str]) -> None:
+    """Check an option's keys.
+
+    Raises:
+        ValueError: It has a key that is not known.
+    """
+    if unknown := sorted(set(conf) - set(known)):
+        raise ValueError(
+            f"{name}: unknown key(s) {', '.join(unknown)}; expected some of "
+            f"{', '.join(known)}"
+        )
+
+
+def check_numbers(name: str, conf: Dict[str, Any]) -> None:
+    """Refuse numbers that YAML takes for text, such as 8e-4 without a point.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for key, value in conf.items():
+        try:
+            number = float(value) if isinstance(value, str) else None
+        except ValueError:
+            continue  # meant as text
+        if number is not None:
+            raise ValueError(
+                f"{name}: {key}={value} is text to YAML, not a number; write "
+                f"{key}={number:f} or, with a point, 1.0e-3"
+            )
+
+
+def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
+    part = choices.get_class(getattr(args, choices.name))
+    if part is None:
+        return None
+    conf = getattr(args, f"{choices.name}_conf")
+    _check_keys(f"{choices.name}_conf", conf, inspect.signature(part).parameters)
+    return part(**conf)
+
+
+def load_ctc_units(args: argparse.Namespace, tokenizer=None) -> Optional[CTCUnits]:
+    """Load the CTC units that the options name, or return None."""
+    if args.ctc_units is None:
+        return None
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(args.base_lm, local_files_only=True)
+    return CTCUnits(args.ctc_units, tokenizer)

