@@ -1,0 +1,1 @@
+"""Discrete speech tokens: what makes them of audio, and how they are stored."""
