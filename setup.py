@@ -38,6 +38,7 @@ setup(
             "playwright",
             "psutil",
             "pytest",
+            "pytest-xdist",
             "black",
             "isort",
             "flake8",

@@ -5,6 +5,16 @@ import shutil
 
 import pytest
 
+# Files that take minutes, longest first
+LONGEST = ("test_mini_an4.py", "test_mini_an4_smollm2.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest files first, so that several processes end together."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = (
     "HELLO WORLD HOW ARE YOU TODAY the cat sat on the mat and the dog ran after it "

