@@ -29,6 +29,7 @@ setup(
         "silero-vad",
         "gradio>=6,<7",
         "soundfile",
+        "tqdm",
         "soxr",
         # espnet_model_zoo imports distutils, which is setuptools' own since 3.12
         "setuptools<82",

@@ -1,27 +1,41 @@
-"""Files that are either whole or absent, and Kaldi's two-column tables."""
+"""Whole files, Kaldi's two-column tables, file names for keys, and progress."""
 
+import hashlib
 import os
+import secrets
+import socket
+import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Union
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+MAX_NAME_BYTES = 255  # of a file name, in every common file system
+UNSAFE_CHARACTERS = frozenset('%/\\:*?"<>|')
+SECONDS_BETWEEN_REPORTS = 30
 
 
 @contextmanager
 def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
-    """Give a temporary path that becomes `path` if the block succeeds.
+    """Yield a temporary path that is renamed to `path` if the block succeeds.
 
-    The temporary file stands in the same directory, so that the rename is atomic: a
-    reader, or a second run after an interruption, sees the whole file or none.
+    The temporary file lies in the same directory, so that the rename is atomic: a
+    reader, or a second run after an interruption, sees the whole file or none. Its
+    name carries the host and a random part, so that writers on several hosts, or in
+    containers that count their processes from 1, never share it.
 
     Args:
-        path: Where the finished file is to stand. Its directory is made.
+        path: The finished file. Its directory is created.
 
     Yields:
         The path to write to, with the same suffix as `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    writer = f"{socket.gethostname()[:64]}.{secrets.token_hex(8)}"
+    temporary = path.with_name(f".{writer}.tmp{path.suffix[-16:]}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -35,34 +49,122 @@ def write_text(path: Union[str, Path], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_scp(path: Union[str, Path]) -> Dict[str, str]:
+def file_name(key: str, suffix: str = "") -> str:
+    """Return a file name for a key, such as an utterance id.
+
+    Different keys have different names, no name leaves its directory, and none is too
+    long for a file system: a long name ends in a digest of the key.
+
+    Args:
+        key: Any string.
+        suffix: Appended to the name, such as `.srt`.
+    """
+    name = "".join(
+        (
+            quote(c, safe="", errors="surrogateescape")
+            if c in UNSAFE_CHARACTERS or not c.isprintable()
+            else c
+        )
+        for c in key
+    )
+    if name.startswith("."):
+        name = f"%2E{name[1:]}"
+    encoded = name.encode()
+    if len(encoded) + len(suffix) > MAX_NAME_BYTES:
+        digest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+        start = encoded[: MAX_NAME_BYTES - len(suffix) - len(digest) - 2]
+        # A "%" that no hexadecimal digit follows occurs in no short name.
+        name = f"{start.decode(errors='ignore')}%-{digest}"
+    return name + suffix
+
+
+def read_scp(
+    path: Union[str, Path], check: Optional[Callable[[str], Any]] = None
+) -> Dict[str, str]:
     """Read a Kaldi table: a key, white space, the rest of the line.
+
+    A byte order mark and Windows line ends are dropped.
 
     Args:
         path: A file such as `wav.scp`, `text` or `utt2spk`.
+        check: Called with each value; raises ValueError if the value is not valid.
 
     Returns:
-        Values by key, in the file's order. A key that stands alone has the value "".
+        Values by key, in the file's order. A key without a value has the value "".
 
     Raises:
-        ValueError: The file is missing, or a key occurs twice.
+        ValueError: The file is missing or not UTF-8, a key occurs twice, or a value is
+            not valid. The file and the line are named.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     table: Dict[str, str] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            fields = line.strip().split(maxsplit=1)
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
+            fields = text.strip().split(maxsplit=1)
             if not fields:
                 continue
-            if fields[0] in table:
-                raise ValueError(f"{path}:{number}: the key {fields[0]} occurs twice")
-            table[fields[0]] = fields[1] if len(fields) == 2 else ""
+            key, value = fields[0], fields[1] if len(fields) == 2 else ""
+            if key in table:
+                raise ValueError(f"{path}:{number}: the key {key} occurs twice")
+            if check is not None:
+                try:
+                    check(value)
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number}: {key}: {error}") from error
+            table[key] = value
     return table
+
+
+def not_empty(value: str) -> None:
+    """Check, for `read_scp`, that a key has a value.
+
+    Raises:
+        ValueError: The value is empty.
+    """
+    if not value:
+        raise ValueError("expected a value after the key, got none")
 
 
 def write_scp(path: Union[str, Path], table: Dict[str, str]) -> None:
     """Write a Kaldi table, sorted by key as Kaldi and ESPnet expect it."""
     lines = (f"{key} {table[key]}".rstrip() + "\n" for key in sorted(table))
     write_text(path, "".join(lines))
+
+
+def progress(
+    iterable: Optional[Iterable] = None,
+    what: str = "",
+    unit: str = "utterances",
+    **options: Any,
+) -> tqdm:
+    """Return a tqdm bar that writes lines to stderr, at most one every 30 seconds.
+
+    Lines, because stderr is a log file in most stages.
+
+    Args:
+        iterable: What to iterate over; None: the caller calls `update`.
+        what: The work, named first in each line.
+        unit: What is counted.
+        options: Other options of tqdm, such as `total`.
+
+    Examples:
+        >>> for path in progress(paths, "checksums", unit="files"):
+        ...     check(path)
+    """
+    return tqdm(
+        iterable,
+        desc=what,
+        unit=f" {unit}",
+        file=sys.stderr,
+        mininterval=SECONDS_BETWEEN_REPORTS,
+        maxinterval=SECONDS_BETWEEN_REPORTS,
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}{postfix}, {rate_noinv_fmt}, "
+        "{remaining} left\n",
+        **options,
+    )

@@ -9,7 +9,8 @@ from typing import Callable
 def user_errors(main: Callable) -> Callable:
     """Turn the errors meant for users into one line on stderr and exit code 1.
 
-    A programmer's error keeps its traceback.
+    A programmer's error keeps its traceback. A character that the locale cannot print
+    is escaped, so that no name stops a command.
 
     Args:
         main: A command's `main(cmd=None)`.
@@ -24,6 +25,8 @@ def user_errors(main: Callable) -> Callable:
             level=logging.INFO,
             format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
         )
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(cmd)
         except (ValueError, RuntimeError, OSError) as error:

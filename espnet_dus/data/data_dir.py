@@ -72,12 +72,9 @@ class DataDir:
         tables = {}
         for name in TABLES:
             if (path / name).exists():
-                try:
-                    tables[name] = read_scp(path / name)
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{path / name}: not UTF-8: {error}") from error
+                tables[name] = read_scp(path / name)
         attributes = {
-            name: (path / name).read_text(encoding="utf-8").strip()
+            name: (path / name).read_text(encoding="utf-8-sig").strip()
             for name in ATTRIBUTES
             if (path / name).exists()
         }

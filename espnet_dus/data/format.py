@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Tuple, Union
-from urllib.parse import quote
 
 import kaldiio
 import soundfile
@@ -26,7 +25,7 @@ from espnet_dus.data.data_dir import (
     first_few,
 )
 from espnet_dus.data.parallel import Progress, run_blocks
-from espnet_dus.io import atomic_path, write_scp, write_text
+from espnet_dus.io import atomic_path, file_name, write_scp, write_text
 
 # The frontend of the recipes: training on `raw` computes the same features itself. Not
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
@@ -311,10 +310,9 @@ def _dump_audio(
         except AudioError as error:
             faults[utterance.id] = str(error)
             continue
-        # 256 folders, since file systems dislike millions of files in one. A key may
-        # hold any character; as a file name it must not leave the folder.
+        # 256 folders, since file systems dislike millions of files in one.
         folder = hashlib.blake2b(utterance.id.encode(), digest_size=1).hexdigest()
-        name = f"{quote(utterance.id, safe='')}.{dump.audio_format}"
+        name = file_name(utterance.id, f".{dump.audio_format}")
         location = f"data/{folder}/{name}"
         # Encoded in memory: libsndfile does not say that a disk is full.
         encoded = io.BytesIO()

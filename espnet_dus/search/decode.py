@@ -14,7 +14,7 @@ from espnet2.train.dataset import ESPnetDataset
 
 from espnet_dus.data.dataset import check_sampling_rate
 from espnet_dus.data.lengths import FRAMES_PER_SECOND
-from espnet_dus.io import read_scp, write_scp
+from espnet_dus.io import file_name, read_scp, write_scp
 from espnet_dus.search.long_audio import join
 from espnet_dus.search.records import Record, Records
 from espnet_dus.search.result import Hypothesis
@@ -286,8 +286,8 @@ def _finish(
             write_ctm(Path(output_dir) / f"{n + 1}best_recog" / "ctm", times)
             if n == 0:
                 for key in times:
-                    name = key.replace("/", "_")
-                    write_srt(Path(output_dir) / "srt" / f"{name}.srt", times[key])
+                    path = Path(output_dir) / "srt" / file_name(key, ".srt")
+                    write_srt(path, times[key])
     done = [records.done[key] for key in keys]
     passes = sum(record.nbest[0].llm_passes for record in done) / len(done)
     logging.info(f"{passes:.1f} LLM passes for an utterance")

@@ -74,7 +74,7 @@ def test_a_missing_table_or_directory_is_named(data, tmp_path):
 
 def test_a_table_that_is_not_utf8_is_named(data):
     (data / "text").write_bytes(b"a \xff\xfe\n")
-    with pytest.raises(ValueError, match="text: not UTF-8"):
+    with pytest.raises(ValueError, match="text:1: not UTF-8"):
         DataDir.read(data)
 
 

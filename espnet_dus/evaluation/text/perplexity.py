@@ -100,7 +100,7 @@ def read_text(path: Union[str, Path]) -> str:
     if not path.is_file():
         raise ValueError(f"{path}: no such text file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
     if len(text.split()) < 2:

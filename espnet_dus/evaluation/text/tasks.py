@@ -187,7 +187,7 @@ def _local_config(
         raise ValueError(f"{data}: no such file; the text task {path.stem} needs it")
     items = [
         _parse_item(line, f"{data}:{number}", config)
-        for number, line in enumerate(data.open(encoding="utf-8"), 1)
+        for number, line in enumerate(data.open(encoding="utf-8-sig"), 1)
         if line.strip()
     ]
     if not items:
