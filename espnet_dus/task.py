@@ -12,6 +12,7 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
+from espnet_dus.config import ConfigParser
 from espnet_dus.data.dataset import (
     BadUtterances,
     DUSCollateFn,
@@ -70,6 +71,13 @@ class DUSTask(AbsTask):
     num_optimizers = 1
     class_choices_list = [frontend_choices, specaug_choices, normalize_choices]
     trainer = DUSTrainer
+
+    @classmethod
+    def get_parser(cls) -> ConfigParser:
+        """Build ESPnet's parser; the file of `--config` may have `defaults:`."""
+        parser = super().get_parser()
+        parser.__class__ = ConfigParser  # ESPnet does not let a task choose it
+        return parser
 
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser):

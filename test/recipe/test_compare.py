@@ -124,6 +124,19 @@ def test_an_arm_whose_yaml_has_changed_since_its_training_is_refused(recipe):
     assert "|lora|" in recipe.table()
 
 
+def test_a_changed_shared_file_counts_as_a_change_of_its_arms(recipe):
+    shared = recipe.directory / "conf" / "base.yaml"
+    shared.write_text("max_epoch: 9\n")
+    recipe.config("lora").write_text("defaults: [../base.yaml]\nadaptation: lora\n")
+    recipe.compare()
+    recipe.config("full").write_text("# a comment\nadaptation: full\n")
+    assert recipe.compare()[1] == []
+    shared.write_text("max_epoch: 99\n")
+    output, calls = recipe.compare(code=1)
+    assert calls == [] and "> max_epoch: 99" in output
+    assert "exp/dus_lora was trained with another" in output
+
+
 def test_yaml_may_change_until_an_epoch_is_trained(recipe):
     recipe.compare("--broken", "lora", code=1)
     recipe.config("lora").write_text("max_epoch: 99\n")

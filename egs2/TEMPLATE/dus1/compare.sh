@@ -73,6 +73,10 @@ done
 # ---- run
 trap 'exit 130' INT # a run.sh that is interrupted is no arm that failed
 
+resolve() { # YAML: print it with the files that its `defaults:` list names
+    (. ./path.sh && python3 -m espnet_dus.config "$1")
+}
+
 run_once() { # stamp, YAML or "", options: run.sh, unless it ended well like this before
     local stamp=$1 wanted
     wanted=$(printf '%q ' "${options[@]}" && echo && cat ${2:+"$2"} < /dev/null)
@@ -86,10 +90,12 @@ run_once() { # stamp, YAML or "", options: run.sh, unless it ended well like thi
         && mv "${stamp}.tmp" "${stamp}"
 }
 
-keep_config() { # experiment, YAML: what it is trained with; no other than before
+keep_config() { # experiment, YAML: keep it, resolved; refuse another than before
+    local yaml
+    yaml=$(resolve "$2") || return
     if [ ! -f "$1/checkpoint.pth" ]; then
-        mkdir -p "$1" && cp "$2" "$1/arm.yaml"
-    elif [ -f "$1/arm.yaml" ] && ! diff "$1/arm.yaml" "$2"; then
+        mkdir -p "$1" && echo "${yaml}" > "$1/arm.yaml"
+    elif [ -f "$1/arm.yaml" ] && ! diff "$1/arm.yaml" - <<< "${yaml}"; then
         log "$1 was trained with another $2 (above): move $1 away, or take another --expdir"
         return 1
     fi
@@ -106,7 +112,7 @@ for i in "${!arms[@]}"; do
     log "arm $((i + 1)) of ${#arms[@]}: ${names[i]} [elapsed=${SECONDS}s]"
     exp=${expdir}/dus_${names[i]}
     if keep_config "${exp}" "${arms[i]}" \
-        && run_once "${exp}/finished" "${arms[i]}" --stage 11 --stop_stage 13 \
+        && run_once "${exp}/finished" "${exp}/arm.yaml" --stage 11 --stop_stage 13 \
             --dus_config "${arms[i]}" --dus_tag "${names[i]}"; then
         finished+=("${exp}")
     else
