@@ -10,6 +10,7 @@ from typing import Optional, Union
 
 import torch
 import yaml
+from transformers import GenerationConfig
 
 from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
 from espnet_dus.model.checkpoint import IDENTITY_KEY
@@ -80,7 +81,20 @@ class Models:
     @cached_property
     def _loaded_base(self):
         lm, tokenizer, _ = load_base_lm(self.directory, dtype=self.dtype)
-        return lm.to(_device()), tokenizer
+        return self._ready(lm, tokenizer), tokenizer
+
+    def _ready(self, lm: torch.nn.Module, tokenizer) -> torch.nn.Module:
+        """Bring an LM to its device, its generation settings to neutral ones.
+
+        A base LM may ship a repetition penalty or a temperature. Tasks that generate
+        are to compare the two LMs, not what is set around one of them.
+        """
+        lm.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        return lm.eval().to(_device())
 
     @property
     def base(self) -> torch.nn.Module:
@@ -108,7 +122,7 @@ class Models:
         # What was trained is float32 still. Buffers are left: RoPE's stay so.
         for parameter in model.lm.parameters():
             parameter.data = parameter.data.to(resolve_dtype(self.dtype))
-        return model.lm.eval().to(_device())
+        return self._ready(model.lm, self.tokenizer)
 
 
 def count_equal_tokens(

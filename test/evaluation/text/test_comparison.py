@@ -1,6 +1,7 @@
 """Base LM against adapted LM: what is computed, kept, skipped and refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from espnet_dus.evaluation.text.comparison import evaluate, mean_delta
 from espnet_dus.evaluation.text.models import Models, count_equal_tokens
 from espnet_dus.model.base_lm import identify
 from espnet_dus.model.checkpoint import IDENTITY_KEY
+from espnet_dus.task import DUSTask
 
 TASKS = ["local_piqa", "local_lambada"]
 
@@ -353,3 +355,52 @@ def test_command_names_a_wrong_task(setup, capsys):
         )
     assert stop.value.code == 1
     assert "unknown text task nope" in capsys.readouterr().err
+
+
+def test_both_models_generate_under_the_same_neutral_settings(
+    tiny_base_lm_dir, tiny_options, tiny_lm, tmp_path
+):
+    base = shutil.copytree(tiny_base_lm_dir, tmp_path / "penalized")
+    settings = json.loads((base / "generation_config.json").read_text())
+    settings.update(repetition_penalty=1.1, do_sample=True, temperature=0.7)
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    # the right answers are what the base LM writes greedily, without a penalty
+    lm, tokenizer = tiny_lm
+    items = []
+    for question in ("the cat sat on", "one two three", "HELLO WORLD", "yes no stop"):
+        ids = tokenizer(question, return_tensors="pt").input_ids
+        answer = lm.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.size(1) :]
+        answer = tokenizer.decode(answer, skip_special_tokens=True).split("\n")[0]
+        items.append(json.dumps({"question": question, "answer": answer}))
+    (tmp_path / "items.jsonl").write_text("\n".join(items))
+    task = dict(
+        task="local_generation",
+        dataset_path="json",
+        dataset_kwargs=dict(data_files=dict(test="items.jsonl")),
+        test_split="test",
+        output_type="generate_until",
+        doc_to_text="{{question}}",
+        doc_to_target="{{answer}}",
+        generation_kwargs=dict(until=["\n"], max_gen_toks=12),
+        metric_list=[
+            dict(metric="exact_match", aggregation="mean", higher_is_better=True)
+        ],
+        metadata=dict(version=1.0),
+    )
+    (tmp_path / "local_generation.yaml").write_text(yaml.safe_dump(task))
+    args = tiny_options(base_lm=str(base))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(vars(args)))
+    torch.save(DUSTask.build_model(args).state_dict(), tmp_path / "model.pth")
+    results = evaluate(
+        base,
+        tmp_path / "out",
+        tmp_path / "config.yaml",
+        tmp_path / "model.pth",
+        tasks=["local_generation"],
+        data_dir=tmp_path,
+        task_dir=tmp_path,
+        batch_size=1,
+        even_if_identical=True,
+    )
+    score = results["tasks"]["local_generation"]["metrics"]["exact_match"]
+    assert (score["base"], score["adapted"], score["delta"]) == (1.0, 1.0, 0.0)
