@@ -4,11 +4,9 @@ samples --frontend--> frames --speech embedder--> speech positions
 """
 
 import argparse
-import math
-from typing import Tuple
+from typing import NamedTuple, Tuple
 
 import humanfriendly
-import torch
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
@@ -90,13 +88,33 @@ def _framing(args: argparse.Namespace) -> Tuple[int, int, bool]:
     return conf["hop_length"], conf["n_fft"], conf["center"]
 
 
-def seconds_per_position(embedder: torch.nn.Module, hop_length: int, fs: int) -> float:
-    """Give the time from one speech position to the next.
+class PositionTimes(NamedTuple):
+    """When the audio is heard: position i is centred on `first + i * step`.
 
-    Args:
-        embedder: Its convolutions' strides tell the frames to a position.
-        hop_length: Samples to a frame.
-        fs: Sampling rate in Hz.
+    Attributes:
+        first: Centre of what the first speech position hears, in seconds.
+        step: Time from one position to the next, in seconds.
     """
-    convs = (m for m in embedder.subsample.modules() if isinstance(m, torch.nn.Conv2d))
-    return math.prod(conv.stride[0] for conv in convs) * hop_length / fs
+
+    first: float
+    step: float
+
+
+def position_times(args: argparse.Namespace) -> PositionTimes:
+    """Return where in the audio each speech position of a model with these options is.
+
+    A position hears the frames below its convolutions' kernels, and a frame the samples
+    of its window; both are centred on what they stand for. Of a model that is given
+    features, whose windows are unknown, each frame is taken for the middle of its
+    shift.
+    """
+    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
+    frames = fewest_frames(embedder_conf["input_layer"])  # that the first one hears
+    if args.input_size is not None:
+        shift, middle = 1 / FRAMES_PER_SECOND, 0.5 / FRAMES_PER_SECOND
+    else:
+        fs = sampling_rate(args)
+        hop, window, center = _framing(args)
+        shift, middle = hop / fs, 0.0 if center else window / 2 / fs
+    step = (frames + 1) // 2 * shift
+    return PositionTimes((frames - 1) / 2 * shift + middle, step)

@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 from espnet_dus.data.lengths import (
     FRAMES_PER_SECOND,
     min_length,
+    position_times,
     sampling_rate,
-    seconds_per_position,
 )
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
@@ -76,6 +76,7 @@ class Speech2Text:
             "dtype": dtype,
         }
         self.min_length = min_length(self.train_args)
+        self.positions = position_times(self.train_args)
         # of audio; features do not tell theirs
         self.fs: Optional[int] = None
         if self.train_args.input_size is None:
@@ -93,14 +94,6 @@ class Speech2Text:
         """Tell whether the search reads the CTC head."""
         search = self.search
         return search.draft or search.ctc_weight > 0 or search.word_times
-
-    @property
-    def seconds_per_position(self) -> float:
-        """Give the time from one speech position to the next."""
-        hop, fs = 1, FRAMES_PER_SECOND
-        if self.fs is not None:
-            hop, fs = self.model.frontend.hop_length, self.fs
-        return seconds_per_position(self.model.speech_embedder, hop, fs)
 
     @staticmethod
     def from_pretrained(
@@ -183,13 +176,16 @@ class Speech2Text:
         for n, (i, hypotheses) in enumerate(zip(spoken, found)):
             if self.search.word_times:
                 ctc_SU = encoded.ctc_BSU[n, : encoded.lengths_B[n]]
-                hypotheses = [self._timed(h, ctc_SU) for h in hypotheses]
+                seconds = len(speeches[i]) / (self.fs or FRAMES_PER_SECOND)
+                hypotheses = [self._timed(h, ctc_SU, seconds) for h in hypotheses]
             results[i] = hypotheses
         return results
 
-    def _timed(self, hypothesis: Hypothesis, ctc_SU: torch.Tensor) -> Hypothesis:
+    def _timed(
+        self, hypothesis: Hypothesis, ctc_SU: torch.Tensor, seconds: float
+    ) -> Hypothesis:
         times = word_times(
-            ctc_SU, hypothesis.text, self.model.ctc_units, self.seconds_per_position
+            ctc_SU, hypothesis.text, self.model.ctc_units, self.positions, seconds
         )
         return hypothesis._replace(word_times=times)
 

@@ -73,10 +73,6 @@ def test_without_the_option_there_are_no_times(speech2text, noises, monkeypatch)
     assert speech2text(noises(0.9))[0].word_times is None
 
 
-def test_a_position_of_eight_frames_lasts_80_ms(speech2text):
-    assert speech2text.seconds_per_position == pytest.approx(0.08)
-
-
 def test_word_times_need_a_ctc_head(tiny_model, tiny_options, tmp_path):
     options = dict(ctc_units=None, model_conf=dict(prompt="", ctc_weight=0.0))
     config = yaml.safe_dump(vars(tiny_options(**options)))

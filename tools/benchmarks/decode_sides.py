@@ -196,7 +196,7 @@ def long_speech(speech2text, speeches, options):
     As many tokens a second as in English are forced: a token that the model never
     writes takes the place of EOS, and no guard acts but the one against length.
     """
-    positions = 1 / speech2text.seconds_per_position  # a second
+    positions = 1 / speech2text.positions.step  # a second
     model = speech2text.model
     eos_id, model.eos_id = model.eos_id, model.tokenizer.unk_token_id
     set_search(
