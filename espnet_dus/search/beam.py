@@ -1,11 +1,11 @@
-"""Beam search by Hugging Face, alone or joint with CTC; n-best hypotheses.
+"""Hugging Face's beam search, alone or joint with CTC; n-best hypotheses.
 
 Dimensions: B utterances, R rows of the search (beam_size for each utterance), N tokens
 so far, T positions of the prefill, V vocabulary.
 """
 
 import math
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 import torch
 from transformers import (
@@ -19,12 +19,12 @@ from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.sequence import Sequence
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.encoding import Encoded, prefix
-from espnet_dus.search.guards import length_limits, loop_length
-from espnet_dus.search.joint import CTCPrefixes
+from espnet_dus.search.guards import length_limits, loop_continuations
+from espnet_dus.search.joint import LOGZERO, CTCPrefixes
 from espnet_dus.search.rescoring import rescore, reward_words
 from espnet_dus.search.result import Hypothesis, hypothesis
 
-# Below this a row is none: HF marks so what it has not filled, and CTC the impossible.
+# Up to this score a row is empty: HF has not filled it, or CTC finds it impossible.
 IMPOSSIBLE = -1e8
 
 
@@ -34,18 +34,19 @@ def beam_search(
 ) -> List[List[Hypothesis]]:
     """Transcribe a batch with `beam_size` hypotheses at each step.
 
-    With a `ctc_weight` w, each token adds `(1 - w) * log P(LLM) + w * log P(CTC)`, CTC
-    as the probability of all transcripts with that beginning (Watanabe et al., "Hybrid
-    CTC/attention architecture for end-to-end speech recognition"). This takes CTC units
-    that are the LLM's tokens; those of another type score the complete hypotheses.
+    With a `ctc_weight` w, each token adds `(1 - w) * log P(LLM) + w * log P(CTC)`,
+    where CTC's is the probability of all transcripts with that prefix (Watanabe et al.,
+    "Hybrid CTC/attention architecture for end-to-end speech recognition"). This needs
+    CTC units that are the LLM's tokens; units of another type score the complete
+    hypotheses.
 
     Args:
         model: In eval mode.
-        encoded: The batch's speech, with CTC if it has a weight.
-        search: All options but `draft` are read.
+        encoded: The batch's speech, with CTC log-probabilities if CTC has a weight.
+        search: All options but `draft` are used.
 
     Returns:
-        The n-best hypotheses of each utterance, the same as it would get alone.
+        The n-best hypotheses of each utterance, independent of the rest of the batch.
     """
     limits_B = length_limits(encoded.lengths_B, search.maxlenratio)
     joint = search.ctc_weight > 0 and model.ctc_units.type == "llm"
@@ -67,7 +68,7 @@ def beam_search(
                 pad_token_id=model.eos_id,
             ),
             logits_processor=[scores],
-            stopping_criteria=[Limits(limits_B, search.repetition, scores)],
+            stopping_criteria=[Limits(limits_B, scores)],
         )
     rows = generated.view(len(limits_B), search.beam_size, -1).tolist()
     results = []
@@ -92,11 +93,11 @@ def _prefill(
 ) -> DynamicCache:
     """Run the LLM up to the last position, once for all beams of an utterance.
 
-    HF would run it for each beam. It goes on from a cache with what follows.
+    HF would run it for each beam; it continues from a cache.
 
     Returns:
-        The cache, a row for each beam. It is empty where the last position is speech
-        that bidirectional layers have to see together with the rest.
+        The cache, with a row for each beam. It is empty where the last position is
+        speech, which bidirectional layers have to see together with the rest.
     """
     cache = DynamicCache()
     num_cached = seq.inputs_BTD.size(1) - 1
@@ -124,28 +125,21 @@ def _result(
 ) -> Optional[Hypothesis]:
     """Make a hypothesis of a row; None where HF has left the row unfilled."""
     end = ids.index(model.eos_id) if model.eos_id in ids else len(ids)
-    guards = []
-    if loop := loop_length(ids[:end], search.repetition):
-        scored = ids[:end]
-        end -= loop * (search.repetition - 1)
-        guards.append("repetition")
-    elif end == limit:
-        scored = ids[:end]
-        guards.append("length")
-    else:
-        scored = [*ids[:end], model.eos_id]
+    scored = ids[:end] if end == limit else [*ids[:end], model.eos_id]
     token_scores = scores.of(utterance, scored)
     if token_scores is None:
         return None
+    guards = ["repetition"] if scores.was_in_loop(utterance, ids[:end]) else []
+    guards += ["length"] if end == limit else []
     score = math.fsum(token_scores) + search.penalty * len(token_scores)
     return hypothesis(model, ids[:end], token_scores, score, scores.num_passes, guards)
 
 
 class BeamScores(LogitsProcessor):
-    """Scores what may follow each beam, and remembers what HF has considered.
+    """Scores the tokens that may follow each beam, and remembers what HF considered.
 
     Args:
-        search: `beam_size`, `ctc_weight` and `penalty` are read.
+        search: `beam_size`, `ctc_weight`, `penalty` and `repetition` are used.
         ctc: The CTC head's scores, or None for the LLM's alone.
     """
 
@@ -155,18 +149,29 @@ class BeamScores(LogitsProcessor):
         self.num_passes = 0
         self.rows: Dict[Tuple[int, Tuple[int, ...]], int] = {}
         self.scores_RV: Optional[torch.Tensor] = None
-        # (utterance, tokens) -> the score of the last of them
+        # (utterance, tokens) -> the score of the last token
         self.remembered: Dict[Tuple[int, Tuple[int, ...]], float] = {}
+        # (utterance, tokens) whose best continuation would have continued a loop
+        self.loops: Set[Tuple[int, Tuple[int, ...]]] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Give the scores (R, V) of what may follow the tokens (R, N) so far."""
+        """Return the scores (R, V) of what may follow the tokens (R, N) so far."""
         self.num_passes += 1
+        beam_size = self.search.beam_size
         prefixes = [tuple(ids) for ids in input_ids.tolist()]
         if self.ctc is not None:
             weight = self.search.ctc_weight
-            scores = (1 - weight) * scores + weight * self.ctc(prefixes, scores)
-        beam_size = self.search.beam_size
+            ctc_RV = self.ctc(prefixes, scores)
+            scores = (1 - weight) * scores + weight * ctc_RV
+            # impossible with any weight
+            scores = scores.masked_fill(ctc_RV <= IMPOSSIBLE, LOGZERO)
         self.rows = {(row // beam_size, p): row for row, p in enumerate(prefixes)}
+        for key, row in self.rows.items():
+            tokens = loop_continuations(key[1], self.search.repetition)
+            if tokens:
+                if int(scores[row].argmax()) in tokens:
+                    self.loops.add(key)
+                scores[row, tokens] = LOGZERO
         self.scores_RV = scores
         return scores + self.search.penalty
 
@@ -179,10 +184,10 @@ class BeamScores(LogitsProcessor):
         self.remembered.update(zip(keys, self.scores_RV[rows, tokens].tolist()))
 
     def of(self, utterance: int, ids: List[int]) -> Optional[List[float]]:
-        """Give the scores of a hypothesis' tokens, without penalty.
+        """Return the scores of a hypothesis' tokens, without penalty.
 
         Returns:
-            None where HF has never had it, or CTC holds it to be impossible.
+            None where HF never considered it, or CTC finds it impossible.
         """
         scores = [
             self.remembered.get((utterance, tuple(ids[: n + 1])), IMPOSSIBLE)
@@ -190,26 +195,28 @@ class BeamScores(LogitsProcessor):
         ]
         return None if min(scores) <= IMPOSSIBLE else scores
 
+    def was_in_loop(self, utterance: int, ids: List[int]) -> bool:
+        """Return whether a loop was broken on the way to a hypothesis."""
+        return any(
+            (utterance, tuple(ids[:n])) in self.loops for n in range(len(ids) + 1)
+        )
+
 
 class Limits(StoppingCriteria):
-    """Ends each hypothesis at its utterance's limit, and in a loop.
+    """Ends each hypothesis at its utterance's limit.
 
     Args:
-        limits_B: The most tokens of each utterance.
-        repetition: See `SearchConfig`.
-        scores: It is told what HF considers.
+        limits_B: (B,) maximum number of tokens.
+        scores: It is told which candidates HF considers.
     """
 
-    def __init__(self, limits_B: torch.Tensor, repetition: int, scores: BeamScores):
+    def __init__(self, limits_B: torch.Tensor, scores: BeamScores):
         self.limits_B = limits_B
-        self.repetition = repetition
         self.scores = scores
 
     def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        """Tell who is done; with embeddings as prompt, all ids are new."""
+        """Return who is done; with embeddings as the prompt, all ids are new."""
         candidates = input_ids.tolist()
         self.scores.remember(candidates, len(self.limits_B))
         share = len(candidates) // len(self.limits_B)
-        done_R = self.limits_B.repeat_interleave(share) <= input_ids.size(1)
-        loops = [loop_length(ids, self.repetition) > 0 for ids in candidates]
-        return done_R | torch.tensor(loops, device=done_R.device)
+        return self.limits_B.repeat_interleave(share) <= input_ids.size(1)

@@ -10,26 +10,28 @@ def _option(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How transcripts are searched for; the defaults are a plain greedy search.
+    """The options of a search; the defaults are a plain greedy search.
 
     Each field is an option of `dus_inference` and a key of its YAML.
 
     Raises:
-        ValueError: A value out of its range, or two that contradict each other.
+        ValueError: A value is out of its range, or two contradict each other.
     """
 
     beam_size: int = _option(1, "hypotheses kept at each step; 1: greedy")
-    nbest: int = _option(1, "hypotheses given for an utterance, at most beam_size")
-    ctc_weight: float = _option(0.0, "share of the CTC head in the score, 0 to 1")
+    nbest: int = _option(1, "hypotheses returned per utterance, at most beam_size")
+    ctc_weight: float = _option(0.0, "weight of the CTC head in the score, 0 to 1")
     penalty: float = _option(0.0, "added to the score for each token (beam)")
-    word_reward: float = _option(0.0, "added for each word when n-best are ranked")
+    word_reward: float = _option(0.0, "added for each word when the n-best are ranked")
     draft: bool = _option(False, "the LLM verifies the CTC head's draft (greedy)")
-    maxlenratio: float = _option(1.0, "at most so many tokens for a speech position")
+    maxlenratio: float = _option(
+        1.0, "maximum tokens per speech position; 0: 1 per position, as in ESPnet"
+    )
     repetition: int = _option(
-        6, "stop when a sequence of tokens stands so often in a row; 0: never"
+        6, "times in a row that a token sequence may be repeated; 0: no limit"
     )
     no_speech: float = _option(
-        0.5, "audio whose speech probability stays below gives nothing; 0: never"
+        0.5, "skip audio whose speech probability never reaches this; 0: off"
     )
     word_times: bool = _option(False, "align the words of the transcript in time")
 
@@ -50,34 +52,35 @@ class SearchConfig:
                 )
         if self.draft and self.beam_size > 1:
             raise ValueError(
-                f"draft: goes with greedy search only, beam_size is {self.beam_size}"
+                f"draft: works with greedy search only, but beam_size is "
+                f"{self.beam_size}"
             )
         for name in ("ctc_weight", "penalty", "word_reward"):
             if getattr(self, name) and self.beam_size == 1:
                 raise ValueError(
                     f"{name}: {getattr(self, name)} has no effect in greedy search; "
-                    "give beam_size 2 or more"
+                    "set beam_size to 2 or more"
                 )
 
     @classmethod
     def make(cls, search: Union["SearchConfig", Dict[str, Any], None]):
-        """Take a configuration as it is, or make one of a dict.
+        """Return a configuration as it is, or make one from a dict.
 
         Raises:
-            ValueError: The dict has a key that is not known.
+            ValueError: The dict has an unknown key.
         """
         if isinstance(search, cls):
             return search
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(search or {}) - set(known)):
             raise ValueError(
-                f"search: unknown key(s) {', '.join(unknown)}; expected some of "
+                f"search: unknown option(s) {', '.join(unknown)}; expected some of "
                 f"{', '.join(known)}"
             )
         return cls(**(search or {}))
 
     def asdict(self) -> Dict[str, Any]:
-        """Give the options by name."""
+        """Return the options by name."""
         return asdict(self)
 
 
@@ -85,11 +88,11 @@ Search = Optional[Union[SearchConfig, Dict[str, Any]]]
 
 
 def add_options(parser: Any, names: Optional[Sequence[str]] = None) -> None:
-    """Add the options of a search to a command's parser or a group of it.
+    """Add the options of a search to a command's parser.
 
     Args:
-        parser: Whose `add_argument` is called.
-        names: Which options; None: all.
+        parser: An argument parser or a group of one.
+        names: Options to add; None: all.
     """
     for option in fields(SearchConfig):
         if names is not None and option.name not in names:

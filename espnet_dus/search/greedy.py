@@ -18,7 +18,7 @@ from espnet_dus.search.draft import (
     ctc_drafts,
 )
 from espnet_dus.search.encoding import Encoded
-from espnet_dus.search.guards import length_limits, loop_length
+from espnet_dus.search.guards import length_limits, loop_continuations
 from espnet_dus.search.result import Hypothesis, hypothesis
 
 
@@ -30,11 +30,11 @@ def greedy_search(
 
     Args:
         model: In eval mode.
-        encoded: The batch's speech, with CTC if there is to be a draft.
-        search: `draft`, `maxlenratio` and `repetition` are read.
+        encoded: The batch's speech, with CTC log-probabilities for a draft.
+        search: `draft`, `maxlenratio` and `repetition` are used.
 
     Returns:
-        A hypothesis for each utterance, the same as it would get alone.
+        A hypothesis for each utterance, independent of the rest of the batch.
     """
     drafts = [Draft() for _ in encoded.lengths_B]
     if search.draft:
@@ -50,25 +50,29 @@ def greedy_search(
         cheap = CHEAP_TOKENS_CPU if on_cpu else CHEAP_TOKENS_GPU
         # the first pass reads the speech, beside which a draft is short
         room = max(limits, default=0)
-        going_on, last = texts, 0  # tokens of a pass that are no proposals
-        while going_on:
-            proposals = [text.propose(room) for text in going_on]
-            new = [text.ids[-last:] * last + p for text, p in zip(going_on, proposals)]
+        open_texts, last = texts, 0  # tokens of a pass that are not proposals
+        while open_texts:
+            proposals = [text.propose(room) for text in open_texts]
+            new = [
+                text.ids[-last:] * last + p for text, p in zip(open_texts, proposals)
+            ]
             logits_BNV = lm.feed(new)
+            log_sum_BN = logits_BNV.float().logsumexp(-1)
+            for text, proposal, logits_NV in zip(open_texts, proposals, logits_BNV):
+                text.forbid_loops(proposal, logits_NV)
             best_BN = logits_BNV.argmax(-1)
-            scores_BN = logits_BNV.gather(2, best_BN[..., None]).squeeze(
-                2
-            ).float() - logits_BNV.float().logsumexp(-1)
+            best_logits_BN = logits_BNV.gather(2, best_BN[..., None]).squeeze(2)
+            scores_BN = best_logits_BN.float() - log_sum_BN
             num_kept = [
                 last + text.accept(proposal, best, scores)
                 for text, proposal, best, scores in zip(
-                    going_on, proposals, best_BN.tolist(), scores_BN.tolist()
+                    open_texts, proposals, best_BN.tolist(), scores_BN.tolist()
                 )
             ]
-            rows = [row for row, text in enumerate(going_on) if not text.ended]
+            rows = [row for row, text in enumerate(open_texts) if not text.ended]
             if rows:
                 lm.keep(num_kept, rows)
-            going_on, last = [going_on[row] for row in rows], 1
+            open_texts, last = [open_texts[row] for row in rows], 1
             room = cheap // max(len(rows), 1) - 1
     return [
         hypothesis(model, t.ids, t.scores, math.fsum(t.scores), t.num_passes, t.guards)
@@ -80,10 +84,10 @@ class _Text:
     """The text of one utterance while it is being written.
 
     Args:
-        eos_id: Ends it.
-        limit: At most so many tokens, EOS included.
+        eos_id: The token that ends it.
+        limit: Maximum number of tokens, EOS included.
         repetition: See `SearchConfig`.
-        draft: What to propose.
+        draft: Where proposals come from.
     """
 
     def __init__(self, eos_id: int, limit: int, repetition: int, draft: Draft):
@@ -96,27 +100,45 @@ class _Text:
         self.num_passes = 0
         self.guards: List[str] = []
         self.ended = False
+        self.loops: List[int] = []  # steps of this pass at which the LLM was in a loop
 
     def propose(self, room: int) -> List[int]:
-        """Give up to `room` tokens for the LLM to verify, all of which can be used."""
+        """Return up to `room` tokens for the LLM to verify, all within the limit."""
         return self.draft.rest(min(room, self.limit - len(self.ids) - 1))
 
+    def forbid_loops(self, proposal: List[int], logits_NV: torch.Tensor) -> None:
+        """Set the logits of tokens that would continue a loop to -inf, in place.
+
+        Args:
+            proposal: The proposed tokens.
+            logits_NV: The LLM's logits before the first of them, and behind each.
+        """
+        self.loops = []
+        for n in range(len(proposal) + 1):
+            tokens = loop_continuations(self.ids + proposal[:n], self.repetition)
+            if tokens:
+                if int(logits_NV[n].argmax()) in tokens:
+                    self.loops.append(n)
+                logits_NV[n, tokens] = -torch.inf
+
     def accept(self, proposal: List[int], best: List[int], scores: List[float]) -> int:
-        """Write on: the proposed tokens that are the LLM's own, and one of its own.
+        """Append the proposed tokens that are the LLM's own, and one token of its own.
 
         Args:
             proposal: N tokens.
-            best: The LLM's choice at each of them and behind the last, N + 1.
+            best: The LLM's choice before the first of them and behind each, N + 1.
             scores: Its log-probabilities.
 
         Returns:
-            How many tokens of the proposal stand in the text.
+            The number of proposed tokens in the text.
         """
         self.num_passes += 1
         for num_accepted, (token, score) in enumerate(zip(best, scores)):
             proposed: Optional[int] = None
             if num_accepted < len(proposal):
                 proposed = proposal[num_accepted]
+            if num_accepted in self.loops and "repetition" not in self.guards:
+                self.guards.append("repetition")
             self._write(token, score)
             if self.ended or token != proposed:
                 return num_accepted
@@ -129,11 +151,6 @@ class _Text:
             return
         self.ids.append(token)
         self.draft.advance(token)
-        if loop := loop_length(self.ids, self.repetition):
-            keep = len(self.ids) - loop * (self.repetition - 1)
-            self.ids, self.scores = self.ids[:keep], self.scores[:keep]
-            self.guards.append("repetition")
-            self.ended = True
-        elif len(self.ids) >= self.limit:
+        if len(self.ids) >= self.limit:
             self.guards.append("length")
             self.ended = True

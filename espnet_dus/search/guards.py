@@ -1,61 +1,77 @@
-"""What keeps an LLM from writing what nobody said.
+"""Guards against hallucinated text.
 
-Three guards, each named in the hypothesis it has acted on:
+Each is named in the hypothesis on which it acted:
 
-    length      at most `maxlenratio` tokens for a speech position
-    repetition  a sequence of tokens that stands so often in a row is a loop: the text
-                ends with its first occurrence
-    no_speech   audio in which Silero's voice activity detection (its weights come in
-                the package `silero-vad`) hears nobody is not given to the LLM at all
+    length      at most `maxlenratio` tokens per speech position
+    repetition  a token sequence repeated this many times in a row is a loop: the token
+                that would repeat it once more is forbidden, and the search continues
+                with the next best
+    no_speech   audio in which Silero's voice activity detection hears nobody is not
+                given to the LLM (its weights come in the package `silero-vad`)
 """
 
 import functools
-from typing import Sequence
+from typing import List, Sequence
 
 import numpy as np
 import torch
 
 from espnet_dus.search.vad import RATE, WINDOW, load_vad
 
-# The longest sequence of tokens whose repetition is looked for.
+# The longest token sequence whose repetition is looked for.
 MAX_LOOP = 8
-# So many of Silero's windows in a row must be speech: 96 ms.
+# Number of consecutive VAD windows that must be speech: 96 ms.
 NUM_WINDOWS = 3
 
 
 def length_limits(lengths_B: torch.Tensor, maxlenratio: float) -> torch.Tensor:
-    """Give the most tokens (B,) of utterances with so many speech positions (B,)."""
-    return (lengths_B * maxlenratio).ceil().clamp(min=1).long()
+    """Return the maximum number of tokens of each utterance.
 
-
-def loop_length(ids: Sequence[int], repetition: int) -> int:
-    """Give the length of the sequence that stands `repetition` times at the end.
+    Args:
+        lengths_B: (B,) speech positions.
+        maxlenratio: Tokens per position; 0 is ESPnet's: as many tokens as positions,
+            so that in practice EOS decides.
 
     Returns:
-        The shortest such length, at most `MAX_LOOP`; 0 where there is none, or where
-        `repetition` is 0.
+        (B,) long, at least 1.
+    """
+    return (lengths_B * (maxlenratio or 1.0)).ceil().clamp(min=1).long()
+
+
+def loop_continuations(ids: Sequence[int], repetition: int) -> List[int]:
+    """Return the tokens that would continue a loop at the end of a text.
+
+    Args:
+        ids: The text so far.
+        repetition: A sequence of up to `MAX_LOOP` tokens repeated this many times is a
+            loop; 0: nothing is.
+
+    Returns:
+        The first token of each sequence that the text ends with `repetition` times.
     """
     if repetition == 0:
-        return 0
-    for length in range(1, min(MAX_LOOP, len(ids) // repetition) + 1):
-        end = ids[-length:]
-        if ids[-length * repetition :] == end * repetition:
-            return length
-    return 0
+        return []
+    ids = list(ids)
+    longest = min(MAX_LOOP, len(ids) // repetition)
+    return [
+        ids[-length]
+        for length in range(1, longest + 1)
+        if ids[-length * repetition :] == ids[-length:] * repetition
+    ]
 
 
 def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
-    """Tell whether anybody speaks, as soon as that is certain.
+    """Return whether anybody speaks, as soon as that is certain.
 
     Args:
         speech: (samples,), from -1 to 1.
-        fs: Their rate in Hz.
-        threshold: The probability of speech that three windows of 32 ms in a row must
-            have.
+        fs: Sampling rate in Hz.
+        threshold: The speech probability that three consecutive windows of 32 ms must
+            reach.
 
     Returns:
-        Whether such a place was found. Audio shorter than three windows is taken for
-        speech: too little to tell.
+        Whether three such windows were found. Audio shorter than three windows counts
+        as speech: it is too short to tell.
     """
     samples_T = torch.as_tensor(speech, dtype=torch.float32)
     if fs != RATE:

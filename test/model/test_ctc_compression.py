@@ -6,10 +6,10 @@ import torch
 from espnet_dus.model.ctc_compression import CTCCompression
 
 RMS = 0.5
-# blank, unknown, and two units with their tokens
+# blank, <unk>, and two units with their tokens
 UNITS_BS = torch.tensor([[0, 2, 2, 0, 2, 3, 1, 3], [3, 3, 0, 0, 2, 2, 2, 2]])
 LENGTHS_B = torch.tensor([8, 4])
-RUNS = [[(2, [1, 2]), (2, [4]), (3, [5]), (3, [7])], [(3, [0, 1])]]
+RUNS = [[(2, [1, 2]), (2, [4]), (3, [5]), (1, [6]), (3, [7])], [(3, [0, 1])]]
 
 
 @pytest.fixture
@@ -26,13 +26,15 @@ def compress(x_BSD, lengths_B, embeddings, units_BS=UNITS_BS):
 def test_the_llm_reads_each_unit_heard_its_token_and_its_sound(embeddings):
     x_BSD = torch.randn(2, 8, 6)
     read_BND, read_B = compress(x_BSD, LENGTHS_B, embeddings)
-    assert read_B.tolist() == [4, 1]
+    assert read_B.tolist() == [5, 1]
     for b, runs in enumerate(RUNS):
         for n, (unit, places) in enumerate(runs):
             sound = x_BSD[b, places].mean(0)
             sound = sound * RMS / sound.pow(2).mean().sqrt()
-            token = embeddings.weight[{2: 7, 3: 11}[unit]]
-            torch.testing.assert_close(read_BND[b, n], sound + token)
+            expected = sound  # <unk> is heard, but has no token
+            if unit > 1:
+                expected = sound + embeddings.weight[{2: 7, 3: 11}[unit]]
+            torch.testing.assert_close(read_BND[b, n], expected)
 
 
 def test_the_sound_has_a_gradient_where_a_unit_was_heard(embeddings):
@@ -40,7 +42,7 @@ def test_the_sound_has_a_gradient_where_a_unit_was_heard(embeddings):
     x_BSD[1, :2] = 0.0  # silence has one too, and not an infinite one
     x_BSD.requires_grad_()
     read_BND, _ = compress(x_BSD, LENGTHS_B, embeddings)
-    (read_BND[0, :4] * torch.randn(6)).sum().backward()
+    (read_BND[0, :5] * torch.randn(6)).sum().backward()
     heard = [place for _, places in RUNS[0] for place in places]
     assert (x_BSD.grad[0].abs().sum(-1) > 0).nonzero().flatten().tolist() == heard
     assert torch.isfinite(x_BSD.grad).all()

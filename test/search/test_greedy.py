@@ -76,7 +76,7 @@ def test_the_length_is_limited_by_the_speech_positions(
         torch.from_numpy(speeches[1])[None], torch.tensor([len(speeches[1])])
     )[1]
     short, long = search(plain_model, speeches, maxlenratio=maxlenratio)
-    limit = max(1, -int(-int(lengths) * maxlenratio // 1))
+    limit = max(1, -int(-int(lengths) * (maxlenratio or 1.0) // 1))
     assert len(long.token_int) == limit
     assert 1 <= len(short.token_int) <= limit
 

@@ -1,4 +1,4 @@
-"""What keeps an LLM from writing what nobody said."""
+"""Guards against hallucinated text."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,11 @@ import soundfile
 import torch
 
 from espnet_dus.data.corpora.an4 import find_corpus
+from espnet_dus.search import greedy
 from espnet_dus.search.beam import beam_search
+from espnet_dus.search.draft import Draft
 from espnet_dus.search.greedy import greedy_search
-from espnet_dus.search.guards import has_speech, length_limits, loop_length
+from espnet_dus.search.guards import has_speech, length_limits, loop_continuations
 
 
 @pytest.fixture(scope="module")
@@ -38,62 +40,95 @@ def test_audio_too_short_to_tell_is_taken_for_speech():
 
 
 @pytest.mark.parametrize(
-    "ids, repetition, length",
+    "ids, repetition, tokens",
     [
-        ([1, 2, 2, 2], 3, 1),
-        ([1, 2, 2, 2], 4, 0),
-        ([1, 2, 2, 2, 1], 3, 0),
-        ([5, 1, 2, 1, 2, 1, 2], 3, 2),
-        ([1, 2, 3, 4, 5, 6, 7, 8] * 2, 2, 8),
-        ([1, 2, 3, 4, 5, 6, 7, 8, 9] * 2, 2, 0),
-        ([2, 2, 2, 2], 0, 0),
-        ([], 3, 0),
+        ([1, 2, 2, 2], 3, [2]),
+        ([1, 2, 2, 2], 4, []),
+        ([1, 2, 2, 2, 1], 3, []),
+        ([5, 1, 2, 1, 2, 1, 2], 3, [1]),
+        ([1, 2, 3, 4, 5, 6, 7, 8] * 2, 2, [1]),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9] * 2, 2, []),
+        ([3, 2, 2, 3, 2, 2], 2, [2, 3]),  # two loops end here
+        ([2, 2, 2, 2], 0, []),
+        ([], 3, []),
     ],
 )
-def test_a_loop_is_a_sequence_that_stands_so_often_at_the_end(ids, repetition, length):
-    assert loop_length(ids, repetition) == length
+def test_a_loop_is_a_sequence_repeated_at_the_end(ids, repetition, tokens):
+    assert loop_continuations(ids, repetition) == tokens
 
 
 def test_the_limit_is_at_least_one_token():
     limits = length_limits(torch.tensor([1, 10, 11]), 0.25)
     assert limits.tolist() == [1, 3, 3]
-    assert length_limits(torch.tensor([7]), 0.0).tolist() == [1]
 
 
-class Parrot(torch.nn.Module):
-    """An LM head that goes through tokens for ever, whatever the LM says."""
+def test_a_ratio_of_0_allows_as_many_tokens_as_positions_as_espnets():
+    assert length_limits(torch.tensor([1, 7]), 0.0).tolist() == [1, 7]
 
-    def __init__(self, tokens, vocab_size):
+
+class Script(torch.nn.Module):
+    """An LM head that wants to write a text, whatever the LM says, and then EOS.
+
+    `then` is its second choice everywhere.
+    """
+
+    def __init__(self, tokens, then, vocab_size):
         super().__init__()
-        self.tokens = tokens
-        self.vocab_size = vocab_size
+        self.tokens, self.then, self.vocab_size = tokens, then, vocab_size
         self.num_calls = 0
 
     def forward(self, hidden_BND):
-        shape = (*hidden_BND.shape[:2], self.vocab_size)
-        logits = torch.zeros(shape)
-        for n in range(shape[1]):
-            logits[:, n, self.tokens[(self.num_calls + n) % len(self.tokens)]] = 20.0
-        self.num_calls += shape[1]
+        logits = torch.zeros((*hidden_BND.shape[:2], self.vocab_size))
+        for n in range(logits.shape[1]):
+            logits[:, n, self.then] = 10.0
+            logits[:, n, self.tokens[self.num_calls + n]] = 20.0
+        self.num_calls += logits.shape[1]
         return logits
 
 
 @pytest.mark.parametrize("search, beam", [(greedy_search, 1), (beam_search, 3)])
-def test_a_loop_ends_the_text_at_its_first_occurrence(
+def test_a_loop_is_not_continued(make_arm, encode_all, config, noises, search, beam):
+    model = make_arm("encoder")
+    tokens = model.tokenizer(" STOP the cat").input_ids
+    assert 2 <= len(tokens) <= 8
+    model.lm.lm_head = Script(tokens * 99, model.eos_id, len(model.tokenizer))
+    encoded = encode_all(model, noises(4.0))
+    options = config(beam_size=beam, repetition=3, penalty=float(beam > 1))
+    found = search(model, encoded, options)[0]
+    hypothesis = found[0] if beam > 1 else found
+    assert hypothesis.token_int == tokens * 3
+    assert hypothesis.guards == ["repetition"]
+    assert len(hypothesis.confidence) == 9
+    assert min(hypothesis.confidence) > 0.99
+
+
+@pytest.mark.parametrize("search, beam", [(greedy_search, 1), (beam_search, 3)])
+def test_what_is_said_behind_repetitions_is_kept(
     make_arm, encode_all, config, noises, search, beam
 ):
     model = make_arm("encoder")
-    tokens = model.tokenizer(" STOP the cat").input_ids
-    model.lm.lm_head = Parrot(tokens, len(model.tokenizer))
-    assert 2 <= len(tokens) <= 8
+    said = model.tokenizer(" go" + " one" * 3 + " the cat").input_ids
+    script = [*said, model.eos_id] * 9
+    model.lm.lm_head = Script(script, 0, len(model.tokenizer))
     encoded = encode_all(model, noises(4.0))
     found = search(model, encoded, config(beam_size=beam, repetition=3))[0]
     hypothesis = found[0] if beam > 1 else found
-    assert hypothesis.token_int == tokens
-    assert hypothesis.guards == ["repetition"]
-    assert hypothesis.text == "STOP the cat"
-    assert len(hypothesis.confidence) == 3
-    assert min(hypothesis.confidence) > 0.99
+    assert hypothesis.token_int == said
+    assert hypothesis.guards == []
+
+
+def test_a_draft_is_verified_without_its_loop(
+    make_arm, encode_all, config, noises, monkeypatch
+):
+    model = make_arm("encoder")
+    (stop,) = set(model.tokenizer(" one").input_ids[:1])
+    drafts = [Draft([stop] * 9)]
+    monkeypatch.setattr(greedy, "ctc_drafts", lambda *_: drafts)
+    model.lm.lm_head = Script([stop] * 99, model.eos_id, len(model.tokenizer))
+    encoded = encode_all(model, noises(4.0))
+    (found,) = greedy_search(model, encoded, config(draft=True, repetition=4))
+    assert (found.token_int, found.guards) == ([stop] * 4, ["repetition"])
+    assert found.llm_passes == 1
 
 
 def test_the_limit_is_reported(make_arm, encode_all, config, noises):
