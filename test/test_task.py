@@ -72,11 +72,11 @@ def test_the_parser_takes_what_a_recipe_passes(tmp_path):
         "--frontend_conf fs=16k --normalize global_mvn "
         "--normalize_conf stats_file=s/feats_stats.npz --ngpu 0 "
         "--multiprocessing_distributed true --ignore_init_mismatch false "
-        "--adaptation_conf scope=all --adaptation_conf positions=every:4 "
+        "--adaptation_conf scope=all --adaptation_conf positions=interleaved:4 "
         "--model_conf ctc_layer=base:3 --optim adamw --optim_conf lr=0.002".split()
     )
     assert args.adaptation_conf == dict(
-        kind="transformer", scope="all", positions="every:4"
+        kind="transformer", scope="all", positions="interleaved:4"
     )
     assert args.model_conf == dict(ctc_weight=0.5, ctc_layer="base:3")
     assert args.frontend_conf == {"fs": "16k"}
@@ -183,7 +183,7 @@ def test_options_for_training_do_not_disturb_the_statistics(corpus, tiny_base_lm
         corpus,
         base_lm=tiny_base_lm_dir,
         freeze_param="speech_embedder",
-        adaptation_conf="positions=every:2",
+        adaptation_conf="positions=interleaved:1",
     )
     assert (out_dir / "train/feats_stats.npz").is_file()
 

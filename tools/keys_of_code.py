@@ -17,6 +17,7 @@ PACKAGE = ROOT / "espnet_dus"
 BLOCKS = {
     "adaptation_conf": [
         ("model/upscaling.py", "upscale"),
+        ("model/layers/hybrid.py", "build_hybrid"),
         ("model/layers/e_branchformer.py", "build_e_branchformer"),
         ("model/adaptation.py", "lora"),
     ],
@@ -80,7 +81,8 @@ def arguments(path: Path, name: Optional[str]) -> Iterator[Key]:
                 continue
             spec = function.args
             names = [a.arg for a in spec.args][len(spec.args) - len(spec.defaults) :]
-            for argument, default in zip(names, spec.defaults):
+            names += [a.arg for a in spec.kwonlyargs]
+            for argument, default in zip(names, spec.defaults + spec.kw_defaults):
                 what = described.get(argument, ESPNETS)
                 yield Key(argument, what, _literal(default))
 

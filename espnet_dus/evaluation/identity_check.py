@@ -7,6 +7,7 @@ from typing import List, NamedTuple, Sequence
 
 import numpy as np
 import torch
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import load_base_lm
@@ -14,6 +15,7 @@ from espnet_dus.model.build import BASE_LM_CONF
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.layers import KINDS, SCOPES
 from espnet_dus.model.stack import StackLayer, describe, draw
+from espnet_dus.model.upscaling import upscale
 from espnet_dus.task import DUSTask
 
 
@@ -59,10 +61,10 @@ def run(
     base, _, _ = load_base_lm(args.base_lm, **{**BASE_LM_CONF, **args.base_lm_conf})
     own = dict(args.adaptation_conf)
     if args.adaptation == "dus":
-        own = {"kind": "e_branchformer", "scope": "speech", **own}  # upscale's defaults
+        own = {**get_default_kwargs(upscale), **own}
     confs = [(args.adaptation, own)]
     if every_kind:
-        positions = own.get("positions", "spread:6")
+        positions = own.get("positions", "interleaved")
         confs += [
             ("dus", {"kind": kind, "scope": scope, "positions": positions})
             for kind in KINDS

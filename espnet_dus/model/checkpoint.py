@@ -5,14 +5,17 @@ ESPnet's Trainer, averaging, `--init_param` and packing all go through `state_di
 """
 
 import json
+import re
 from dataclasses import asdict
 from typing import Dict, Set
 
 import torch
 
 from espnet_dus.model.base_lm import Identity
+from espnet_dus.model.layers.hybrid import FORMER_LAYER
 
 IDENTITY_KEY = "base_lm_identity"
+FORMER_HYBRID = r"\.layers\.\d+\.layer\.cgmlp\."  # keys of the layer it replaces
 
 
 def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) -> None:
@@ -59,6 +62,8 @@ def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) 
             )
             if found
         ]
+        if any(re.search(FORMER_HYBRID, key) for key in keys.unexpected_keys):
+            problems.append(FORMER_LAYER)
         if problems:
             raise RuntimeError(
                 f"the checkpoint does not fit the model: {'; '.join(problems)}. Was it "

@@ -8,13 +8,13 @@ A conversion of the loaded model, not a rewrite: the new layers stand in the mod
 Hugging Face's forward, `generate`, cache and attention back-ends go on working.
 """
 
-import inspect
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 
-from espnet_dus.model.layers import KINDS, SCOPES
+from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES, layer_options
+from espnet_dus.model.layers.hybrid import FORMER_LAYER
 
 Positions = Union[str, Sequence[int]]
 
@@ -22,8 +22,8 @@ Positions = Union[str, Sequence[int]]
 def upscale(
     lm: torch.nn.Module,
     kind: str = "e_branchformer",
-    scope: str = "speech",
-    positions: Positions = "spread:6",
+    scope: str = "all",
+    positions: Positions = "interleaved",
     **layer_conf: Any,
 ) -> torch.nn.Module:
     """Insert trainable layers into a causal LM and freeze all else.
@@ -34,10 +34,11 @@ def upscale(
     Args:
         lm: A loaded HF causal LM of the Llama type. It is changed in place.
         kind: `transformer` (copies of the base layers) or `e_branchformer`.
-        scope: `all`: the new layers see every position, causally. `speech`: they see
-            the positions that `speech_mask` marks, bidirectionally.
-        positions: Base layers to insert after: indices (-1: before the first; k times
-            the same index stacks k layers), `every:k`, or `spread:n`.
+        scope: `all`: the new layers transform text and speech. `speech`: they transform
+            the positions that `speech_mask` marks, and see them in both directions.
+        positions: Base layers to insert after: `interleaved`, `bottom`, `middle`,
+            `top` or `sandwich`, with a number of layers (`top:4`; default 25 % of the
+            base layers) or without, or a list of indices; see `parse_positions`.
         layer_conf: Options of the kind, see `espnet_dus.model.layers`.
 
     Returns:
@@ -49,21 +50,22 @@ def upscale(
 
     Examples:
         >>> lm = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-360M")
-        >>> lm = upscale(lm, kind="e_branchformer", scope="all", positions="every:4")
+        >>> lm = upscale(lm, "e_branchformer", "all", positions="interleaved")
     """
     for name, value, allowed in (("kind", kind, KINDS), ("scope", scope, SCOPES)):
         if value not in allowed:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-    options = list(inspect.signature(KINDS[kind]).parameters)[4:]
+    options = layer_options(kind, scope)
     if unknown := sorted(set(layer_conf) - set(options)):
         raise ValueError(
-            f"unknown option(s) of kind {kind!r}: {', '.join(unknown)}; it takes "
-            f"{', '.join(options) or 'none'}"
+            f"unknown option(s) of kind {kind!r} in scope {scope!r}: "
+            f"{', '.join(unknown)}; it takes {', '.join(options) or 'none'}"
+            + (f" ({FORMER_LAYER})" if "merge_init" in options else "")
         )
     _check_convertible(lm)
 
     base_layers = list(lm.model.layers)
-    after = parse_positions(positions, len(base_layers))
+    after = parse_positions(positions, len(base_layers), scope)
     lm.requires_grad_(False)
     layers, layer_idx = [], len(base_layers)
     for index in range(-1, len(base_layers)):
@@ -72,7 +74,7 @@ def upscale(
         for _ in range(after.count(index)):
             neighbour = base_layers[max(index, 0)]
             with torch.device(next(neighbour.parameters()).device):
-                layer = KINDS[kind](lm, neighbour, layer_idx, scope, **layer_conf)
+                layer = BUILDERS[kind, scope](lm, neighbour, layer_idx, **layer_conf)
             layers.append(_trainable(layer))
             layer_idx += 1
     _set_layers(lm, layers)
@@ -147,35 +149,42 @@ def layer_output(
         config.num_hidden_layers = num_layers
 
 
-def parse_positions(positions: Positions, num_layers: int) -> List[int]:
-    """Turn a `positions` option into base-layer indices to insert after.
+def parse_positions(
+    positions: Positions, num_layers: int, scope: str = "all"
+) -> List[int]:
+    """Turn a `positions` option into indices of base layers.
+
+    An added layer stands directly behind the base layer of its index and copies it. A
+    placement divides a range of the L base layers into one run for each added layer,
+    as equal as possible, and puts the layer behind the last base layer of its run:
+
+        interleaved    the range of all L base layers
+        bottom         the lower half: the first ceil(L / 2)
+        middle         the half from floor(L / 4) on
+        top            the upper half: the last ceil(L / 2)
+        sandwich       the first ceil(L / 4) for half of the added layers (the larger
+                       half of an odd number), the last ceil(L / 4) for the others
+
+    In scope `speech` the last base layer is left out of these ranges, since nothing but
+    a CTC head could read the speech positions behind it: a placement adds no dead
+    layer. A list of indices is taken as it is.
 
     Args:
-        positions: See `upscale`.
-        num_layers: How many layers the base LM has.
+        positions: A placement, a placement and a number of layers (`top:4`; by default
+            25 % of the base layers, rounded, at least 1), or a list of indices from -1
+            (before the first layer) to L - 1; an index given k times adds k layers.
+        num_layers: Number of layers of the base LM (L).
+        scope: `all` or `speech`.
 
     Returns:
-        Sorted indices from -1 to num_layers - 1, with repetitions.
+        Sorted indices from -1 to L - 1.
 
     Raises:
-        ValueError: Out of range, empty, or not understood.
+        ValueError: `positions` is unknown, empty or out of range, or there are more
+            added layers than base layers in the range.
     """
     if isinstance(positions, str):
-        rule, _, number = positions.partition(":")
-        if rule not in ("every", "spread") or not number.isdigit() or int(number) < 1:
-            raise ValueError(
-                f"positions: {positions!r} is not understood; give a list of "
-                "base-layer indices such as [3, 7], or 'every:4', or 'spread:6'"
-            )
-        n = int(number)
-        if rule == "spread":
-            return [round((i + 1) * num_layers / n) - 1 for i in range(n)]
-        if n > num_layers:
-            raise ValueError(
-                f"positions: {positions!r} inserts nothing, the base LM has "
-                f"{num_layers} layers"
-            )
-        return list(range(n - 1, num_layers, n))
+        return _place(positions, num_layers, scope)
     wrong = [p for p in positions if not isinstance(p, int) or isinstance(p, bool)]
     if wrong or not len(positions):
         raise ValueError(f"positions: {positions!r} is not a list of integers")
@@ -186,6 +195,49 @@ def parse_positions(positions: Positions, num_layers: int) -> List[int]:
             f"so indices go from -1 (before the first) to {num_layers - 1}"
         )
     return sorted(positions)
+
+
+def _place(positions: str, num_layers: int, scope: str) -> List[int]:
+    placement, colon, number = positions.partition(":")
+    last = num_layers - (scope == "speech")
+    half, quarter = -(-last // 2), -(-last // 4)
+    ranges = {
+        "interleaved": [range(last)],
+        "bottom": [range(half)],
+        "middle": [range((last - half) // 2, (last - half) // 2 + half)],
+        "top": [range(last - half, last)],
+        "sandwich": [range(quarter), range(max(quarter, last - quarter), last)],
+    }
+    if placement in ("every", "spread"):
+        raise ValueError(
+            f"positions: {positions!r} is no longer a placement; write "
+            "'interleaved:N' for N layers spread evenly over the base layers"
+        )
+    if placement not in ranges or (colon and not number.isdigit()) or number == "0":
+        raise ValueError(
+            f"positions: {positions!r} is not understood; expected one of "
+            f"{', '.join(ranges)}, with a number of layers or without (interleaved:8), "
+            "or a list of base-layer indices ([3, 7])"
+        )
+    num_added = int(number) if colon else max(1, (num_layers + 2) // 4)
+    limit = sum(map(len, ranges[placement]))
+    if num_added > limit:
+        raise ValueError(
+            f"positions: {positions!r} adds {num_added} layers, but this base LM of "
+            f"{num_layers} layers has {limit} of them in the range of {placement!r} "
+            f"(scope {scope!r}), each followed by one added layer at most; use a "
+            "smaller number, another placement, or a list of indices, which may repeat"
+        )
+    shares = (
+        [num_added]
+        if len(ranges[placement]) == 1
+        else [-(-num_added // 2), num_added // 2]
+    )
+    return [
+        run[(i + 1) * len(run) // share - 1]
+        for run, share in zip(ranges[placement], shares)
+        for i in range(share)
+    ]
 
 
 def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:

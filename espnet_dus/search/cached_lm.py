@@ -7,20 +7,15 @@ right behind them, whatever its batch mates have accepted.
     [new tokens][pad]                    what a pass adds to it
 
 Dimensions: B utterances, T positions in the cache, N new positions, D hidden, V
-vocabulary, H heads, C channels, K frames of a convolution's cache.
+vocabulary, H heads.
 """
 
 from typing import List, Sequence
 
 import torch
-from transformers.cache_utils import (
-    DynamicCache,
-    DynamicLayer,
-    LinearAttentionAndFullAttentionLayer,
-)
+from transformers.cache_utils import DynamicCache
 
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.model.layers.e_branchformer import CausalEBranchformer
 from espnet_dus.search.encoding import Encoded, prefix
 
 
@@ -38,9 +33,6 @@ class CachedLM:
         self.mask_BT = masks["attention_mask"]
         self.speech_mask_BT = masks.get("speech_mask")  # of the context
         self.cache = DynamicCache()
-        for layer in model.lm.model.layers:
-            if isinstance(layer, CausalEBranchformer):
-                _record(self.cache, layer.along_time[0].layer_idx)
         self.num_new = 0
 
     def feed(self, tokens: Sequence[List[int]]) -> torch.Tensor:
@@ -119,33 +111,5 @@ class CachedLM:
             return x_BHTD.gather(2, index)
 
         for layer in self.cache.layers:
-            if isinstance(layer, LinearAttentionAndFullAttentionLayer):
-                _keep_frames(layer, rows_B, drop_B)
             if layer.is_initialized:
                 layer.keys, layer.values = select(layer.keys), select(layer.values)
-
-
-def _record(cache: DynamicCache, layer_idx: int) -> None:
-    """Prepare the cache of a layer whose convolutions' states may have to go back."""
-    while len(cache.layers) <= layer_idx:
-        cache.layers.append(DynamicLayer())
-    cache.layers[layer_idx] = LinearAttentionAndFullAttentionLayer(2)
-    cache.layers[layer_idx].activate_past_recording()
-
-
-def _keep_frames(
-    layer: LinearAttentionAndFullAttentionLayer,
-    rows_B: torch.Tensor,
-    drop_B: torch.Tensor,
-) -> None:
-    """Take back the last frames of each utterance, and keep as many as are read."""
-    for i, state_BCK in layer.conv_states.items():
-        if state_BCK is None:
-            continue  # a kernel of one frame has no past
-        state_BCK = state_BCK[rows_B]
-        num_frames = layer.conv_kernel_size[i]
-        place_K = torch.arange(-num_frames, 0, device=drop_B.device)
-        place_BK = place_K[None] + state_BCK.size(2) - drop_B[:, None]
-        index_BCK = place_BK.clamp(min=0)[:, None].expand(-1, state_BCK.size(1), -1)
-        kept_BCK = state_BCK.gather(2, index_BCK)
-        layer.conv_states[i] = kept_BCK.masked_fill(place_BK[:, None] < 0, 0.0)

@@ -14,6 +14,7 @@ from typing import Dict, Iterator, NamedTuple, Tuple
 
 import torch
 
+from espnet_dus.model.layers.hybrid import HybridEBranchformerLayer
 from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
 
 PEAK_TFLOPS = (
@@ -130,8 +131,12 @@ def _layer(layer: torch.nn.Module, work: Work) -> Iterator[Tuple]:
     speech_only = isinstance(layer, SpeechOnlyLayer)
     rows = work.speech if speech_only else work.positions
     pairs = work.speech_pairs if speech_only else work.pairs
+    hybrid = isinstance(layer, HybridEBranchformerLayer)
     for name, module in layer.named_modules():
         kind = name.rpartition(".")[2]
+        if hybrid:
+            on_speech = name.partition(".")[0] in layer.SPEECH_MODULES
+            rows = work.speech if on_speech else work.positions
         if kind == "linear_pos":  # relative positions, once for a batch, have no input
             yield module, _product(module, 2 * rows / work.utterances, False)
         elif isinstance(module, (torch.nn.Linear, torch.nn.Conv1d)):

@@ -120,6 +120,18 @@ def test_a_checkpoint_of_another_arm_is_an_error(build):
         build("lora").load_state_dict(build("dus").state_dict(), strict=False)
 
 
+def test_a_checkpoint_of_the_former_causal_layer_is_an_error_that_says_so(
+    tiny_model, adaptation_conf
+):
+    model = tiny_model(adaptation_conf=adaptation_conf("e_branchformer", "all"))
+    state = {
+        name.replace(".cgmlp.", ".layer.cgmlp."): value
+        for name, value in model.state_dict().items()
+    }
+    with pytest.raises(RuntimeError, match="was a causal E-Branchformer .*again"):
+        model.load_state_dict(state, strict=False)
+
+
 def test_a_checkpoint_without_identity_is_an_error(build):
     state = build().state_dict()
     del state[IDENTITY_KEY]

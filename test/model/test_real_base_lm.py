@@ -34,8 +34,8 @@ def smollm2():
 def test_untrained_layers_leave_its_text_logits(smollm2, kind_and_scope):
     base, tokenizer = smollm2
     ids = tokenizer(TEXT, return_tensors="pt").input_ids
-    lm = upscale(copy.deepcopy(base), *kind_and_scope, positions="spread:6").eval()
-    assert len(inserted_layers(lm)) == 6
+    lm = upscale(copy.deepcopy(base), *kind_and_scope).eval()
+    assert len(inserted_layers(lm)) == 8
     expected = base(input_ids=ids).logits
     assert torch.equal(lm(input_ids=ids).logits, expected)
     # and it is a language model: chance would be 10.8 nats a token
@@ -48,7 +48,7 @@ def test_scope_speech_leaves_its_text_logits_in_any_training_state(
 ):
     base, tokenizer = smollm2
     ids = tokenizer(TEXT, return_tensors="pt").input_ids
-    lm = upscale(copy.deepcopy(base), kind, "speech", positions="spread:6").eval()
+    lm = upscale(copy.deepcopy(base), kind, "speech").eval()
     randomise(lm, seed=0)
     expected = base(input_ids=ids).logits
     assert torch.equal(lm(input_ids=ids).logits, expected)

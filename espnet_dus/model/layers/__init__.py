@@ -1,10 +1,40 @@
-"""The kinds of inserted layers, one file each, and what both share."""
+"""The added layers: one builder for each kind and scope.
+
+    builder(lm, neighbour, layer_idx, *, <options of adaptation_conf>) -> layer
+
+    lm          the Hugging Face causal LM that the layer is for
+    neighbour   the base layer that the added one copies: the one below it, or the first
+    layer_idx   index of the added layer in the KV cache
+
+A layer takes the call of the base model's own decoder layers and, where it needs it,
+`speech_mask` bool (batch, time); it returns hidden states (batch, time, hidden). It is
+the identity until it is trained.
+"""
+
+import inspect
+from typing import List
 
 from espnet_dus.model.layers.e_branchformer import build_e_branchformer
-from espnet_dus.model.layers.transformer import build_transformer
+from espnet_dus.model.layers.hybrid import build_hybrid
+from espnet_dus.model.layers.transformer import (
+    build_bidirectional_transformer,
+    build_transformer,
+)
 
-# kind -> builder(lm, neighbour, layer_idx, scope, **layer_conf) -> the inserted layer
-KINDS = {"transformer": build_transformer, "e_branchformer": build_e_branchformer}
+BUILDERS = {
+    ("transformer", "all"): build_transformer,
+    ("transformer", "speech"): build_bidirectional_transformer,
+    ("e_branchformer", "all"): build_hybrid,
+    ("e_branchformer", "speech"): build_e_branchformer,
+}
+KINDS = ("transformer", "e_branchformer")
 SCOPES = ("all", "speech")
 
-__all__ = ["KINDS", "SCOPES"]
+
+def layer_options(kind: str, scope: str) -> List[str]:
+    """Return the names of the options that a kind takes in a scope."""
+    parameters = inspect.signature(BUILDERS[kind, scope]).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+__all__ = ["BUILDERS", "KINDS", "SCOPES", "layer_options"]

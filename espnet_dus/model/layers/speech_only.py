@@ -3,19 +3,48 @@
 Dimensions: B utterances, T positions of the LLM sequence, S speech positions, D hidden.
 """
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def speech_positions(
+    speech_mask: Optional[torch.Tensor], hidden_BTD: torch.Tensor, training: bool
+) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+    """Find the speech positions, to be gathered without gap or padding between.
+
+    Args:
+        speech_mask: bool (B, T), True where a position is speech, or None.
+        hidden_BTD: (B, T, D) hidden states, for shape and device.
+        training: Return one position even if there is no speech. Its output is then
+            masked, so that all parameters have a gradient, as DDP requires.
+
+    Returns:
+        Indices (B, S) along T, in order, and the mask bool (B, S) of those that are
+        speech; None where there is no speech.
+    """
+    if speech_mask is None and training:
+        speech_mask = hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.bool)
+    if speech_mask is None:
+        return None
+    lengths_B = speech_mask.sum(1)
+    longest = max(int(lengths_B.max()), int(training))
+    if longest == 0:
+        return None
+    # a stable sort moves the speech positions to the front, in their order
+    order_BT = torch.argsort((~speech_mask).to(torch.int8), dim=1, stable=True)
+    frames_S = torch.arange(longest, device=hidden_BTD.device)
+    return order_BT[:, :longest], frames_S[None] < lengths_B[:, None]
 
 
 class SpeechOnlyLayer(GradientCheckpointingLayer):
     """Applies a bidirectional layer to the speech positions of each sequence.
 
     The speech positions are gathered, so that the layer sees an utterance as an encoder
-    would, without gap or padding between, and its output is written back to where they
-    came from. Every other position leaves as it came, bit for bit. An input without
-    speech (text, or a cached decoding step) does not touch the layer at all.
+    would, without gap or padding between. Its output is written back to where they
+    came from. Every other position is left unchanged, bit for bit. An input without
+    speech (text, or a cached decoding step) is returned as it is.
 
     Args:
         layer: A module with `forward(x_BSD, mask_BS) -> x_BSD`.
@@ -41,19 +70,14 @@ class SpeechOnlyLayer(GradientCheckpointingLayer):
             (B, T, D).
         """
         x_BTD = hidden_states
-        if speech_mask is None or not speech_mask.any():
+        found = speech_positions(speech_mask, x_BTD, self.training)
+        if found is None:
             return x_BTD
-        lengths_B = speech_mask.sum(1)
-        # a stable sort moves the speech positions to the front, in their order
-        order_BT = torch.argsort((~speech_mask).to(torch.int8), dim=1, stable=True)
-        index_BSD = order_BT[:, : int(lengths_B.max()), None].expand(
-            -1, -1, x_BTD.size(2)
-        )
+        index_BS, mask_BS = found
+        index_BSD = index_BS[..., None].expand(-1, -1, x_BTD.size(2))
         x_BSD = x_BTD.gather(1, index_BSD)
-        frames_S = torch.arange(index_BSD.size(1), device=x_BTD.device)
-        mask_BS = frames_S[None] < lengths_B[:, None]
-        # An utterance without speech in a batch with some: one frame stands in, because
-        # attention over no frames at all is not a number. Its output is dropped below.
+        # In an utterance without speech one frame is computed and then dropped:
+        # attention over no frames at all is not a number.
         present_BS = mask_BS.clone()
         present_BS[:, 0] = True
         y_BSD = self.layer(x_BSD, present_BS)

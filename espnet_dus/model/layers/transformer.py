@@ -1,8 +1,10 @@
-"""Kind `transformer`: a copy of the next base layer that starts as the identity.
+"""Kind `transformer`: a copy of a base layer that starts as the identity.
 
 `o_proj` and `down_proj` are zeroed, as in LLaMA-Pro (Wu et al., arXiv 2401.02415): both
 residual branches then add nothing, while their gradients are not zero. With scope `all`
 the result is an ordinary decoder layer, and the whole an ordinary model of its type.
+
+Dimensions: B utterances, S speech frames, D hidden.
 """
 
 import copy
@@ -14,29 +16,29 @@ from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
 
 
 def build_transformer(
-    lm: torch.nn.Module,
-    neighbour: torch.nn.Module,
-    layer_idx: int,
-    scope: str,
+    lm: torch.nn.Module, neighbour: torch.nn.Module, layer_idx: int
 ) -> torch.nn.Module:
-    """Copy `neighbour` into a new layer that is the identity until it is trained.
+    """Copy a base layer, with zeroed output projections (scope `all`).
 
-    Args:
-        lm: The HF causal LM that the layer is for.
-        neighbour: The base layer to copy: the one below, or the first.
-        layer_idx: The new layer's place in the KV cache.
-        scope: `all` (causal, every position) or `speech` (bidirectional, speech only).
-
-    Returns:
-        A layer with the call signature of the base model's own.
+    The arguments are those of every builder, see `espnet_dus.model.layers`.
     """
-    layer = copy.deepcopy(neighbour)
+    # the config is shared, so that a change of attention back-end reaches the copy
+    layer = copy.deepcopy(neighbour, {id(lm.config): lm.config})
     for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
         for parameter in projection.parameters():
             torch.nn.init.zeros_(parameter)
     layer.self_attn.layer_idx = layer_idx
-    if scope == "all":
-        return layer
+    return layer
+
+
+def build_bidirectional_transformer(
+    lm: torch.nn.Module, neighbour: torch.nn.Module, layer_idx: int
+) -> torch.nn.Module:
+    """Copy a base layer to attend in both directions to speech alone (scope `speech`).
+
+    The arguments are those of every builder, see `espnet_dus.model.layers`.
+    """
+    layer = build_transformer(lm, neighbour, layer_idx)
     return SpeechOnlyLayer(BidirectionalTransformer(layer, lm))
 
 

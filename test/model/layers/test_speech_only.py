@@ -46,7 +46,7 @@ def test_speech_positions_are_transformed_and_all_others_leave_as_they_came():
 
 def test_an_input_without_speech_does_not_touch_the_layer():
     recorder = Recorder()
-    layer = SpeechOnlyLayer(recorder)
+    layer = SpeechOnlyLayer(recorder).eval()
     assert layer(X_BTD) is X_BTD
     assert layer(X_BTD, speech_mask=torch.zeros_like(MASK_BT)) is X_BTD
     assert not recorder.calls
@@ -65,3 +65,13 @@ def test_an_utterance_without_speech_beside_others_stays_as_it_is_with_its_gradi
         x_BTD.grad, torch.where(mask_BT[..., None], 2.0, 1.0).expand(3, 6, 2)
     )
     assert recorder.weight.grad == 2 * X_BTD[mask_BT].sum()
+
+
+def test_in_training_an_input_without_speech_gives_every_parameter_a_zero_gradient():
+    x_BTD = X_BTD.clone().requires_grad_()
+    for mask_BT in (None, torch.zeros_like(MASK_BT)):
+        recorder = Recorder()
+        y_BTD = SpeechOnlyLayer(recorder)(x_BTD, speech_mask=mask_BT)
+        assert torch.equal(y_BTD, X_BTD)
+        y_BTD.sum().backward()
+        assert recorder.weight.grad == 0  # not None, which DDP would wait for

@@ -52,3 +52,12 @@ def test_order_of_the_frames_matters_in_scope_speech(upscaled):
     forward = layer(x_BTD, speech_mask=mask_BT)
     backward = layer(x_BTD.flip(1), speech_mask=mask_BT).flip(1)
     assert not torch.allclose(forward, backward, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_change_of_attention_backend_reaches_the_copy(upscaled, kind_and_scope):
+    lm = upscaled(*kind_and_scope, positions=[0])
+    lm.set_attn_implementation("eager")
+    attentions = [m for m in lm.model.layers[1].modules() if hasattr(m, "q_proj")]
+    assert kind_and_scope == ("e_branchformer", "speech") or len(attentions) == 1
+    assert all(m.config._attn_implementation == "eager" for m in attentions)
