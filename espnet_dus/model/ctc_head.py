@@ -1,6 +1,6 @@
 """The CTC head: it reads the output of one layer of the LM."""
 
-from typing import List
+from typing import List, Tuple
 
 import torch
 from espnet2.asr.ctc import CTC
@@ -34,7 +34,7 @@ class CTCHead(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(hidden_size) if has_norm else torch.nn.Identity()
         # not ESPnet's own, which drops in validation too
         self.dropout = torch.nn.Dropout(dropout_rate)
-        self.ctc = CTC(num_units, hidden_size, dropout_rate=0.0)
+        self.ctc = CTC(num_units, hidden_size, dropout_rate=0.0, reduce=False)
 
     def forward(
         self,
@@ -42,18 +42,29 @@ class CTCHead(torch.nn.Module):
         lengths_B: torch.Tensor,
         units_BN: torch.Tensor,
         unit_lengths_B: torch.Tensor,
-    ) -> torch.Tensor:
-        """Give the CTC loss per unit, a scalar.
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Sum the CTC loss over the utterances that CTC can place.
+
+        A transcript that needs more positions than the speech has (one for each unit,
+        and one between equal units) has no alignment and counts for nothing, as one
+        without units does.
 
         Args:
             x_BSD: (B, S, D) hidden states of the speech positions.
             lengths_B: (B,) their number.
             units_BN: (B, N) unit ids.
             unit_lengths_B: (B,) their number.
+
+        Returns:
+            The sum, a scalar, and the number of units in it, at least 1.
         """
         x_BSD = self.dropout(self.norm(x_BSD.float()))
-        mean_over_batch = self.ctc(x_BSD, lengths_B, units_BN, unit_lengths_B)
-        return mean_over_batch * len(lengths_B) / unit_lengths_B.sum()
+        repeated_BN = (units_BN[:, 1:] == units_BN[:, :-1]) & (units_BN[:, 1:] >= 0)
+        placed_B = unit_lengths_B + repeated_BN.sum(1) <= lengths_B
+        placed_B &= unit_lengths_B > 0
+        losses_B = self.ctc(x_BSD, lengths_B, units_BN, unit_lengths_B)
+        losses_B = losses_B * len(lengths_B)  # ESPnet has divided by the batch size
+        return (losses_B * placed_B).sum(), (unit_lengths_B * placed_B).sum().clamp(1)
 
     @torch.no_grad()
     def start_at_embeddings(self, units: CTCUnits, lm: torch.nn.Module) -> None:

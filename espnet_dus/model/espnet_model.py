@@ -36,7 +36,6 @@ from espnet_dus.model.sequence import Sequence, join
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.text_retention import TextRetention
 from espnet_dus.model.upscaling import ctc_layer_index, is_encoder, layer_output
-from espnet_dus.training.distributed import share_of_mean
 
 
 class ESPnetDUSModel(AbsESPnetModel):
@@ -216,9 +215,14 @@ class ESPnetDUSModel(AbsESPnetModel):
         text_lengths: torch.Tensor,
         text_ctc: Optional[torch.Tensor] = None,
         text_ctc_lengths: Optional[torch.Tensor] = None,
+        loss_denominators: Optional[torch.Tensor] = None,
         **_,
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
         """Compute the loss of a batch.
+
+        The losses are sums over tokens, divided by the number of tokens: those of this
+        batch, or `loss_denominators` where several batches make an update. The mean of
+        the batches' losses and gradients is then that of one big batch.
 
         Args:
             speech: (B, samples) or, as features, (B, F, M).
@@ -227,11 +231,46 @@ class ESPnetDUSModel(AbsESPnetModel):
             text_lengths: (B,).
             text_ctc: (B, N') CTC unit ids.
             text_ctc_lengths: (B,).
+            loss_denominators: (2,) mean numbers of target tokens and of CTC units in a
+                batch of the update (see `training.accumulation`).
 
         Returns:
-            The loss, statistics for the log, and the batch size as their weight.
+            The loss, statistics for the log, and 1 as the batch's weight.
         """
-        stats: Dict[str, Optional[torch.Tensor]] = {}
+        sums = self.loss_sums(
+            speech, speech_lengths, text, text_lengths, text_ctc, text_ctc_lengths
+        )
+        counts = {name: count for name, (_, count) in sums.items()}
+        if loss_denominators is not None:
+            targets, units = loss_denominators
+            counts.update(loss_ce=targets, acc=targets, loss_ctc=units)
+        means = {name: total / counts[name] for name, (total, _) in sums.items()}
+        loss = self.combine(means)
+        stats = {name: mean.detach() for name, mean in means.items()}
+        stats.update(loss=loss.detach())
+        return force_gatherable((loss, stats, 1), loss.device)
+
+    def loss_sums(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: torch.Tensor,
+        text_lengths: torch.Tensor,
+        text_ctc: Optional[torch.Tensor] = None,
+        text_ctc_lengths: Optional[torch.Tensor] = None,
+        **_,
+    ) -> Dict[str, Tuple[torch.Tensor, torch.Tensor]]:
+        """Sum the losses and statistics of a batch.
+
+        Args:
+            speech: As in `forward`, like the others.
+
+        Returns:
+            Sum and number of its terms, by name: `loss_ce` and `acc` over transcript
+            tokens and EOS, `loss_ctc` over CTC units, `wer_ctc` (in evaluation) over
+            words, `text_drift` as it is. With CTC alone there is no `loss_ce`.
+        """
+        sums: Dict[str, Tuple[torch.Tensor, torch.Tensor]] = {}
         with self.autocast():
             speech_BSD, lengths_B = self.embed_speech(speech, speech_lengths)
             read_BND, read_B = speech_BSD, lengths_B  # what the LLM reads
@@ -245,39 +284,36 @@ class ESPnetDUSModel(AbsESPnetModel):
                 hidden_BTD, captured_BTD = self.run_lm(seq)
                 if self.compression is None:
                     ctc_BSD = captured_BTD  # speech stands first
-        ce_share = ctc_share = 1.0
-        if self.training:
-            targets = text_lengths.sum() + len(text_lengths)
-            units = targets if text_ctc is None else text_ctc_lengths.sum()
-            ce_share, ctc_share = share_of_mean([targets, units], len(lengths_B))
-        loss = 0.0
+        targets = text_lengths.sum() + len(text_lengths)
         if not self.ctc_only:
-            ce, acc = self._cross_entropy(hidden_BTD, read_B, text, text_lengths)
-            ce = ce * ce_share
-            loss = (1 - self.ctc_weight) * ce
-            stats.update(loss_ce=ce.detach(), acc=acc)
+            ce, hits = self._cross_entropy(hidden_BTD, read_B, text, text_lengths)
+            sums.update(loss_ce=(ce, targets), acc=(hits, targets))
         else:
             # no token was predicted: such an epoch is never the best by accuracy
-            stats.update(acc=torch.zeros((), device=speech_BSD.device))
+            sums.update(acc=(torch.zeros((), device=targets.device), targets))
         if self.ctc is not None and (self.ctc_weight > 0 or self.ctc_only):
             ctc_BSD = ctc_BSD[:, : speech_BSD.size(1)]
-            ctc_loss = self.ctc(ctc_BSD, lengths_B, text_ctc, text_ctc_lengths)
-            ctc_loss = ctc_loss * ctc_share
-            loss = loss + (1.0 if self.ctc_only else self.ctc_weight) * ctc_loss
-            stats.update(loss_ctc=ctc_loss.detach())
+            units = text_ctc, text_ctc_lengths
+            sums.update(loss_ctc=self.ctc(ctc_BSD, lengths_B, *units))
             if not self.training:
-                stats.update(
-                    wer_ctc=self._ctc_wer(
-                        ctc_BSD, lengths_B, text_ctc, text_ctc_lengths
-                    )
-                )
+                sums.update(wer_ctc=self._ctc_errors(ctc_BSD, lengths_B, *units))
         if self.training and self.text_retention_weight:
             with self.autocast():
                 drift = self.text_retention(self.lm)
-            loss = loss + self.text_retention_weight * drift
-            stats.update(text_drift=drift.detach())
-        stats.update(loss=loss.detach())
-        return force_gatherable((loss, stats, len(lengths_B)), loss.device)
+            sums.update(text_drift=(drift, torch.ones_like(drift)))
+        return sums
+
+    def combine(self, means: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """Weight the mean losses of `loss_sums`; return their sum, a scalar."""
+        if self.ctc_only:
+            loss = means["loss_ctc"]
+        else:
+            loss = (1 - self.ctc_weight) * means["loss_ce"]
+            if "loss_ctc" in means:
+                loss = loss + self.ctc_weight * means["loss_ctc"]
+        if "text_drift" in means:
+            loss = loss + self.text_retention_weight * means["text_drift"]
+        return loss
 
     def collect_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_
@@ -386,7 +422,7 @@ class ESPnetDUSModel(AbsESPnetModel):
         text_BN: torch.Tensor,
         text_lengths_B: torch.Tensor,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy and accuracy on transcript and EOS.
+        """Sum the cross-entropy and the correct predictions on transcript and EOS.
 
         The LM head runs on the positions that predict these and on no others: 49k
         logits on every speech frame would cost more than the whole inserted stack.
@@ -405,20 +441,21 @@ class ESPnetDUSModel(AbsESPnetModel):
         logits_MV = self.lm.lm_head(hidden_MD).float()
         targets_M = targets_BN[wanted_BN]
         loss = torch.nn.functional.cross_entropy(
-            logits_MV, targets_M, label_smoothing=self.lsm_weight
+            logits_MV, targets_M, label_smoothing=self.lsm_weight, reduction="sum"
         )
-        acc = (logits_MV.detach().argmax(-1) == targets_M).float().mean()
-        return loss, acc
+        return loss, (logits_MV.detach().argmax(-1) == targets_M).sum()
 
-    def _ctc_wer(self, ctc_BSD, lengths_B, units_BN, unit_lengths_B) -> torch.Tensor:
-        """Word error rate of the CTC head's best paths, in percent."""
+    def _ctc_errors(
+        self, ctc_BSD, lengths_B, units_BN, unit_lengths_B
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Count the word errors of the CTC head's best paths, times 100, and words."""
         references = [
             self.ctc_units.decode(ids[:length])
             for ids, length in zip(units_BN.tolist(), unit_lengths_B.tolist())
         ]
         hypotheses = map(self.ctc_units.decode, self.ctc.greedy(ctc_BSD, lengths_B))
         errors, words = word_errors(references, list(hypotheses))
-        return torch.tensor(100.0 * errors / max(words, 1), device=ctc_BSD.device)
+        return tuple(ctc_BSD.new_tensor([100.0 * errors, max(words, 1)]).unbind())
 
 
 def word_errors(references: Several[str], hypotheses: Several[str]) -> Tuple[int, int]:

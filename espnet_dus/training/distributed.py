@@ -1,7 +1,7 @@
 """Several processes that train one model: what ESPnet's DDP set-up leaves open."""
 
 import logging
-from typing import Iterable, Iterator, List
+from typing import Dict, Iterable, Iterator, List, Sequence
 
 import torch
 
@@ -52,24 +52,31 @@ def synchronize_last(
         yield batch
 
 
-def share_of_mean(counts: List[torch.Tensor], batch_size: int) -> List[torch.Tensor]:
-    """Give factors that turn means over this process's share into global means.
-
-    ESPnet's Trainer averages the losses of all processes, weighted by the number of
-    utterances. A mean over tokens must be weighted by the number of tokens, or those of
-    a share with few would count more than others. A mean times its factor, averaged as
-    the Trainer does it, is the mean over the tokens of all processes.
-
-    Args:
-        counts: Of what the means are over: tokens, for instance. Scalars.
-        batch_size: Utterances of this process.
+def gather_numbers(numbers: Sequence[float]) -> torch.Tensor:
+    """Exchange a few numbers; all processes call this together.
 
     Returns:
-        A factor for each count; 1 where a process trains alone.
+        (processes, numbers), float64, on the CPU.
     """
-    local = torch.stack([c.double() for c in counts])
+    own = torch.tensor(numbers, dtype=torch.double)
     if not torch.distributed.is_initialized():
-        return list(torch.ones_like(local).float())
-    totals = torch.cat([local, local.new_tensor([batch_size])])
-    torch.distributed.all_reduce(totals)
-    return list((local / totals[:-1] * totals[-1] / batch_size).float())
+        return own[None]
+    own = own.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    gathered = [
+        torch.empty_like(own) for _ in range(torch.distributed.get_world_size())
+    ]
+    torch.distributed.all_gather(gathered, own)
+    return torch.stack(gathered).cpu()
+
+
+def sum_by_name(sums: Dict[str, List[float]]) -> Dict[str, List[float]]:
+    """Add up numbers by name over the processes, which all call this together."""
+    gathered = [sums]
+    if torch.distributed.is_initialized():
+        gathered = [{}] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, sums)
+    totals: Dict[str, List[float]] = {}
+    for name, numbers in (item for one in gathered for item in one.items()):
+        known = totals.get(name, [0.0] * len(numbers))
+        totals[name] = [a + b for a, b in zip(known, numbers)]
+    return totals

@@ -14,22 +14,24 @@ import logging
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional
 
 import torch
+from espnet2.torch_utils.device_funcs import to_device
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
 
-from espnet_dus.data.dataset import NonEmptyBatches
 from espnet_dus.data.lengths import sampling_rate
 from espnet_dus.io import atomic_path, write_text
 from espnet_dus.model.checkpoint import parameter_counts
+from espnet_dus.training.accumulation import as_one_batch
 from espnet_dus.training.distributed import (
     has_unused_parameters,
     prepare_for_ddp,
+    sum_by_name,
     synchronize_last,
 )
 from espnet_dus.training.nonfinite import (
@@ -212,22 +214,32 @@ class DUSTrainer(Trainer):
         return invalid and not finite_values(reporter, "grad_norm")
 
     @classmethod
-    def validate_one_epoch(cls, model, iterator, reporter, **kwargs):
-        """Validate as the epoch was trained."""
-        getattr(model, "module", model).set_epoch(reporter.get_epoch())
+    @torch.no_grad()
+    def validate_one_epoch(cls, model, iterator, reporter, options, distributed_option):
+        """Validate as the epoch was trained.
+
+        ESPnet's own averages the batches' means, and ends with the first process that
+        has no more; these are means over the tokens of all processes.
+        """
+        inner = getattr(model, "module", model)
+        inner.set_epoch(reporter.get_epoch())
+        inner.eval()
         leave_signals_to_the_training(iterator)
-
-        def batches():
-            for batch in NonEmptyBatches(iterator):
-                yield batch
-                cls._stop_if_asked()
-
-        super().validate_one_epoch(
-            model=model,
-            iterator=_Sized(batches(), iterator),
-            reporter=reporter,
-            **kwargs,
-        )
+        sums: Dict[str, torch.Tensor] = {}
+        for ids, batch in iterator:  # as many of them in each process
+            if ids and not options.no_forward_run:
+                batch = to_device(batch, "cuda" if options.ngpu > 0 else "cpu")
+                with torch.autocast("cuda", enabled=options.use_amp):
+                    of_batch = inner.loss_sums(**batch)
+                for name, sum_and_count in of_batch.items():
+                    pair = torch.stack(sum_and_count).double()
+                    sums[name] = sums.get(name, 0) + pair
+            cls._stop_if_asked()
+        totals = sum_by_name({name: pair.tolist() for name, pair in sums.items()})
+        if totals:
+            means = {name: total / count for name, (total, count) in totals.items()}
+            reporter.register({**means, "loss": inner.combine(means)})
+            reporter.next()
 
     @classmethod
     def _steps(cls, model, options, summary_writer) -> Iterator:
@@ -239,7 +251,8 @@ class DUSTrainer(Trainer):
         log = _throughput_log(epoch, options, summary_writer)
         utt_ids: List[str] = []
         try:
-            for batch in synchronize_last(model, epoch.batches, accum_grad):
+            batches = as_one_batch(epoch.batches, accum_grad)
+            for batch in synchronize_last(model, batches, accum_grad):
                 utt_ids += batch[0]
                 yield batch
                 if options.no_forward_run:

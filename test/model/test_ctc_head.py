@@ -97,13 +97,13 @@ def test_a_directory_without_units_is_an_error_that_names_it(tmp_path):
 # -- the head --------------------------------------------------------------------------
 
 
-def test_the_loss_is_torchs_ctc_loss_for_each_unit():
+def test_the_loss_is_torchs_ctc_loss_and_comes_with_its_units():
     torch.manual_seed(0)
     head = CTCHead(8, 6, has_norm=True, dropout_rate=0.0)
     x_BSD, lengths_B = torch.randn(2, 9, 8), torch.tensor([9, 6])
     units_BN = torch.tensor([[2, 3, 3, 5], [4, 2, -1, -1]])
     unit_lengths_B = torch.tensor([4, 2])
-    loss = head(x_BSD, lengths_B, units_BN, unit_lengths_B)
+    total, count = head(x_BSD, lengths_B, units_BN, unit_lengths_B)
     summed = 0.0
     for b in range(2):
         length, num_units = lengths_B[b], unit_lengths_B[b]
@@ -116,7 +116,8 @@ def test_the_loss_is_torchs_ctc_loss_for_each_unit():
             blank=BLANK,
             reduction="sum",
         )
-    torch.testing.assert_close(loss, summed / 6)
+    torch.testing.assert_close(total, summed)
+    assert count == 6
 
 
 def test_llm_units_start_at_the_llms_embeddings_and_the_blank_at_a_space(
@@ -203,6 +204,26 @@ def test_an_arm_that_inserts_nothing_has_base_layers_only(tiny_lm):
 
 
 # -- word errors -----------------------------------------------------------------------
+
+
+def test_the_loss_is_summed_over_what_ctc_can_place():
+    torch.manual_seed(0)
+    head, x_BSD = CTCHead(8, 10, has_norm=False).eval(), torch.randn(4, 6, 8)
+    # placed; 6 equal units need 11 positions; 5 units in 4 positions; no unit
+    units_BN = torch.tensor([[2, 3, 3], [4, 4, 4], [2, 3, 4], [-1, -1, -1]]).repeat(
+        1, 2
+    )
+    units_BN[0, 3:] = -1
+    lengths_B, unit_lengths_B = torch.tensor([6, 6, 4, 6]), torch.tensor([3, 6, 5, 0])
+    total, count = head(x_BSD, lengths_B, units_BN, unit_lengths_B)
+    log_probs = head.ctc.log_softmax(x_BSD[:1]).transpose(0, 1)
+    expected = torch.nn.functional.ctc_loss(
+        log_probs, units_BN[:1, :3], (6,), (3,), reduction="sum"
+    )
+    torch.testing.assert_close(total, expected)
+    assert count == 3
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
 def test_word_errors_are_counted_over_all_utterances():

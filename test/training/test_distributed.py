@@ -10,9 +10,10 @@ from training_helpers import load
 
 from espnet_dus.training.distributed import (
     DDP,
+    gather_numbers,
     has_unused_parameters,
     prepare_for_ddp,
-    share_of_mean,
+    sum_by_name,
     synchronize_last,
 )
 
@@ -152,6 +153,7 @@ def test_parts_that_do_not_run_in_every_step_are_known(tiny_model, conf, unused)
     assert has_unused_parameters(tiny_model(model_conf=conf)) == unused
 
 
-def test_a_process_alone_has_the_whole_mean(group):
-    counts = [torch.tensor(5), torch.tensor(0)]
-    assert share_of_mean(counts[:1], 3) == [1.0]
+def test_numbers_are_exchanged_and_added_up(group):
+    assert gather_numbers([5, True]).tolist() == [[5.0, 1.0]]
+    sums = {"loss_ce": [7.5, 3.0], "acc": [2.0, 3.0]}
+    assert sum_by_name(sums) == sums

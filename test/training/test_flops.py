@@ -73,7 +73,7 @@ def test_layers_and_heads_are_counted_exactly(model):
         hidden_BTD, ctc_BTD = model.run_lm(seq)
         ce, _ = model._cross_entropy(hidden_BTD, lengths[0], text, lengths[1])
         units = torch.ones(B, 2, dtype=torch.long), torch.tensor([2, 2])
-        return ce + model.ctc(ctc_BTD[:, :S], lengths[0], *units)
+        return ce + model.ctc(ctc_BTD[:, :S], lengths[0], *units)[0]
 
     parts = training_flops(model.lm, model.speech_embedder, model.ctc, work(model))
     del parts["speech_embedder"]

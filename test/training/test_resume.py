@@ -114,10 +114,11 @@ def test_a_signal_to_the_loader_of_validation_does_not_end_the_training(
 
 
 def test_accumulation_resumes_exactly(train, tmp_path, monkeypatch):
-    # an update in an epoch, and a batch over: states are saved between updates only
+    # two updates in an epoch, the second of one batch and two fillers: states are saved
+    # between updates only
     options = dict(batch_size=1, accum_grad=3, max_epoch=2, save_interval_steps=1)
     train(tmp_path / "whole", **options)
-    interrupt(monkeypatch, train, tmp_path / "killed", BATCHES + 4, **options)
+    interrupt(monkeypatch, train, tmp_path / "killed", 2 * 3 + 5, **options)
     assert places(tmp_path / "killed") == ["0002_00000003"]
     train(tmp_path / "killed", **options)
     for name in ("checkpoint.pth", "2epoch.pth"):

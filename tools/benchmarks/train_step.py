@@ -190,7 +190,8 @@ class PlainModel(torch.nn.Module):
             output_hidden_states=True,
         )
         read = out.hidden_states[self.ctc_layer + 1][:, : frames.size(1)]
-        ctc_loss = self.ctc(read, lengths, text_ctc, text_ctc_lengths)
+        ctc_sum, units = self.ctc(read, lengths, text_ctc, text_ctc_lengths)
+        ctc_loss = ctc_sum / units
         return ((1 - self.ctc_weight) * out.loss + self.ctc_weight * ctc_loss,)
 
 
