@@ -305,7 +305,7 @@ def make_experiment(tmp_path):
     ):
         exp_dir = tmp_path / "exp" / name
         decoding = exp_dir / "decode_a" / "test"
-        (decoding / "logdir").mkdir(parents=True)
+        decoding.mkdir(parents=True)
         (exp_dir / "config.yaml").write_text(f"adaptation: {adaptation}\n")
         base_lm = {"name": "tiny", "revision": "", "sha256": sha256}
         params = {"trained": 30, "frozen": 90, "total": 120, "base_lm": base_lm}
@@ -319,28 +319,16 @@ def make_experiment(tmp_path):
         (data / "utt2spk").write_text("".join(f"{utt} spk\n" for utt in utts))
         (decoding / "text").write_text("".join(map("{} {}\n".format, utts, hyps)))
         score_dir(data / "text", decoding)
-        for job, line in enumerate(
-            (
-                "decoded 2 utterances: 30.00 s of audio in 5.00 s",
-                f"decoded {utterances - 2} utterances: 10.00 s of audio in 3.00 s",
-            ),
-            1,
+        for job, (count, audio, seconds) in enumerate(
+            ((2, 30.0, 5.0), (utterances - 2, 10.0, 3.0)), 1
         ):
-            (decoding / "logdir" / f"dus_inference.{job}.log").write_text(
-                f"I: {line}\n"
-            )
-
-        epoch = (
-            "INFO: {}epoch results: [train] iter_time=0.1, loss=4.5, train_time={}, "
-            "time=7 minutes and 7.89 seconds, total_count={}, [valid] loss=4.7, "
-            "time=25.36 seconds, total_count=24\n"
-        )
-        (exp_dir / "train.1.log").write_text(
-            epoch.format(1, "1.000", 10) + epoch.format(2, "9.000", 40)
-        )
-        (exp_dir / "train.log").write_text(epoch.format(2, "2.000", 40))
+            report = dict(utterances=count, audio_seconds=audio, seconds=seconds)
+            path = decoding / "logdir" / f"output.{job}" / "decode.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(report))
         training = {
             "epochs": 2,
+            "seconds_per_step": 1.75,
             "wall_seconds": 7200.0,
             "peak_memory_bytes": 3 * 10**9,
             "peak_memory_of": "process",

@@ -28,7 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     loading.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     loading.add_argument(
-        "--dtype", help="of the base LM: float32, bfloat16, int8; None: as trained"
+        "--dtype",
+        help="precision of the base LM: float32 or bfloat16; default: as in training",
     )
     searching = argparse.ArgumentParser(add_help=False)
     add_options(searching, SEARCH_OPTIONS)

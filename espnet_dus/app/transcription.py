@@ -6,7 +6,7 @@ from typing import List, NamedTuple, Optional, Union
 
 import soundfile
 
-from espnet_dus.search.long_audio import join
+from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
 from espnet_dus.search.subtitles import srt
@@ -60,7 +60,7 @@ def transcribe(
         ValueError: See `Speech2Text.transcribe_long`.
         soundfile.LibsndfileError: The file cannot be read.
     """
-    hypothesis = join(speech2text.transcribe_long(path, segment_seconds))
+    hypothesis = join_segments(speech2text.transcribe_long(path, segment_seconds))
     seconds = soundfile.info(path).duration
     return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
 

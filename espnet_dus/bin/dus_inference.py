@@ -30,19 +30,19 @@ def get_parser():
         "--batch_size",
         type=float,
         default=1.0,
-        help="seconds of speech at a time; a longer utterance goes alone",
+        help="seconds of speech in a batch; a longer utterance is decoded alone",
     )
     parser.add_argument(
         "--segment_seconds",
         type=float,
         default=0.0,
-        help="long recordings: cut them at pauses into segments of at most so many "
-        "seconds; 0: utterances, decoded as they are",
+        help="cut long recordings at pauses into segments of at most this many "
+        "seconds; 0: decode each utterance as it is",
     )
     parser.add_argument(
         "--dtype",
         type=str_or_none,
-        help="of the base LM: float32, bfloat16, int8; default: as it was trained with",
+        help="precision of the base LM: float32 or bfloat16; default: as in training",
     )
     add_options(parser.add_argument_group("Search"))
     return parser

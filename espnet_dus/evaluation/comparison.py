@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Union
 import numpy as np
 
 from espnet_dus.evaluation.report import environments
-from espnet_dus.evaluation.results import Arm, Delta, ErrorRate, read_arm
+from espnet_dus.evaluation.results import ArmResults, Delta, ErrorRate, read_arm
 from espnet_dus.io import atomic_path, write_text
 
 UNKNOWN, NOT_RUN = "-", "not run"
@@ -80,7 +80,7 @@ def compare(
     return text
 
 
-def check_comparable(arms: Sequence[Arm]) -> None:
+def check_comparable(arms: Sequence[ArmResults]) -> None:
     """Refuse arms whose figures do not belong into one table.
 
     Raises:
@@ -116,7 +116,7 @@ def check_comparable(arms: Sequence[Arm]) -> None:
             )
 
 
-def degradations(arms: Sequence[Arm]) -> Dict[str, Optional[Degradation]]:
+def degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]:
     """Give the text degradation of each arm, by its name; None where it was not run.
 
     It is the mean delta of the tasks' accuracies; without such tasks, the mean change
@@ -150,7 +150,7 @@ def degradations(arms: Sequence[Arm]) -> Dict[str, Optional[Degradation]]:
 
 
 def degradation_avoided(
-    arms: Sequence[Arm], losses: Dict[str, Optional[Degradation]]
+    arms: Sequence[ArmResults], losses: Dict[str, Optional[Degradation]]
 ) -> Dict[str, float]:
     """Give the share of full fine-tuning's text degradation that each arm avoids.
 
@@ -169,7 +169,7 @@ def degradation_avoided(
 
 
 def markdown(
-    arms: Sequence[Arm],
+    arms: Sequence[ArmResults],
     test_set: str,
     losses: Dict[str, Optional[Degradation]],
     avoided: Dict[str, float],
@@ -220,7 +220,7 @@ def markdown(
 
 
 def draw(
-    arms: Sequence[Arm],
+    arms: Sequence[ArmResults],
     losses: Dict[str, Optional[Degradation]],
     test_set: str,
     path: Union[str, Path],
@@ -283,7 +283,7 @@ def _lost(loss: Degradation) -> float:
     return -loss.delta if loss.unit == "points" else loss.delta
 
 
-def _describe(arm: Arm) -> str:
+def _describe(arm: ArmResults) -> str:
     return f"`{arm.base_lm['name']}` sha256 `{arm.base_lm['sha256'][:12]}`"
 
 
@@ -297,7 +297,7 @@ def _figure(value: Optional[float], form: str, scale: float = 1) -> str:
     return form.format(value if scale == 1 else scale * value)
 
 
-def _known(arm: Arm, value: Optional[float], form: str) -> str:
+def _known(arm: ArmResults, value: Optional[float], form: str) -> str:
     """A figure of the text evaluation."""
     return _figure(value, form) if arm.text_setting else NOT_RUN
 
@@ -310,7 +310,9 @@ def _rate(rate: Optional[ErrorRate]) -> str:
     return f"{rate.err:.1f} ({rate.low:.1f} to {rate.high:.1f})"
 
 
-def _delta(arm: Arm, delta: Optional[Delta], scale: Optional[float] = None) -> str:
+def _delta(
+    arm: ArmResults, delta: Optional[Delta], scale: Optional[float] = None
+) -> str:
     if not arm.text_setting:
         return NOT_RUN
     if delta is None:
@@ -324,7 +326,7 @@ def _delta(arm: Arm, delta: Optional[Delta], scale: Optional[float] = None) -> s
 
 
 def _remarks(
-    arms: Sequence[Arm], losses: Dict[str, Optional[Degradation]]
+    arms: Sequence[ArmResults], losses: Dict[str, Optional[Degradation]]
 ) -> List[str]:
     lines = [
         "WER and CER in percent with 95 % intervals (bootstrap over utterances). Text: "

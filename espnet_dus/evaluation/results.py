@@ -1,10 +1,9 @@
-"""What an experiment directory tells about its arm: ASR, text, and what it cost."""
+"""The results of one arm, read from its experiment directory: ASR, text and cost."""
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import yaml
 
@@ -12,11 +11,13 @@ from espnet_dus.evaluation.scoring import read_result
 from espnet_dus.evaluation.text.tasks import PRIMARY, primary_metric
 
 TEXT_SETTING = ("dtype", "limit", "window")  # what deltas depend on beside the data
-EPOCH = re.compile(
-    r"\b(\d+)epoch results: \[train\] .*?\btrain_time=([^,\s]+), "
-    r"time=.*?, total_count=(\d+)"
+TRAINING = (
+    "epochs",
+    "seconds_per_step",
+    "wall_seconds",
+    "peak_memory_bytes",
+    "peak_memory_of",
 )
-DECODED = re.compile(r"\bdecoded (\d+) utterances: (\S+) s of audio in (\S+) s")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ErrorRate:
 class Delta:
     """A text metric of the adapted model minus the base LM's; accuracies are shares.
 
-    `metric` and `base` are None where the model is the base LM on text and nobody has
-    evaluated that; `standard_error` is None for a single item.
+    `metric` and `base` are None where the model equals the base LM on text and the base
+    LM was not evaluated; `standard_error` is None for a single item.
     """
 
     metric: Optional[str]
@@ -49,7 +50,7 @@ class Delta:
         return self.metric is not None and self.metric.split(",")[0] in PRIMARY
 
     def relative(self) -> Tuple[float, Optional[float]]:
-        """Give the delta and its standard error as shares of the base LM's score."""
+        """Return the delta and its standard error relative to the base LM's score."""
         if self.base is None:
             return self.delta, self.standard_error  # both 0
         error = self.standard_error
@@ -57,8 +58,8 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """The figures of one arm; None and empty tables stand for what is not known.
+class ArmResults:
+    """The figures of one arm; what is unknown is None or an empty table.
 
     Attributes:
         name: The experiment directory's name without `dus_`.
@@ -66,18 +67,18 @@ class Arm:
         base_lm: Name, revision and sha256.
         trained, total: Numbers of parameters.
         decoding: The directory below `exp_dir` that was scored.
-        text_setting: What the text evaluation was made with; None where it was not run.
+        text_setting: Options of the text evaluation; None where it was not run.
         identical_tokens: Tokens on which text-only logits equal the base LM's bit for
             bit; 0 where the model differs.
         perplexity: Token perplexity of each text.
-        tasks: The metric that stands for each text task.
+        tasks: The primary metric of each text task.
         kl: KL(base || adapted) in nats per token of each text.
         mean_delta: Mean over the tasks' accuracies.
         epochs: Epochs trained.
-        seconds_per_step: Mean over all of them.
+        seconds_per_step: Mean over all training steps.
         wall_seconds: Seconds of all epochs, validation included.
         peak_memory_bytes, peak_memory_of: In training; of the `process` or the `GPU`.
-        rtfx: Seconds of audio decoded in a second of a decoding job.
+        rtfx: Seconds of audio decoded per second of a decoding job.
     """
 
     name: str
@@ -105,16 +106,16 @@ class Arm:
 
 def read_arm(
     exp_dir: Union[str, Path], test_set: str, inference_tag: Optional[str] = None
-) -> Arm:
+) -> ArmResults:
     """Read the results of an arm.
 
     Args:
-        exp_dir: Experiment directory, as stages 11 to 13 leave it.
+        exp_dir: Experiment directory after stages 11 to 13.
         test_set: The set whose WER counts.
-        inference_tag: The decoding that counts; None where there is but one.
+        inference_tag: The decoding that counts; None where there is only one.
 
     Returns:
-        What is known.
+        All that is known.
 
     Raises:
         ValueError: The directory is missing, nothing was trained in it, or the test set
@@ -127,7 +128,7 @@ def read_arm(
     if params is None:
         raise ValueError(f"{exp_dir}: no params.json; train first (stage 11)")
     decoding = _find_decoding(exp_dir, test_set, inference_tag)
-    return Arm(
+    return ArmResults(
         name=exp_dir.resolve().name.removeprefix("dus_"),
         exp_dir=str(exp_dir),
         adaptation=_adaptation(exp_dir / "config.yaml"),
@@ -138,7 +139,6 @@ def read_arm(
         wer=_error_rate(decoding / "score_wer" / "result.txt"),
         cer=_error_rate(decoding / "score_cer" / "result.txt"),
         **_text(_read_json(exp_dir / "text_eval" / "results.json")),
-        **_epochs(exp_dir),
         **_training(_read_json(exp_dir / "training.json") or {}),
         rtfx=_rtfx(decoding),
     )
@@ -192,7 +192,7 @@ def _error_rate(path: Path) -> Optional[ErrorRate]:
 
 
 def _text(results: Optional[Dict]) -> Dict[str, Any]:
-    """The fields of `Arm` that the text evaluation gives."""
+    """The fields of `ArmResults` that the text evaluation gives."""
     if (
         results is None or results["identical_tokens"] is None
     ):  # None: of the base alone
@@ -242,48 +242,21 @@ def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
     return Delta(metric, value["base"], value["delta"], value["standard_error"])
 
 
-def _epochs(exp_dir: Path) -> Dict[str, Any]:
-    """Epochs and seconds per step, from ESPnet's lines `Nepoch results:`.
-
-    ESPnet's launcher keeps the log of a training that is resumed as train.1.log, an
-    older one as train.2.log, and so on.
-    """
-
-    def age(path: Path) -> int:
-        number = path.suffixes[0].lstrip(".")
-        return int(number) if number.isdigit() else 0
-
-    epochs: Dict[int, Any] = {}
-    for path in sorted(exp_dir.glob("train*.log"), key=age, reverse=True):
-        for line in EPOCH.finditer(path.read_text(encoding="utf-8", errors="replace")):
-            epochs[int(line[1])] = float(line[2]), int(line[3])
-    if not epochs:
-        return {}
-    seconds, steps, before = 0.0, 0, 0
-    for _, (train_time, total_count) in sorted(epochs.items()):
-        seconds += train_time * (total_count - before)
-        steps += total_count - before
-        before = total_count
-    return dict(epochs=max(epochs), seconds_per_step=seconds / steps if steps else None)
-
-
 def _training(training: Dict) -> Dict[str, Any]:
-    names = ("wall_seconds", "peak_memory_bytes", "peak_memory_of")
-    return {name: training.get(name) for name in names}
+    return {name: training.get(name) for name in TRAINING}
 
 
 def _rtfx(decoding: Path) -> Optional[float]:
-    """Audio over decoding time, where the logs are those of all that was decoded."""
-    logs: List[str] = [
-        path.read_text(encoding="utf-8", errors="replace")
-        for path in (decoding / "logdir").glob("dus_inference.*.log")
+    """Audio over decoding time, where the jobs' reports cover all that was decoded."""
+    jobs = [
+        _read_json(path)
+        for path in sorted((decoding / "logdir").glob("output.*/decode.json"))
     ]
-    jobs = [line.groups() for log in logs for line in DECODED.finditer(log)]
-    utterances = sum(int(job[0]) for job in jobs)
     text = decoding / "text"
     if not jobs or not text.is_file():
         return None
+    utterances = sum(job["utterances"] for job in jobs)
     if utterances != len(text.read_text(encoding="utf-8").splitlines()):
-        return None  # logs of an earlier run with more jobs lie among them
-    seconds = sum(float(job[2]) for job in jobs)
-    return sum(float(job[1]) for job in jobs) / seconds if seconds else None
+        return None  # reports of an earlier run with more jobs are among them
+    seconds = sum(job["seconds"] for job in jobs)
+    return sum(job["audio_seconds"] for job in jobs) / seconds if seconds else None

@@ -1,6 +1,7 @@
 """Stage 12: transcribe a data set into ESPnet's result files."""
 
 import hashlib
+import json
 import logging
 import shutil
 import time
@@ -13,10 +14,16 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShort
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_dus.data.dataset import check_sampling_rate
-from espnet_dus.data.lengths import FRAMES_PER_SECOND
-from espnet_dus.io import file_name, read_scp, write_scp
-from espnet_dus.search.long_audio import join
-from espnet_dus.search.records import Record, Records
+from espnet_dus.io import (
+    file_name,
+    not_empty,
+    progress,
+    read_scp,
+    write_scp,
+    write_text,
+)
+from espnet_dus.search.long_audio import join_segments
+from espnet_dus.search.records import Decoded, Records
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
 from espnet_dus.search.subtitles import write_ctm, write_srt
@@ -25,6 +32,7 @@ from espnet_dus.search.timing import WordTime
 Triples = Sequence[Tuple[str, str, str]]
 
 FIELDS = ("text", "token", "token_int", "score")
+UNREADABLE = (OSError, ValueError, KeyError, AssertionError, RuntimeError)
 
 
 def decode(
@@ -37,65 +45,95 @@ def decode(
 ) -> None:
     """Transcribe the utterances of a key file.
 
-    Writes `output_dir/1best_recog/{text,token,token_int,score}`, as many such
-    directories as there are n-best hypotheses, and `output_dir/hypotheses.jsonl` with
-    all there is to know of each; with word times, `1best_recog/ctm` and, for each
-    utterance, `srt/UTTERANCE.srt`. An utterance that cannot be read or is too short is
-    reported, gets an empty transcript (so it is scored, as deletions) and does not stop
-    the others. A run that was killed goes on where it was.
+    Writes `output_dir/1best_recog/{text,token,token_int,score}`, one such directory per
+    n-best rank, `output_dir/hypotheses.jsonl` with all that is known of each utterance,
+    and `output_dir/decode.json` with what the decoding took; with word times,
+    `1best_recog/ctm` and `srt/UTTERANCE.srt`. An utterance that cannot be read or is
+    too short is reported, gets an empty transcript (so it is scored, as deletions) and
+    does not stop the others. An interrupted run resumes.
 
     Args:
         speech2text: The model.
         data_path_and_name_and_type: ESPnet's triple for `speech`.
         key_file: A table whose keys are to be transcribed; None: all of them.
-        output_dir: Where the results go.
-        batch_size: Seconds of speech at a time, padding included; halved whenever the
-            memory does not suffice. An utterance longer than that goes alone.
-        segment_seconds: Above 0: the utterances are long recordings, of any rate, to be
-            cut at pauses into segments of at most so many seconds.
+        output_dir: Directory of the results.
+        batch_size: Seconds of speech in a batch, padding included; halved on
+            out-of-memory. A longer utterance is decoded alone.
+        segment_seconds: Above 0: the utterances are long recordings, of any rate, which
+            are cut at pauses into segments of at most this duration.
 
     Raises:
-        ValueError: There is nothing to transcribe, the sampling rate is wrong, or long
-            recordings are no audio.
+        ValueError: There is nothing to transcribe, a line of a table has no value, the
+            sampling rate is wrong, or long recordings are not audio.
     """
-    keys = list(read_scp(key_file or data_path_and_name_and_type[0][0]))
+    triple, *_ = data_path_and_name_and_type
+    paths = read_scp(triple[0], not_empty)
+    keys = list(read_scp(key_file) if key_file else paths)
     if not keys:
-        raise ValueError(f"{key_file}: no utterance to decode")
+        raise ValueError(f"{key_file or triple[0]}: no utterance to decode")
     if batch_size <= 0:
         raise ValueError(f"batch_size: {batch_size}, expected seconds above 0")
-    run = _run(speech2text, data_path_and_name_and_type, segment_seconds)
-    records = Records(output_dir, run)
-    if segment_seconds:
-        _decode_recordings(
-            speech2text,
-            data_path_and_name_and_type[0],
-            [key for key in keys if key not in records.done],
-            records,
-            batch_size,
-            segment_seconds,
-        )
-        _finish(records, keys, output_dir, speech2text)
-        return
-    rate = speech2text.fs or FRAMES_PER_SECOND
-    if speech2text.fs is not None:
-        check_sampling_rate(data_path_and_name_and_type, rate)
-    dataset = ESPnetDataset(list(data_path_and_name_and_type))
-    lengths = _lengths(
-        dataset,
-        data_path_and_name_and_type[0],
-        [key for key in keys if key not in records.done],
+    records = Records(
+        output_dir, _run(speech2text, data_path_and_name_and_type, segment_seconds)
     )
+    waiting = [key for key in keys if key not in records.done]
+    if segment_seconds:
+        if triple[2] != "sound" or speech2text.fs is None:
+            raise ValueError(
+                f"segment_seconds: {triple[0]} holds {triple[2]}, expected sound"
+            )
+        _decode_recordings(
+            speech2text, paths, waiting, records, batch_size, segment_seconds
+        )
+    else:
+        if speech2text.fs is not None:
+            check_sampling_rate(data_path_and_name_and_type, speech2text.fs)
+        dataset = ESPnetDataset(list(data_path_and_name_and_type))
+        lengths = _lengths(dataset, triple, paths, waiting)
+        _decode_utterances(speech2text, dataset, lengths, records, batch_size)
+    _write_results(records, keys, Path(output_dir), speech2text)
+    _write_cost(records, keys, Path(output_dir), speech2text)
+    records.finish()
+
+
+def take_batch(waiting: List[str], lengths: Dict[str, int], budget: float) -> List[str]:
+    """Return the first utterances that fit into a batch, at least one.
+
+    Args:
+        waiting: Utterances, the longest first.
+        lengths: Their lengths.
+        budget: Maximum length of the batch, padding included.
+    """
+    return waiting[: max(1, int(budget // max(lengths[waiting[0]], 1)))]
+
+
+def _decode_utterances(
+    speech2text: Speech2Text,
+    dataset: ESPnetDataset,
+    lengths: Dict[str, int],
+    records: Records,
+    batch_size: float,
+) -> None:
+    """Transcribe utterances in batches.
+
+    Args:
+        speech2text: The model.
+        dataset: The data.
+        lengths: Samples or frames of each utterance to transcribe.
+        records: Gets the results.
+        batch_size: Seconds of speech in a batch, padding included.
+    """
     # the longest first: what does not fit into memory shows at once
     waiting = sorted(lengths, key=lambda key: -lengths[key])
-    budget = batch_size * rate
-    started, total = time.perf_counter(), sum(lengths.values())
+    budget = batch_size * speech2text.rate
+    bar = progress(what="decoding", total=len(waiting))
     while waiting:
-        batch_started = time.perf_counter()
+        started = time.perf_counter()
         batch = take_batch(waiting, lengths, budget)
         speeches = _read(dataset, batch)
         samples = {key: 0 if s is None else len(s) for key, s in speeches.items()}
-        # ESPnet's RTF step reads this line and the next "best hypo", and the time that
-        # has passed between them: the whole batch's for its first utterance
+        # ESPnet's RTF step reads this line and the next "best hypo", and the time
+        # between them: that of the whole batch for its first utterance
         logging.info(f"speech length: {samples[batch[0]]}")
         try:
             results = _transcribe(speech2text, speeches)
@@ -105,14 +143,14 @@ def decode(
             if len(batch) > 1:
                 budget = max(samples.values()) * len(batch) / 2
                 logging.warning(
-                    f"out of memory with {len(batch)} utterances at a time; batches "
-                    f"have {budget / rate:.1f} s of speech from here on"
+                    f"out of memory with {len(batch)} utterances per batch; from here "
+                    f"on a batch has {budget / speech2text.rate:.1f} s of speech"
                 )
                 continue
             logging.error(f"utterance {batch[0]} is not decoded: {error}")
             results = {batch[0]: [_no_result()]}
-        seconds = (time.perf_counter() - batch_started) / len(batch)
-        records.add({k: Record(results[k], samples[k], seconds) for k in batch})
+        seconds = (time.perf_counter() - started) / len(batch)
+        records.add({k: Decoded(results[k], samples[k], seconds) for k in batch})
         for key in batch:
             if key != batch[0]:
                 logging.info(f"speech length: {samples[key]}")
@@ -120,49 +158,28 @@ def decode(
             logging.info(f"best hypo: {best.text} ({key})")
             if best.guards:
                 logging.warning(
-                    f"utterance {key} was cut short by a guard: "
+                    f"utterance {key}: a guard changed the transcript: "
                     f"{', '.join(best.guards)}"
                 )
         del waiting[: len(batch)]
-        elapsed = time.perf_counter() - started
-        left = sum(lengths[key] for key in waiting)
-        logging.info(
-            f"{len(keys) - len(waiting)} of {len(keys)} utterances in {elapsed:.0f} s, "
-            f"{elapsed * left / max(total - left, 1):.0f} s left"
-        )
-    _finish(records, keys, output_dir, speech2text)
-
-
-def take_batch(waiting: List[str], lengths: Dict[str, int], budget: float) -> List[str]:
-    """Give the first utterances that fit into a batch: at least one.
-
-    Args:
-        waiting: Utterances, the longest first.
-        lengths: Of each.
-        budget: The most that the batch, padded to its longest, may have in all.
-    """
-    return waiting[: max(1, int(budget // max(lengths[waiting[0]], 1)))]
+        bar.update(len(batch))
 
 
 def _decode_recordings(
     speech2text: Speech2Text,
-    triple: Tuple[str, str, str],
+    paths: Dict[str, str],
     keys: List[str],
     records: Records,
     batch_size: float,
     segment_seconds: float,
 ) -> None:
     """Transcribe long recordings, one after the other."""
-    path, _, kind = triple
-    if kind != "sound" or speech2text.fs is None:
-        raise ValueError(f"segment_seconds: {path} holds {kind}, expected sound")
-    paths = read_scp(path)
     for key in keys:
         started = time.perf_counter()
         duration, found = 0.0, []
         try:
             duration = soundfile.info(paths[key]).duration
-            logging.info(f"speech length: {round(duration * speech2text.fs)}")
+            logging.info(f"speech length: {round(duration * speech2text.rate)}")
             for result in speech2text.transcribe_long(
                 paths[key], segment_seconds, batch_size
             ):
@@ -172,20 +189,20 @@ def _decode_recordings(
                     f"recording {key}: {result.end:.1f} of {duration:.1f} s, "
                     f"{left:.0f} s left: {result.hypothesis.text}"
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except UNREADABLE as error:
             logging.error(
-                f"recording {key} is decoded up to its segment {len(found)} and no "
-                f"further: {error}"
+                f"recording {key}: decoding stopped after {len(found)} segments: "
+                f"{error}"
             )
-        hypothesis = join(found)
+        hypothesis = join_segments(found)
         seconds = time.perf_counter() - started
-        length = round(duration * speech2text.fs)
-        records.add({key: Record([hypothesis], length, seconds)})
+        length = round(duration * speech2text.rate)
+        records.add({key: Decoded([hypothesis], length, seconds)})
         logging.info(f"best hypo: {hypothesis.text} ({key})")
 
 
 def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> Dict:
-    """Tell what decides on the results."""
+    """Return what determines the results."""
     return {
         "model": speech2text.run,
         "segment_seconds": segment_seconds,
@@ -197,11 +214,13 @@ def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> 
 
 
 def _lengths(
-    dataset: ESPnetDataset, triple: Tuple[str, str, str], keys: List[str]
+    dataset: ESPnetDataset,
+    triple: Tuple[str, str, str],
+    paths: Dict[str, str],
+    keys: List[str],
 ) -> Dict[str, int]:
-    """Give samples or frames of each utterance; 0 where that cannot be read."""
-    path, name, kind = triple
-    paths = read_scp(path) if kind == "sound" else {}
+    """Return samples or frames of each utterance; 0 where it cannot be read."""
+    _, name, kind = triple
     lengths = {}
     for key in keys:
         try:
@@ -209,20 +228,20 @@ def _lengths(
                 lengths[key] = soundfile.info(paths[key]).frames
             else:
                 lengths[key] = len(dataset[key][1][name])
-        except (OSError, ValueError, KeyError, AssertionError, RuntimeError):
-            lengths[key] = 0  # reported where it is to be decoded
+        except UNREADABLE:
+            lengths[key] = 0  # reported when it is decoded
     return lengths
 
 
 def _read(dataset: ESPnetDataset, keys: List[str]) -> Dict[str, Optional[np.ndarray]]:
-    """Read utterances; None stands for one that cannot be used."""
+    """Read utterances; None: the utterance cannot be used."""
     speeches: Dict[str, Optional[np.ndarray]] = {}
     for key in keys:
         try:
             speeches[key] = dataset[key][1]["speech"]
             if not len(speeches[key]) or not np.isfinite(speeches[key]).all():
                 raise ValueError("no samples, or NaN or infinite ones")
-        except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+        except UNREADABLE as error:
             logging.error(f"utterance {key} is not decoded: {error}")
             speeches[key] = None
     return speeches
@@ -235,7 +254,7 @@ def _no_result() -> Hypothesis:
 def _transcribe(
     speech2text: Speech2Text, speeches: Dict[str, Optional[np.ndarray]]
 ) -> Dict[str, List[Hypothesis]]:
-    """Transcribe a batch; the utterances that are too short get nothing."""
+    """Transcribe a batch; unreadable and too short utterances get empty transcripts."""
     results = {key: [_no_result()] for key in speeches}
     good = []
     for key, speech in speeches.items():
@@ -252,7 +271,7 @@ def _transcribe(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether a device's memory, or the computer's, did not suffice."""
+    """Return whether the device, or the computer, ran out of memory."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or any(
@@ -260,14 +279,15 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def _finish(
-    records: Records, keys: List[str], output_dir: str, speech2text: Speech2Text
+def _write_results(
+    records: Records, keys: List[str], out_dir: Path, speech2text: Speech2Text
 ) -> None:
-    """Write the tables, and what the decoding took."""
-    # Another run may have left times, or more hypotheses, that belong to other texts.
-    for directory in [*Path(output_dir).glob("*best_recog"), Path(output_dir) / "srt"]:
+    """Write the tables and, with word times, CTM and subtitles."""
+    # Times, or lower ranks, of an earlier run would belong to other transcripts.
+    for directory in [*out_dir.glob("*best_recog"), out_dir / "srt"]:
         shutil.rmtree(directory, ignore_errors=True)
     for n in range(speech2text.search.nbest):
+        directory = out_dir / f"{n + 1}best_recog"
         found = {
             k: records.done[k].nbest[n] for k in keys if n < len(records.done[k].nbest)
         }
@@ -277,24 +297,32 @@ def _finish(
                 value = getattr(hypothesis, field)
                 words = value if isinstance(value, list) else str(value).split()
                 table[key] = " ".join(map(str, words))
-            write_scp(Path(output_dir) / f"{n + 1}best_recog" / field, table)
+            write_scp(directory / field, table)
         if speech2text.search.word_times:
             times = {
                 key: [WordTime(*time) for time in hypothesis.word_times or []]
                 for key, hypothesis in found.items()
             }
-            write_ctm(Path(output_dir) / f"{n + 1}best_recog" / "ctm", times)
+            write_ctm(directory / "ctm", times)
             if n == 0:
                 for key in times:
-                    path = Path(output_dir) / "srt" / file_name(key, ".srt")
-                    write_srt(path, times[key])
+                    write_srt(out_dir / "srt" / file_name(key, ".srt"), times[key])
+
+
+def _write_cost(
+    records: Records, keys: List[str], out_dir: Path, speech2text: Speech2Text
+) -> None:
+    """Write and log what the decoding took, its resumptions included."""
     done = [records.done[key] for key in keys]
-    passes = sum(record.nbest[0].llm_passes for record in done) / len(done)
-    logging.info(f"{passes:.1f} LLM passes for an utterance")
-    if speech2text.fs is not None:  # the comparison of arms reads this line
-        samples = sum(record.length for record in done)
-        logging.info(
-            f"decoded {len(keys)} utterances: {samples / speech2text.fs:.2f} s of "
-            f"audio in {sum(record.seconds for record in done):.2f} s"
-        )
-    records.finish()
+    cost = {
+        "utterances": len(done),
+        "audio_seconds": sum(record.length for record in done) / speech2text.rate,
+        "seconds": sum(record.seconds for record in done),
+        "llm_passes": sum(record.nbest[0].llm_passes for record in done),
+    }
+    write_text(out_dir / "decode.json", json.dumps(cost, indent=2) + "\n")
+    logging.info(
+        f"decoded {cost['utterances']} utterances: {cost['audio_seconds']:.2f} s of "
+        f"audio in {cost['seconds']:.2f} s, {cost['llm_passes'] / len(done):.1f} LLM "
+        "passes per utterance"
+    )

@@ -1,8 +1,7 @@
 """From the segments of a recording to its transcript.
 
-Segments do not overlap and end in silence (or, in speech that goes on for too long,
-where it is quietest): their transcripts are joined as they stand, no words are lost or
-said twice.
+Segments do not overlap and end in silence (or, in speech without a pause, where the
+probability of speech is lowest), so their transcripts are simply concatenated.
 """
 
 import math
@@ -18,8 +17,8 @@ class LongResult(NamedTuple):
 
     Attributes:
         start: In seconds from the start of the recording.
-        end: Likewise.
-        hypothesis: Its word times, if there are any, are the recording's too.
+        end: In seconds from the start of the recording.
+        hypothesis: Its word times, if any, also count from there.
     """
 
     start: float
@@ -28,15 +27,15 @@ class LongResult(NamedTuple):
 
 
 def batches(segments: Iterable[Segment], batch_size: float) -> Iterator[List[Segment]]:
-    """Take segments together, in their order, until they fill a batch.
+    """Group segments into batches, in order.
 
     Args:
-        segments: Of a recording.
-        batch_size: Seconds that a batch, padded to its longest, may have; a segment
-            longer than that goes alone.
+        segments: Segments of a recording.
+        batch_size: Maximum duration of a batch in seconds, padding included; a longer
+            segment is a batch of its own.
 
     Yields:
-        At least one segment.
+        Batches of at least one segment.
     """
     batch: List[Segment] = []
     for segment in segments:
@@ -50,15 +49,15 @@ def batches(segments: Iterable[Segment], batch_size: float) -> Iterator[List[Seg
 
 
 def in_recording(segment: Segment, hypothesis: Hypothesis) -> LongResult:
-    """Give a segment's hypothesis with word times in the recording."""
+    """Return a segment's hypothesis with word times in the recording."""
     if hypothesis.word_times is not None:
         times = shift(hypothesis.word_times, segment.start)
         hypothesis = hypothesis._replace(word_times=times)
     return LongResult(segment.start, segment.end, hypothesis)
 
 
-def join(results: Iterable[LongResult]) -> Hypothesis:
-    """Make one hypothesis of a recording's segments: as one utterance would have."""
+def join_segments(results: Iterable[LongResult]) -> Hypothesis:
+    """Join the hypotheses of a recording's segments to one."""
     hypotheses = [result.hypothesis for result in results]
     timed = [h.word_times for h in hypotheses if h.word_times is not None]
     return Hypothesis(

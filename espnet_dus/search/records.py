@@ -1,8 +1,7 @@
-"""What has been decoded so far, kept line by line so that a killed run goes on.
+"""What has been decoded so far, kept line by line so that an interrupted run resumes.
 
-hypotheses.partial.jsonl    while it runs: what run this is, then a line for each
-                            utterance
-hypotheses.jsonl            at the end: a line for each utterance, sorted
+hypotheses.partial.jsonl    during a run: what the run is, then a line per utterance
+hypotheses.jsonl            at the end: a line per utterance, sorted
 """
 
 import json
@@ -14,13 +13,13 @@ from espnet_dus.io import write_text
 from espnet_dus.search.result import Hypothesis
 
 
-class Record(NamedTuple):
-    """An utterance that is done.
+class Decoded(NamedTuple):
+    """A decoded utterance.
 
     Attributes:
-        nbest: Its hypotheses, the best first; there is at least one.
+        nbest: Its hypotheses, the best first; at least one.
         length: Samples, or feature frames.
-        seconds: Its share of its batch's time.
+        seconds: Its share of its batch's decoding time.
     """
 
     nbest: List[Hypothesis]
@@ -29,53 +28,53 @@ class Record(NamedTuple):
 
 
 class Records:
-    """The records of a run, by utterance.
+    """The decoded utterances of a run.
 
     Args:
-        directory: Where the files stand.
-        run: What decides on the results (model, options, data). A file that another
-            run has left is not gone on with but replaced.
+        directory: Directory of the files.
+        run: What determines the results (model, options, data). A file left by a
+            different run is replaced.
     """
 
     def __init__(self, directory: Union[str, Path], run: Dict[str, Any]):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.partial = self.directory / "hypotheses.partial.jsonl"
-        self.done: Dict[str, Record] = {}
+        self.done: Dict[str, Decoded] = {}
         head = json.dumps({"run": run}, sort_keys=True)
         lines = []
         if self.partial.is_file():
-            # what follows the last line break was cut off in the writing
+            # text behind the last line break was cut off by the interruption
             lines = self.partial.read_text("utf-8").split("\n")[:-1]
         if lines[:1] == [head]:
             for line in lines[1:]:
                 content = json.loads(line)
                 nbest = [Hypothesis(**h) for h in content["nbest"]]
-                record = Record(nbest, content["length"], content["seconds"])
+                record = Decoded(nbest, content["length"], content["seconds"])
                 self.done[content["key"]] = record
             logging.info(
-                f"{self.partial}: {len(self.done)} utterances were decoded before"
+                f"{self.partial}: resuming, {len(self.done)} utterances are decoded"
             )
         elif lines:
-            logging.info(f"{self.partial} is another run's: all is decoded anew")
+            logging.info(f"{self.partial} is of a different run: starting anew")
             lines = []
         lines = lines or [head]
         write_text(self.partial, "".join(f"{line}\n" for line in lines))
 
-    def add(self, records: Dict[str, Record]) -> None:
+    def add(self, records: Dict[str, Decoded]) -> None:
         """Keep the records of a batch."""
         self.done.update(records)
         with self.partial.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, records, records.values())))
 
     def finish(self) -> None:
-        """Replace the file of the running run by that of a finished one."""
+        """Replace the partial file by the finished one."""
         lines = (_line(key, self.done[key]) for key in sorted(self.done))
         write_text(self.directory / "hypotheses.jsonl", "".join(lines))
         self.partial.unlink()
 
 
-def _line(key: str, record: Record) -> str:
+def _line(key: str, record: Decoded) -> str:
     content = {
         "key": key,
         "length": record.length,

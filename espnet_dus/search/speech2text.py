@@ -1,6 +1,7 @@
 """A trained model as one Python object: waveforms in, transcripts out."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
@@ -15,13 +16,15 @@ from espnet_dus.data.lengths import (
     position_times,
     sampling_rate,
 )
+from espnet_dus.model.base_lm import resolve_dtype
+from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.upscaling import inserted_layers
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
 from espnet_dus.search.encoding import check_ctc_head, encode
 from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech
 from espnet_dus.search.long_audio import LongResult, batches, in_recording
-from espnet_dus.search.precision import set_precision
 from espnet_dus.search.result import Hypothesis, nothing
 from espnet_dus.search.segmentation import segments
 from espnet_dus.search.timing import word_times
@@ -37,12 +40,13 @@ class Speech2Text:
         asr_train_config: The `config.yaml` of the training.
         asr_model_file: A checkpoint, such as `valid.acc.ave.pth`.
         device: `cpu`, `cuda` or `cuda:N`.
-        dtype: Of the base LM: `float32`, `bfloat16`, `int8` (weights, on a CPU), or
-            None for the one it was trained with.
+        dtype: Precision of the base LM: `float32` or `bfloat16`; None: as in training.
         search: A `SearchConfig`, or a dict of its fields; None: greedy.
 
     Attributes:
-        search: The `SearchConfig`; another one may take its place at any time.
+        search: The `SearchConfig`; it may be replaced at any time.
+        fs: Sampling rate of the audio in Hz; None if the model takes features.
+        rate: Samples, or feature frames, per second.
 
     Raises:
         ValueError: An option is unknown or does not fit the model.
@@ -68,7 +72,7 @@ class Speech2Text:
         )
         self.model.eval()
         if dtype is not None:
-            set_precision(self.model, dtype)
+            _set_precision(self.model, dtype)
         self.device = device
         self.origin = {
             "train_config": _sha256(asr_train_config),
@@ -77,21 +81,21 @@ class Speech2Text:
         }
         self.min_length = min_length(self.train_args)
         self.positions = position_times(self.train_args)
-        # of audio; features do not tell theirs
         self.fs: Optional[int] = None
         if self.train_args.input_size is None:
             self.fs = sampling_rate(self.train_args)
+        self.rate = self.fs or FRAMES_PER_SECOND
         if self.needs_ctc:
             check_ctc_head(self.model)
 
     @property
     def run(self) -> Dict[str, Any]:
-        """Give what decides on the results, beside the audio."""
+        """Return what determines the results, apart from the audio."""
         return {**self.origin, "search": self.search.asdict()}
 
     @property
     def needs_ctc(self) -> bool:
-        """Tell whether the search reads the CTC head."""
+        """Return whether the search uses the CTC head."""
         search = self.search
         return search.draft or search.ctc_weight > 0 or search.word_times
 
@@ -106,15 +110,15 @@ class Speech2Text:
         Args:
             model_tag: A pack (`.zip`), the URL of one, or `user/name[@revision]` on the
                 Hugging Face hub.
-            base_lm: The base LM's directory; None: it is fetched, once.
+            base_lm: The base LM's directory; None: it is fetched once.
             kwargs: The other options of this class.
 
         Returns:
             The model.
 
         Raises:
-            ValueError: The pack is damaged, was tampered with, or the base LM is
-                another than the one it belongs to.
+            ValueError: The pack is damaged or was tampered with, or it belongs to
+                another base LM.
             RuntimeError: Something could not be fetched, or the checkpoint does not fit
                 the configuration.
 
@@ -130,11 +134,11 @@ class Speech2Text:
 
         Args:
             speech: Samples (samples,) at the training data's rate, or features (F, M)
-                if the model was trained on features; or a list of such.
+                if the model was trained on features; or a list of these.
 
         Returns:
-            Of one utterance: its n-best hypotheses, the best first. Of a list: the best
-            hypothesis of each.
+            For one utterance: its n-best hypotheses, the best first. For a list: the
+            best hypothesis of each.
 
         Raises:
             TooShortUttError: An utterance is too short for the subsampling.
@@ -148,11 +152,11 @@ class Speech2Text:
         """Transcribe a batch.
 
         Args:
-            speeches: As above.
+            speeches: A list as in `__call__`.
 
         Returns:
-            The n-best hypotheses of each utterance: `nbest` of them, or as many as the
-            search has found.
+            The n-best hypotheses of each utterance: `nbest` of them, or all that the
+            search found.
 
         Raises:
             TooShortUttError: An utterance is too short for the subsampling.
@@ -168,6 +172,7 @@ class Speech2Text:
         lengths = torch.tensor([len(s) for s in batch], device=self.device)
         padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
         encoded = encode(self.model, padded.to(self.device), lengths, self.needs_ctc)
+        self._warn_beyond_context(int(encoded.read_B.max()))
         if self.search.beam_size > 1:
             found = beam_search(self.model, encoded, self.search)
         else:
@@ -176,10 +181,21 @@ class Speech2Text:
         for n, (i, hypotheses) in enumerate(zip(spoken, found)):
             if self.search.word_times:
                 ctc_SU = encoded.ctc_BSU[n, : encoded.lengths_B[n]]
-                seconds = len(speeches[i]) / (self.fs or FRAMES_PER_SECOND)
+                seconds = len(speeches[i]) / self.rate
                 hypotheses = [self._timed(h, ctc_SU, seconds) for h in hypotheses]
             results[i] = hypotheses
         return results
+
+    def _warn_beyond_context(self, num_read: int) -> None:
+        """Warn where speech and prompt are longer than the base LM's context."""
+        num_positions = num_read + len(self.model.prompt_ids)
+        context = self.model.lm.config.max_position_embeddings
+        if num_positions > context:
+            logging.warning(
+                f"the speech (with the prompt) has {num_positions} positions, but the "
+                f"base LM's context is {context}: expect a bad transcript; cut "
+                "recordings into shorter segments (--segment_seconds)"
+            )
 
     def _timed(
         self, hypothesis: Hypothesis, ctc_SU: torch.Tensor, seconds: float
@@ -199,13 +215,13 @@ class Speech2Text:
 
         Args:
             path: Any audio file that libsndfile reads.
-            max_seconds: No segment is longer.
-            batch_size: Seconds of segments decoded at a time, padding included.
+            max_seconds: Maximum duration of a segment.
+            batch_size: Seconds of segments in a batch, padding included.
 
         Yields:
-            Each segment's start and end, and its hypothesis, whose word times are the
-            recording's. `long_audio.join` makes one transcript of them. Segments that
-            give no speech position, of a tenth of a second, are left out.
+            Each segment's start and end, and its hypothesis, whose word times count
+            from the start of the recording. `long_audio.join_segments` joins them to
+            one transcript. Segments too short for one speech position are skipped.
 
         Raises:
             ValueError: The model takes features, or `segments` raises it.
@@ -231,8 +247,8 @@ class Speech2Text:
         """
         if len(speech) < self.min_length:
             raise TooShortUttError(
-                f"has {len(speech)} samples or frames, {self.min_length} are the "
-                "fewest",
+                f"has {len(speech)} samples or frames, expected at least "
+                f"{self.min_length}",
                 len(speech),
                 self.min_length,
             )
@@ -244,12 +260,12 @@ class Speech2Text:
 
     @torch.inference_mode()
     def generate_text(self, prompt: str, max_new_tokens: int = 128) -> str:
-        """Answer in text, as the base LM does: greedily, no speech involved.
+        """Answer a prompt in text, greedily and without speech.
 
         Args:
-            prompt: What the user says; it goes through the tokenizer's chat template
-                where there is one, and is continued as it stands where there is none.
-            max_new_tokens: At most so many tokens.
+            prompt: What the user says. It goes through the tokenizer's chat template if
+                there is one; otherwise it is continued as it is.
+            max_new_tokens: Maximum number of tokens.
         """
         tokenizer = self.model.tokenizer
         if tokenizer.chat_template:
@@ -273,6 +289,15 @@ class Speech2Text:
             )
         new = generated[0, ids.size(1) :]
         return tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def _set_precision(model: ESPnetDUSModel, dtype: str) -> None:
+    """Convert the base LM to a precision; the added layers stay in float32."""
+    model.compute_dtype = resolve_dtype(dtype)
+    added = {id(p) for x in inserted_layers(model.lm).values() for p in x.parameters()}
+    for parameter in model.lm.parameters():
+        if id(parameter) not in added:
+            parameter.data = parameter.data.to(model.compute_dtype)
 
 
 def _sha256(path: Union[str, Path]) -> str:

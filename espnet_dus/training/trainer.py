@@ -322,9 +322,10 @@ def _step_checkpoints(options: DUSTrainerOptions, distributed) -> StepCheckpoint
 def write_training_cost(output_dir: Path, trained: bool) -> None:
     """Write `training.json`: what the training took, its resumptions together.
 
-    It holds `epochs`; `wall_seconds`, of their training and validation, from the
-    checkpoint, so that no part of an interrupted training is missing; and
-    `peak_memory_bytes` with `peak_memory_of`, the `GPU` or the `process`.
+    It holds `epochs`; `seconds_per_step`, the mean of all training steps, and
+    `wall_seconds`, of training and validation, both from the checkpoint, so that no
+    part of an interrupted training is missing; and `peak_memory_bytes` with
+    `peak_memory_of`, the `GPU` or the `process`.
 
     Args:
         output_dir: The experiment directory.
@@ -347,8 +348,14 @@ def write_training_cost(output_dir: Path, trained: bool) -> None:
         for phase in phases.values()
         if "time" in phase
     )
+    train_seconds = steps = 0
+    for phases in reporter.stats.values():
+        new = phases["train"]["total_count"] - steps
+        train_seconds += phases["train"]["train_time"] * new
+        steps += new
     content = {
         "epochs": len(reporter.stats),
+        "seconds_per_step": round(train_seconds / steps, 4) if steps else None,
         "wall_seconds": round(seconds, 1),
         **memory,
     }

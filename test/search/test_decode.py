@@ -104,6 +104,25 @@ def test_no_utterance_to_decode_is_an_error(speech2text, corpus):
     keys.write_text("")
     with pytest.raises(ValueError, match="keys.scp: no utterance to decode"):
         results(speech2text, corpus, 8, keys)
+    corpus.write_text("")
+    with pytest.raises(ValueError, match="wav.scp: no utterance to decode"):
+        results(speech2text, corpus, 8)
+
+
+def test_a_line_without_a_file_is_named(speech2text, corpus):
+    corpus.write_text("a\n")
+    with pytest.raises(ValueError, match="wav.scp:1: a: expected a value"):
+        results(speech2text, corpus, 8)
+
+
+def test_each_utterance_has_subtitles_of_its_own(speech2text, corpus, monkeypatch):
+    audio = corpus.parent / "a.wav"
+    keys = ["a/b", "a_b", "a:b", "k" * 300]
+    corpus.write_text("".join(f"{key} {audio}\n" for key in keys))
+    search = SearchConfig(word_times=True, no_speech=0.0)
+    monkeypatch.setattr(speech2text, "search", search)
+    results(speech2text, corpus, 8)
+    assert len(list((corpus.parent / "out_8" / "srt").glob("*.srt"))) == len(keys)
 
 
 def test_one_waveform_and_a_list_of_them_are_transcribed(speech2text, noises):
@@ -115,14 +134,18 @@ def test_one_waveform_and_a_list_of_them_are_transcribed(speech2text, noises):
     ]
 
 
-def test_the_time_of_all_audio_is_logged(speech2text, corpus, caplog):
-    caplog.set_level(logging.INFO)
+def test_what_the_decoding_took_is_written(speech2text, corpus):
     results(speech2text, corpus, batch_size=4)
-    found = [m for m in caplog.messages if "s of audio in" in m]
+    cost = json.loads((corpus.parent / "out_4" / "decode.json").read_text())
+    assert cost["utterances"] == 11
     # the good ones, 1000 samples and 50
     audio = 0.9 + 0.4 + 1.3 + 0.7 + 0.5 + 1050 / 16000
-    assert len(found) == 1
-    assert found[0].startswith(f"decoded 11 utterances: {audio:.2f} s of audio in ")
+    assert cost["audio_seconds"] == pytest.approx(audio)
+    lines = (corpus.parent / "out_4" / "hypotheses.jsonl").read_text().splitlines()
+    records = [*map(json.loads, lines)]
+    assert cost["seconds"] == pytest.approx(sum(r["seconds"] for r in records))
+    passes = sum(r["nbest"][0]["llm_passes"] for r in records)
+    assert cost["llm_passes"] == passes > 5
 
 
 # -- batches ---------------------------------------------------------------------------
@@ -178,7 +201,7 @@ def test_batches_are_halved_when_the_memory_does_not_suffice(
     sizes = record_batches(speech2text, monkeypatch, fail)
     assert tokens(results(speech2text, corpus, 98)) == expected
     assert sizes == [5, 4, 2, 2, 1]
-    assert "out of memory with 11 utterances at a time" in caplog.text
+    assert "out of memory with 11 utterances per batch" in caplog.text
 
 
 def test_an_utterance_too_large_for_the_memory_does_not_stop_the_others(
@@ -224,10 +247,7 @@ def interrupted(speech2text, corpus, monkeypatch, after):
 
 
 @pytest.mark.parametrize("cut", [0, 20])
-def test_an_interrupted_run_goes_on_where_it_was(
-    speech2text, corpus, monkeypatch, caplog, cut
-):
-    caplog.set_level(logging.INFO)
+def test_an_interrupted_run_goes_on_where_it_was(speech2text, corpus, monkeypatch, cut):
     expected = tokens(results(speech2text, corpus, 99))
     partial = interrupted(speech2text, corpus, monkeypatch, after=3)
     content = partial.read_bytes()
@@ -244,8 +264,9 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert list(records) == sorted(GOOD + BAD)
     assert records["a"]["nbest"][0]["text"] == speech2text(read(corpus, "a"))[0].text
     # the time of both runs
+    cost = json.loads(partial.with_name("decode.json").read_text())
     seconds = sum(record["seconds"] for record in records.values())
-    assert f"s of audio in {seconds:.2f} s" in caplog.text
+    assert cost["seconds"] == pytest.approx(seconds)
 
 
 def test_a_finished_run_is_done_anew(speech2text, corpus, monkeypatch):
@@ -324,7 +345,7 @@ def test_a_guard_that_acts_is_logged(speech2text, corpus, caplog):
     guards = {record["key"]: record["nbest"][0]["guards"] for record in records}
     assert any(guards[key] for key in GOOD)
     for key, (*names,) in guards.items():
-        found = f"utterance {key} was cut short by a guard: {', '.join(names)}\n"
+        found = f"utterance {key}: a guard changed the transcript: {', '.join(names)}\n"
         assert (found in caplog.text) == bool(names)
 
 

@@ -13,7 +13,7 @@ from espnet_dus.data.corpora.an4 import find_corpus
 from espnet_dus.io import read_scp
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.decode import decode
-from espnet_dus.search.long_audio import LongResult, batches, join
+from espnet_dus.search.long_audio import LongResult, batches, join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.segmentation import Segment, segments
 from espnet_dus.search.speech2text import Speech2Text
@@ -122,7 +122,7 @@ def test_joined_segments_are_one_hypothesis():
     one = one._replace(word_times=[("go", 1.0, 1.5, 0.9), ("on", 1.6, 2.0, 0.8)])
     two = Hypothesis("", [], [], 0.0, guards=["no_speech"])
     three = Hypothesis("stop", ["Ġstop"], [7], -0.5, [0.3], [("stop", 9.0, 9.4, 0.7)])
-    joined = join(
+    joined = join_segments(
         [LongResult(1, 2, one), LongResult(4, 5, two), LongResult(8, 10, three)]
     )
     assert (joined.text, joined.token_int, joined.score) == (
@@ -133,7 +133,7 @@ def test_joined_segments_are_one_hypothesis():
     assert joined.confidence == [0.5, 0.4, 0.3]
     assert [time[0] for time in joined.word_times] == ["go", "on", "stop"]
     assert joined.guards == ["no_speech"]
-    assert join([]) == Hypothesis("", [], [], 0.0)
+    assert join_segments([]) == Hypothesis("", [], [], 0.0)
 
 
 def run(speech2text, wav_scp, output_dir, segment_seconds):
@@ -152,10 +152,16 @@ def test_recordings_become_result_files_with_ctm_and_subtitles(
     )
     run(speech2text, tmp_path / "wav.scp", tmp_path / "out", 20.0)
     text = read_scp(tmp_path / "out/1best_recog/text")
-    joined = join(speech2text.transcribe_long(recording))
+    joined = join_segments(speech2text.transcribe_long(recording))
     assert " ".join(joined.text.split()) == text["long"]
     assert (text["missing"], text["silent"]) == ("", "")
-    assert sum("recording missing is decoded up to" in m for m in caplog.messages) == 1
+    assert (
+        sum(
+            "recording missing: decoding stopped after 0 segments" in m
+            for m in caplog.messages
+        )
+        == 1
+    )
     ctm = [
         line.split()
         for line in (tmp_path / "out/1best_recog/ctm").open(encoding="utf-8")
@@ -185,7 +191,10 @@ def test_the_command_takes_recordings(speech2text, experiment, recording, tmp_pa
         [text for name, value in options.items() for text in (f"--{name}", str(value))]
     )
     text = read_scp(tmp_path / "out/1best_recog/text")["long"]
-    assert text.split() == join(speech2text.transcribe_long(recording)).text.split()
+    assert (
+        text.split()
+        == join_segments(speech2text.transcribe_long(recording)).text.split()
+    )
     ctm = (tmp_path / "out/1best_recog/ctm").read_text(encoding="utf-8")
     assert [line.split()[4] for line in ctm.splitlines()] == text.split()
 

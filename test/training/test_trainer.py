@@ -135,6 +135,9 @@ def test_the_cost_of_a_training_is_that_of_all_its_parts(train, tmp_path, monkey
     ]
     assert whole["wall_seconds"] == pytest.approx(sum(seconds), abs=0.06)
     assert (first["epochs"], whole["epochs"]) == (1, 3)
+    epochs = [reporter.stats[epoch]["train"] for epoch in (1, 2, 3)]  # of equal length
+    per_step = sum(epoch["train_time"] for epoch in epochs) / 3
+    assert whole["seconds_per_step"] == pytest.approx(per_step, abs=1e-4)
     assert 10**8 < first["peak_memory_bytes"] <= whole["peak_memory_bytes"]
     assert whole["peak_memory_of"] == "process"
 
@@ -146,7 +149,8 @@ def test_the_memory_of_a_process_that_trains_nothing_does_not_count(train, tmp_p
     path.unlink()  # as if trained by a version that did not write it
     train(tmp_path, max_epoch=1)
     after = json.loads(path.read_text())
-    assert after == {k: before[k] for k in ("epochs", "wall_seconds")}
+    names = ("epochs", "seconds_per_step", "wall_seconds")
+    assert after == {name: before[name] for name in names}
 
 
 def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):
