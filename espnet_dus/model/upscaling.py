@@ -57,10 +57,11 @@ def upscale(
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
     options = layer_options(kind, scope)
     if unknown := sorted(set(layer_conf) - set(options)):
+        former = "merge_init" in options and "linear_units" in unknown
         raise ValueError(
             f"unknown option(s) of kind {kind!r} in scope {scope!r}: "
             f"{', '.join(unknown)}; it takes {', '.join(options) or 'none'}"
-            + (f" ({FORMER_LAYER})" if "merge_init" in options else "")
+            + (f" ({FORMER_LAYER})" if former else "")
         )
     _check_convertible(lm)
 

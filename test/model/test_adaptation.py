@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.adaptation import ARMS, adapt, unadapted
+from espnet_dus.scaling import BASE_LMS
 
 IDS = torch.arange(3, 30)[None]
 # rank 1 of LoRA: in + out features of q, k, v, o, gate, up and down, in three layers
 PER_RANK = 3 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
-CONF = {"dus": {"positions": [0, 2], "linear_units": 32, "cgmlp_linear_units": 32}}
+CONF = {"dus": {"positions": [0, 2], "cgmlp_linear_units": 32}}
 
 
 def trained(lm):
@@ -66,15 +68,25 @@ def test_lora_updates_the_modules_it_is_told_to(tiny_lm):
     assert {name.split(".")[4] for name in trained(lm)} == {"q_proj", "v_proj"}
 
 
-@pytest.mark.parametrize(
-    "wanted, rank",
-    [(5 * PER_RANK, 5), (int(5.4 * PER_RANK), 5), (int(5.6 * PER_RANK), 6), (1, 1)],
-)
-def test_lora_takes_the_rank_nearest_to_a_number_of_parameters(tiny_lm, wanted, rank):
-    lm = adapt(tiny_lm[0], "lora", match_parameters=wanted, rank=8, alpha=16.0)
-    assert num_trained(lm) == rank * PER_RANK
-    # alpha scales with it
-    assert lm.model.layers[0].self_attn.q_proj.scaling["default"] == 2.0
+def scale(lm):
+    return lm.model.layers[0].self_attn.q_proj.scaling["default"]
+
+
+def test_lora_is_scaled_by_alpha_over_rank_and_by_two_unless_told(tiny_lm):
+    assert scale(adapt(copy.deepcopy(tiny_lm[0]), "lora", rank=8)) == 2.0
+    assert scale(adapt(tiny_lm[0], "lora", rank=8, alpha=4.0)) == 0.5
+
+
+@pytest.mark.parametrize("size, rank", [("360m", 144), ("1.7b", 356)])
+def test_lora_matches_the_papers_added_layers(size, rank):
+    with torch.device("meta"):
+        config = LlamaConfig(vocab_size=49152, **BASE_LMS[size])
+        base = LlamaForCausalLM(config)
+    added = num_trained(adapt(copy.deepcopy(base), "dus", kind="transformer"))
+    lm = adapt(base, "lora", rank="match_added_layers")
+    assert lm.model.layers[0].self_attn.q_proj.r["default"] == rank
+    assert scale(lm) == 2.0
+    assert num_trained(lm) <= added < num_trained(lm) * (rank + 1) / rank
 
 
 @pytest.mark.parametrize(
@@ -82,7 +94,8 @@ def test_lora_takes_the_rank_nearest_to_a_number_of_parameters(tiny_lm, wanted, 
     [
         ("adapter", {}, "adaptation: 'adapter' is not one of dus, lora, full, frozen"),
         ("lora", {"r": 8}, "unknown option.*'lora': r; it takes rank, alpha"),
-        ("lora", {"rank": 0}, "rank 0: expected at least 1"),
+        ("lora", {"rank": 0}, "rank 0: expected a number .* or match_added_layers"),
+        ("lora", {"rank": "match"}, "rank match: expected a number"),
         ("full", {"rank": 8}, "unknown option.*'full': rank; it takes none"),
         ("frozen", {"kind": "x"}, "unknown option.*'frozen': kind; it takes none"),
         ("dus", {"rank": 8}, "unknown option.*'e_branchformer': rank"),

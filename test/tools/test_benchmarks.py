@@ -41,7 +41,7 @@ def options(tmp_path, tiny_base_lm_dir):
                 cgmlp_linear_units=32,
             )
         if arm == "lora":
-            conf["adaptation_conf"]["match_parameters"] = 10000
+            conf["adaptation_conf"]["rank"] = 2
         (tmp_path / name).write_text(yaml.safe_dump(conf), encoding="utf-8")
     common = [str(tiny_base_lm_dir), "--config_dir", str(tmp_path), "--threads", "1"]
     return common + ["--seconds", "0.8", "1.2", "--tokens", "2", "4", "--quick"]

@@ -80,6 +80,7 @@ def build_e_branchformer(
         )
     _check_units("linear_units", linear_units)
     check_kernel("merge_conv_kernel", merge_conv_kernel)
+    attention = ATTENTIONS[attention_layer_type](heads, size, dropout_rate=0.0)
     cgmlp = build_cgmlp(size, cgmlp_linear_units, cgmlp_conv_kernel, dropout_rate)
 
     def feed_forward():
@@ -89,7 +90,7 @@ def build_e_branchformer(
 
     layer = EBranchformerEncoderLayer(
         size,
-        ATTENTIONS[attention_layer_type](heads, size, dropout_rate=0.0),
+        attention,
         cgmlp,
         feed_forward(),
         feed_forward(),
