@@ -1,62 +1,60 @@
 #!/usr/bin/env python3
-"""Transcribe, chat with, list, inspect and demonstrate models.
+"""Transcribe, chat with, inspect and demonstrate models; run the recipes' commands.
 
 MODEL is an experiment directory (exp/dus_x), a checkpoint in one, a pack (.zip) or a
 Hugging Face hub id (user/name).
 """
 
 import argparse
+import logging
 import sys
 
-from espnet_dus.bin import user_errors
+from espnet_dus.bin import Commands, data, evaluation, training, user_errors, zoo
 from espnet_dus.search.config import add_options
 
-SEARCH_OPTIONS = ("beam_size", "ctc_weight")  # of those that dus_inference has
+SEARCH_OPTIONS = ("beam_size", "ctc_weight")  # of those of the command inference
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command and its subcommands."""
-    parser = argparse.ArgumentParser(
-        prog="espnet-dus",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+@user_errors
+def main(cmd=None):
+    """Run a command."""
+    commands = Commands("espnet-dus", __doc__)
+    add_commands(commands)
+    for wing in (data, zoo, training, evaluation):
+        wing.add_commands(commands)
+    commands.run(cmd)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands that use a model."""
     loading = argparse.ArgumentParser(add_help=False)
     loading.add_argument(
-        "--base_lm", help="of a pack or hub id: the base LM, if it is at hand"
+        "--base_lm", help="base LM directory of a pack or hub id, to fetch none"
     )
     loading.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     loading.add_argument(
         "--dtype",
         help="precision of the base LM: float32 or bfloat16; default: as in training",
     )
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--model", required=True, help="see espnet-dus --help")
     searching = argparse.ArgumentParser(add_help=False)
     add_options(searching, SEARCH_OPTIONS)
 
-    def add(name, run, description, parents=()):
-        command = commands.add_parser(
-            name,
-            help=description,
-            description=description,
-            parents=parents,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    command = add(
-        "transcribe", transcribe, "Transcribe recordings.", [loading, searching]
+    command = commands.add(
+        "transcribe",
+        transcribe,
+        "Transcribe recordings.",
+        [named, loading, searching],
     )
     command.add_argument("audio", nargs="+", help="recordings of any length")
-    command.add_argument("--model", required=True, help="see espnet-dus --help")
-    command.add_argument("--out_dir", help="a file for each recording goes there")
+    command.add_argument("--out_dir", help="directory for a file of each recording")
     command.add_argument(
         "--segment_seconds",
         type=float,
         default=20.0,
-        help="recordings are cut at pauses into segments of at most so many seconds; "
-        "take what the training utterances have",
+        help="recordings are cut at pauses into segments of at most this length; "
+        "choose the length of the training utterances",
     )
     kinds = command.add_mutually_exclusive_group()
     for kind, what in (
@@ -73,104 +71,93 @@ def get_parser() -> argparse.ArgumentParser:
         )
     command.set_defaults(kind="txt")
 
-    command = add("chat", chat, "Chat in text with the LLM in a model.", [loading])
-    command.add_argument("--model", required=True, help="see espnet-dus --help")
+    command = commands.add(
+        "chat", chat, "Chat in text with the LLM of a model.", [named, loading]
+    )
     command.add_argument(
         "--base", action="store_true", help="show the base LM's answer too"
     )
     command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
 
-    command = add("models", models, "List the models on this machine.")
-    command.add_argument("--root", default=".", help="where exp/ or egs2/ stands")
+    command = commands.add("models", models, "List the models on this machine.")
+    command.add_argument("--root", default=".", help="directory with exp/ or egs2/")
 
-    command = add("info", info, "Show the stack of a model.", [loading])
+    command = commands.add("info", info, "Show the stack of a model.", [loading])
     command.add_argument("model", help="see espnet-dus --help")
 
-    command = add("demo", demo, "Start a demo for the browser.", [loading, searching])
-    command.add_argument("--model", required=True, help="see espnet-dus --help")
+    command = commands.add(
+        "demo", demo, "Start a demo for the browser.", [named, loading, searching]
+    )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=7860, help="of the demo")
-    return parser
 
 
-@user_errors
-def main(cmd=None):
-    """Run a subcommand."""
-    args = get_parser().parse_args(cmd)
-    import logging
-
-    logging.getLogger().setLevel(logging.WARNING)
-    args.run(args)
-
-
-def transcribe(args):
+def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
     """Transcribe each recording; one that fails does not stop the others."""
     import time
     from pathlib import Path
 
-    import soundfile
+    names = [Path(path).stem for path in audio]
+    if out_dir and len(set(names)) < len(names):
+        raise ValueError(
+            "--out_dir: two recordings have the same name (without folder and suffix), "
+            "so their transcripts would share a file: transcribe them one by one"
+        )
+    speech2text = _load(model, **options)
 
     from espnet_dus.app.transcription import check_kind, render, transcribe
     from espnet_dus.io import write_text
 
-    names = [Path(audio).stem for audio in args.audio]
-    if args.out_dir and len(set(names)) < len(names):
-        raise ValueError(
-            "--out_dir: two recordings have one name (without folder and suffix), so "
-            "their transcripts would have one too: transcribe them one by one"
-        )
-    speech2text = _load(args, _search(args))
-    check_kind(speech2text, args.kind)
+    check_kind(speech2text, kind)
     failed = 0
-    for number, audio in enumerate(args.audio, 1):
+    for number, path in enumerate(audio, 1):
         started = time.perf_counter()
         try:
-            transcript = transcribe(speech2text, audio, args.segment_seconds)
-            text = render(transcript, args.kind)
-        except (soundfile.LibsndfileError, OSError, ValueError) as error:
+            transcript = transcribe(speech2text, path, segment_seconds)
+            text = render(transcript, kind)
+        except (RuntimeError, OSError, ValueError) as error:
             failed += 1
-            print(f"error: {audio}: {error}", file=sys.stderr)
+            print(f"error: {path}: {error}", file=sys.stderr)
             continue
-        if args.out_dir:
-            write_text(Path(args.out_dir, f"{names[number - 1]}.{args.kind}"), text)
+        if out_dir:
+            write_text(Path(out_dir, f"{names[number - 1]}.{kind}"), text)
         else:
-            many = len(args.audio) > 1 and args.kind == "txt"
-            print(f"{audio}: {text}" if many else text, end="", flush=True)
+            many = len(audio) > 1 and kind == "txt"
+            print(f"{path}: {text}" if many else text, end="", flush=True)
         print(
-            f"{number} of {len(args.audio)}: {audio}, {transcript.seconds:.1f} s of "
-            f"audio in {time.perf_counter() - started:.1f} s",
+            f"{number} of {len(audio)}: {path}, {transcript.seconds:.1f} s of audio "
+            f"in {time.perf_counter() - started:.1f} s",
             file=sys.stderr,
         )
     if failed:
-        raise RuntimeError(
-            f"{failed} of {len(args.audio)} recordings failed, see above"
-        )
+        raise RuntimeError(f"{failed} of {len(audio)} recordings failed, see above")
 
 
-def chat(args):
+def chat(model, base, max_new_tokens, **options):
     """Answer line by line, each by itself, until an empty one."""
+    speech2text = _load(model, **options)
+
     from espnet_dus.model.adaptation import unadapted
 
-    speech2text = _load(args)
     print("An empty line ends the chat; each line is answered by itself.")
     while question := _read_line():
-        answer = speech2text.generate_text(question, args.max_new_tokens)
+        answer = speech2text.generate_text(question, max_new_tokens)
         print(answer, flush=True)
-        if args.base:
+        if base:
             with unadapted(speech2text.model.lm):
-                base = speech2text.generate_text(question, args.max_new_tokens)
-            print(f"base LM: {'the same' if base == answer else base}", flush=True)
+                other = speech2text.generate_text(question, max_new_tokens)
+            print(f"base LM: {'the same' if other == answer else other}", flush=True)
 
 
-def models(args):
+def models(root):
     """Print a table of the models that are found."""
     from espnet_dus.app.local_models import find_models
 
-    found = find_models(args.root)
+    found = find_models(root)
     if not found:
         raise ValueError(
-            f"no models: no trained experiment in {args.root}/exp or "
-            f"{args.root}/egs2/*/dus1/exp, no pack, and none that was fetched"
+            f"no models: no trained experiment in {root}/exp or {root}/egs2/*/dus1/exp,"
+            " no pack, and none that was fetched"
         )
     rows = [("MODEL", "adaptation", "base LM", "trained parameters")]
     for model in found:
@@ -182,36 +169,35 @@ def models(args):
         print("  ".join(cells).rstrip())
 
 
-def info(args):
+def info(model, **options):
     """Print what a model is made of."""
+    loaded = _load(model, **options).model
+
     from espnet_dus.model.stack import stack_text
 
-    model = _load(args).model
-    identity = model.identity
-    print(f"{args.model}: {model.lm.config.model_type}, base LM {identity.name}")
+    identity = loaded.identity
+    print(f"{model}: {loaded.lm.config.model_type}, base LM {identity.name}")
     print(f"(revision {identity.revision or '-'}, sha256 {identity.sha256})\n")
-    print(stack_text(model), end="")
+    print(stack_text(loaded), end="")
 
 
-def demo(args):
+def demo(model, host, port, **options):
     """Serve the demo until it is interrupted."""
+    speech2text = _load(model, **options)
+
     from espnet_dus.app.demo import build
 
-    speech2text = _load(args, _search(args))
-    build(speech2text).launch(server_name=args.host, server_port=args.port)
+    build(speech2text).launch(server_name=host, server_port=port)
 
 
-def _load(args, search=None):
+def _load(model, base_lm, device, dtype, **search):
+    """Load a model, with a line on stderr first: the imports alone take seconds."""
+    print(f"loading {model}", file=sys.stderr, flush=True)
+    logging.getLogger().setLevel(logging.WARNING)
+
     from espnet_dus.app.local_models import load
 
-    print(f"loading {args.model}", file=sys.stderr)
-    return load(
-        args.model, args.base_lm, device=args.device, dtype=args.dtype, search=search
-    )
-
-
-def _search(args):
-    return {name: getattr(args, name) for name in SEARCH_OPTIONS}
+    return load(model, base_lm, device=device, dtype=dtype, search=search or None)
 
 
 def _read_line() -> str:
@@ -219,7 +205,3 @@ def _read_line() -> str:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):
         return ""
-
-
-if __name__ == "__main__":
-    main()

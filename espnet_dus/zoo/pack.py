@@ -204,7 +204,7 @@ def check_meta(text: str, present: set, where: Union[str, Path]) -> Dict[str, An
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{where}: {META} is not understood ({error}); expected a pack made by "
-            "dus_pack (stage 14)"
+            "espnet-dus pack (stage 14)"
         ) from error
     if not all(isinstance(v, str) for v in [*identity.values(), source]):
         raise ValueError(f"{where}: {META} says nothing usable of the base LM")

@@ -51,6 +51,27 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "loaded: []", done.stderr
 
 
+def test_a_module_called_by_name_is_the_command(capsys):
+    from espnet_dus.bin import dus_format_data
+
+    for main, cmd in (
+        (cli.main, ["format_data", "--help"]),
+        (dus_format_data.main, ["--help"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(cmd)
+        assert ended.value.code == 0
+        assert "format_data [-h] --data_dir DATA_DIR" in capsys.readouterr().out
+
+
+def test_words_that_a_command_does_not_know_are_an_error_that_names_them(capsys):
+    cmd = ["results", "--exp_dir", "exp/x", "--exp", "3"]  # no abbreviations either
+    with pytest.raises(SystemExit) as ended:
+        cli.main(cmd)
+    assert ended.value.code == 2
+    assert "results: unrecognized arguments: --exp 3" in capsys.readouterr().err
+
+
 def test_a_transcript_is_all_that_stands_on_stdout(run, recording, expected):
     out, err = run("transcribe", recording, "--model", "m")
     assert out == f"{expected.text}\n"
@@ -136,7 +157,7 @@ def test_recordings_of_one_name_are_refused_before_anything_is_written(
     _, err = run(
         "transcribe", recording, other, "--model", "m", "--out_dir", tmp_path, code=1
     )
-    assert "two recordings have one name" in err
+    assert "two recordings have the same name" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from espnet_dus.bin.dus_filter_data import main
+from espnet_dus.app import cli
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.filter import filter_data
 from espnet_dus.io import read_scp
@@ -25,8 +25,8 @@ def dump(tmp_path):
 
 def test_durations_are_strictly_between_the_limits_in_all_tables(dump, tmp_path):
     out = tmp_path / "out"
-    main(
-        ["--in_dir", f"{dump}", "--out_dir", f"{out}"]
+    cli.main(
+        ["filter_data", "--in_dir", f"{dump}", "--out_dir", f"{out}"]
         + ["--min_wav_duration", "1", "--max_wav_duration", "5"]
     )
     for table in ("text", "utt2spk", "feats.scp", "utt2num_frames", "utt2num_samples"):

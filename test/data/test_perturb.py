@@ -1,6 +1,6 @@
 import pytest
 
-from espnet_dus.bin.dus_perturb_speed import main
+from espnet_dus.app import cli
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.perturb import perturb_speed
 from espnet_dus.io import read_scp
@@ -8,8 +8,8 @@ from espnet_dus.io import read_scp
 
 def test_ids_and_speakers_are_prefixed_except_at_speed_one(make_data_dir, tmp_path):
     data, out = make_data_dir({"a": 0.1, "b": 0.1}), tmp_path / "train_sp"
-    main(
-        ["--data_dir", f"{data}", "--factors", "0.9", "1.0", "1.1"]
+    cli.main(
+        ["perturb_speed", "--data_dir", f"{data}", "--factors", "0.9", "1.0", "1.1"]
         + ["--out_dir", f"{out}"]
     )
     DataDir.read(out).validate()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from espnet_dus.bin import dus_compare
+from espnet_dus.app import cli
 from espnet_dus.evaluation.comparison import compare
 
 PNG = b"\x89PNG"
@@ -164,9 +164,9 @@ def test_two_arms_of_one_name_are_refused(make_experiment, tmp_path):
 
 def test_command_prints_the_table_and_errors_in_one_line(three, tmp_path, capsys):
     options = ["--out_dir", str(tmp_path / "out"), "--exp_dir", *map(str, three)]
-    dus_compare.main(options)
+    cli.main(["compare", *options])
     assert "lora" in table(capsys.readouterr().out)
     with pytest.raises(SystemExit) as end:
-        dus_compare.main([*options, str(tmp_path / "dus_none")])
+        cli.main(["compare", *options, str(tmp_path / "dus_none")])
     assert end.value.code == 1
     assert "dus_none: no such experiment directory" in capsys.readouterr().err

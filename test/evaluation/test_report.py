@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from espnet_dus.bin import dus_results
+from espnet_dus.app import cli
 from espnet_dus.evaluation import report
 from espnet_dus.evaluation.report import write_results
 
@@ -123,11 +123,11 @@ def test_nothing_scored_is_an_error(tmp_path, capsys):
     with pytest.raises(ValueError, match="score first"):
         write_results(tmp_path)
     with pytest.raises(SystemExit):
-        dus_results.main(["--exp_dir", str(tmp_path / "none")])
+        cli.main(["results", "--exp_dir", str(tmp_path / "none")])
     assert "no such experiment directory" in capsys.readouterr().err
 
 
 def test_command_prints_the_page(exp_dir, capsys):
-    dus_results.main(["--exp_dir", "exp/dus_x"])
+    cli.main(["results", "--exp_dir", "exp/dus_x"])
     out = capsys.readouterr().out
     assert "## exp/dus_x" in out and "### WER" in out

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from espnet_dus.bin import dus_score
+from espnet_dus.app import cli
 from espnet_dus.evaluation.scoring import (
     align,
     bootstrap_interval,
@@ -196,7 +196,7 @@ def test_command_names_a_missing_utterance(decoded, capsys):
     ref, hyp_dir = decoded
     (hyp_dir / "text").write_text("fcaw-1 X\nmmxg-1 Y\n")
     with pytest.raises(SystemExit) as stop:
-        dus_score.main(["--ref", str(ref), "--hyp_dir", str(hyp_dir)])
+        cli.main(["score", "--ref", str(ref), "--hyp_dir", str(hyp_dir)])
     assert stop.value.code == 1
     assert "fcaw-2" in capsys.readouterr().err
     assert not (hyp_dir / "score_wer").exists()

@@ -221,8 +221,8 @@ args = sys.argv[1:]
 call = {{"args": args, "threads": os.environ.get("OMP_NUM_THREADS")}}
 with open(os.environ["CALLS"], "a") as out:
     print(json.dumps(call), file=out)
-reports = {{"dus_text_eval": "results.md", "dus_upscale": "report.md"}}
-name = args[1].rsplit(".", 1)[1]
+reports = {{"text_eval": "results.md", "check_upscaling": "report.md"}}
+name = args[2] if args[1] == "espnet_dus" else args[1].rsplit(".", 1)[1]
 if name in reports and "--check_only" not in args:
     out = Path(args[args.index("--out_dir") + 1])
     (out / reports[name]).write_text(f"report of {{name}}\\n")
@@ -273,8 +273,13 @@ class Recipe:
 
     def calls(self):
         """List (command, its arguments) of all calls, in order."""
-        calls = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [(c["args"][1].rsplit(".", 1)[1], c["args"][2:]) for c in calls]
+        calls = []
+        for line in self.log.read_text().splitlines():
+            _, module, *arguments = json.loads(line)["args"]
+            if module == "espnet_dus":
+                module, *arguments = arguments
+            calls.append((module.rsplit(".", 1)[-1], arguments))
+        return calls
 
     def names(self):
         return [name for name, _ in self.calls()]
@@ -293,13 +298,13 @@ OPTIONS = """
 stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
 skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
-feats_type train_shards shard_size audio_format fs min_wav_duration max_wav_duration
-base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner g2p lang
-dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
-ignore_init_mismatch max_restarts dus_speech_fold_length dus_text_fold_length
-inference_tag inference_config inference_args inference_dus_model batch_size
-download_model perplexity_text text_tasks text_data_dir text_limit text_dtype
-base_lm_source hf_repo hf_license hf_dry_run
+feats_type allow_pipes train_shards shard_size audio_format fs min_wav_duration
+max_wav_duration base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt
+cleaner g2p lang dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize
+pretrained_model ignore_init_mismatch max_restarts dus_speech_fold_length
+dus_text_fold_length inference_tag inference_config inference_args inference_dus_model
+batch_size download_model perplexity_text text_tasks text_data_dir text_limit
+text_dtype base_lm_source hf_repo hf_license hf_dry_run
 """.split()
 
 
@@ -340,7 +345,7 @@ def test_text_tasks_are_checked_before_training(recipe):
     tasks = ["--text_tasks", "local_piqa", "--text_data_dir", "d", "--stage", "11"]
     assert recipe(*tasks, "--stop_stage", "13").returncode == 0
     (check, arguments), (train, _) = recipe.calls()[:2]
-    assert (check, train) == ("dus_text_eval", "launch")
+    assert (check, train) == ("text_eval", "launch")
     assert arguments[-5:] == [
         "--tasks",
         "local_piqa",
@@ -357,7 +362,7 @@ def test_limit_is_that_of_texts_and_tasks_of_base_and_trained_model(recipe):
     texts = ["--perplexity_text", "a.txt", "--text_tasks", "local_piqa"]
     result = recipe(*texts, "--text_limit", "7", "--skip_stages", "11 12")
     assert result.returncode == 0, result.stderr
-    evaluations = [a for name, a in recipe.calls() if name == "dus_text_eval"]
+    evaluations = [a for name, a in recipe.calls() if name == "text_eval"]
     assert len(evaluations) == 3
     for arguments in evaluations:
         assert arguments.count("--limit") == 1 and value(arguments, "--limit") == "7"
@@ -367,22 +372,22 @@ def test_all_stages_run_in_order(recipe):
     result = recipe("--perplexity_text", "a.txt b.txt", "--local_data_opts", "--x 1")
     assert result.returncode == 0, result.stderr
     assert "data --x 1" in result.stdout
-    assert "report of dus_upscale" in result.stdout
-    assert "report of dus_text_eval" in result.stdout
+    assert "report of check_upscaling" in result.stdout
+    assert "report of text_eval" in result.stdout
     assert recipe.names() == [
-        *["dus_format_data"] * 3,
-        *["dus_filter_data"] * 2,
-        "dus_tokens",
-        "dus_base_lm",
-        "dus_upscale",
-        "dus_text_eval",
+        *["format_data"] * 3,
+        *["filter_data"] * 2,
+        "tokens",
+        "base_lm",
+        "check_upscaling",
+        "text_eval",
         *["dus_train"] * 2,
         "aggregate_stats_dirs",
         "launch",
         *["dus_inference"] * 4,
-        *["dus_score"] * 2,
-        "dus_text_eval",
-        "dus_results",
+        *["score"] * 2,
+        "text_eval",
+        "results",
     ]
 
 
@@ -391,7 +396,7 @@ def test_all_stages_run_in_order(recipe):
     [
         (
             ["--skip_data_prep", "true", "--skip_train", "true"],
-            {"dus_inference", "dus_score", "dus_results"},
+            {"dus_inference", "score", "results"},
         ),
         (
             [
@@ -402,9 +407,9 @@ def test_all_stages_run_in_order(recipe):
                 "--skip_stages",
                 "7 10",
             ],
-            {"dus_base_lm", "launch"},
+            {"base_lm", "launch"},
         ),
-        (["--stage", "4", "--stop_stage", "5"], {"dus_filter_data", "dus_tokens"}),
+        (["--stage", "4", "--stop_stage", "5"], {"filter_data", "tokens"}),
     ],
 )
 def test_skipped_stages_do_not_run(recipe, arguments, names):
@@ -417,7 +422,7 @@ def test_speed_perturbation_renames_the_training_set_even_when_skipped(recipe):
     assert recipe("--stage", 2, "--stop_stage", 3, *factors).returncode == 0
     calls = recipe.calls()
     assert calls[0] == (
-        "dus_perturb_speed",
+        "perturb_speed",
         ["--data_dir", "data/tr", "--factors", "0.9", "1.0", "1.1"]
         + ["--out_dir", "data/tr_sp"],
     )
@@ -496,7 +501,7 @@ def test_shards_are_written_and_read_with_shar(recipe):
     result = recipe("--stage", 3, "--stop_stage", 4, *options)
     assert result.returncode == 0, result.stderr
     *others, (name, shar) = recipe.calls()
-    assert name == "dus_shar" and "dump/shar" not in str(others)
+    assert name == "shar" and "dump/shar" not in str(others)
     assert value(others[0][1], "--feats_type") == "raw"
     assert value(shar, "--data_dir") == "dump/raw/tr"
     assert value(shar, "--out_dir") == "dump/shar/tr"
@@ -586,12 +591,13 @@ def test_single_cpu_commands_get_all_cores_and_the_user_decides(recipe):
     def threads(**environment):
         options = ["--stage", 8, "--stop_stage", 10, "--perplexity_text", "a.txt"]
         assert recipe(*options, **environment).returncode == 0
-        calls = [json.loads(line) for line in recipe.log.read_text().splitlines()]
-        return {c["args"][1].rsplit("_", 1)[1]: int(c["threads"]) for c in calls}
+        counts = [json.loads(line)["threads"] for line in recipe.log.open()]
+        return dict(zip(recipe.names(), map(int, counts)))
 
     cores = len(os.sched_getaffinity(0))
-    assert threads() == {"eval": cores, "train": 1, "dirs": 1}
-    assert threads(OMP_NUM_THREADS="3") == {"eval": 3, "train": 3, "dirs": 3}
+    names = ("text_eval", "dus_train", "aggregate_stats_dirs")
+    assert threads() == dict(zip(names, (cores, 1, 1)))
+    assert threads(OMP_NUM_THREADS="3") == dict.fromkeys(names, 3)
 
 
 def test_packing_and_upload_are_one_command_each(recipe):
@@ -600,7 +606,7 @@ def test_packing_and_upload_are_one_command_each(recipe):
     result = recipe(*options, "--dus_exp", "exp/x", "--base_lm_source", "me/lm")
     assert result.returncode == 0, result.stderr
     (pack, packing), (upload, uploading) = recipe.calls()
-    assert (pack, upload) == ("dus_pack", "dus_upload")
+    assert (pack, upload) == ("pack", "upload")
     archive = "exp/x/x_valid.acc.ave.zip"
     assert dict(zip(packing[::2], packing[1::2])) == {
         "--asr_train_config": "exp/x/config.yaml",
@@ -621,19 +627,19 @@ def test_a_published_model_is_fetched_decoded_with_and_scored(recipe):
     calls = recipe.calls()
     exp = "exp/me-model-v1"
     assert calls[0] == (
-        "dus_download",
+        "download",
         ["--model", "me/model@v1", "--out_dir", exp]
         + ["--base_lm", str(recipe.base_lm_dir)],
     )
     assert {name for name, _ in calls} == {
-        *("dus_download", "dus_inference", "dus_score", "dus_text_eval"),
-        "dus_results",
+        *("download", "dus_inference", "score", "text_eval"),
+        "results",
     }
     for name, arguments in calls:
-        if name in ("dus_inference", "dus_text_eval"):
+        if name in ("dus_inference", "text_eval"):
             assert value(arguments, "--asr_train_config") == f"{exp}/config.yaml"
             assert value(arguments, "--asr_model_file") == f"{exp}/model.pth"
-        if name == "dus_text_eval":
+        if name == "text_eval":
             assert value(arguments, "--base_lm") == f"{exp}/base_lm"
 
 
@@ -643,10 +649,10 @@ def test_a_pack_in_a_file_is_looked_at_again(recipe):
     (recipe.directory / "exp" / "a.zip" / "base_lm" / "identity.json").write_text("{}")
     options = ["--stage", 12, "--stop_stage", 12, "--skip_train", "true"]
     result = recipe(*options, "--download_model", "a.zip")
-    assert "dus_download" not in recipe.names(), result.stderr
+    assert "download" not in recipe.names(), result.stderr
     (recipe.directory / "a.zip").write_text("a pack")
     recipe(*options, "--download_model", "a.zip")
-    assert recipe.names()[0] == "dus_download"
+    assert recipe.names()[0] == "download"
 
 
 # ---- path.sh, cmd.sh

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_dus.bin.dus_find_batch import main
+from espnet_dus.app import cli
 from espnet_dus.data.lengths import samples_of_positions, speech_positions
 from espnet_dus.task import DUSTask
 from espnet_dus.training.batch_search import (
@@ -116,8 +116,8 @@ def test_the_command_writes_what_training_reads(
     command += "--device cpu --lengths 32 64 --most 4 --ctc_units "
     command += f"{ctc_units_dirs['llm']} --adaptation_conf positions=[0]"
     with pytest.raises(SystemExit):
-        main(command.split())
+        cli.main(["find_batch", *command.split()])
     assert "--max_memory: on a CPU, say" in capsys.readouterr().err
-    main([*command.split(), "--max_memory", "1"])
+    cli.main(["find_batch", *command.split(), "--max_memory", "1"])
     assert read_batch_sizes(str(out)) == {32: 4, 64: 4}
     assert "train.yaml on tiny-random-llama, CPU" in out.read_text()

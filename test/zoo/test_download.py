@@ -13,7 +13,7 @@ import yaml
 from espnet_model_zoo.downloader import ModelDownloader
 
 from espnet_dus import Speech2Text
-from espnet_dus.bin import dus_download
+from espnet_dus.app import cli
 from espnet_dus.zoo import download as download_module
 from espnet_dus.zoo.download import download
 
@@ -247,7 +247,7 @@ def test_the_command_makes_a_directory_like_a_trainings(
     out = tmp_path / "exp" / "model"
     options = ["--model", str(packed), "--out_dir", str(out)]
     for _ in range(2):
-        dus_download.main([*options, "--base_lm", str(tiny_base_lm_dir)])
+        cli.main(["download", *options, "--base_lm", str(tiny_base_lm_dir)])
     assert {p.name for p in out.iterdir()} == {"config.yaml", "model.pth", "base_lm"}
     speech2text = Speech2Text(out / "config.yaml", out / "model.pth")
     assert transcribe(speech2text) == expected
@@ -256,6 +256,6 @@ def test_the_command_makes_a_directory_like_a_trainings(
 
 def test_an_unknown_model_ends_the_command_with_one_line(cache, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        dus_download.main(["--model", "x.zip", "--out_dir", str(tmp_path / "x")])
+        cli.main(["download", "--model", "x.zip", "--out_dir", str(tmp_path / "x")])
     assert capsys.readouterr().err == "error: x.zip: no such pack\n"
     assert not (tmp_path / "x").exists()

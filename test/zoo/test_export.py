@@ -17,7 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from espnet_dus.bin import dus_export
+from espnet_dus.app import cli
 from espnet_dus.zoo.export import export
 
 IDS = torch.arange(3, 40)[None]
@@ -254,7 +254,7 @@ def test_half_the_space_is_bfloat16(trained, tmp_path, auto):
     out = tmp_path / "exported"
     options = ["--asr_train_config", trained.files[0], "--asr_model_file"]
     options += [trained.files[1], "--out_dir", out, "--dtype", "bfloat16"]
-    dus_export.main(list(map(str, options)))
+    cli.main(["export", *map(str, options)])
     model, _ = auto(out, dtype=torch.float32)
     expected = trained.model.lm.state_dict()
     for name, value in model.lm.state_dict().items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_dus.bin import dus_pack
+from espnet_dus.app import cli
 from espnet_dus.model.checkpoint import IDENTITY_KEY
 from espnet_dus.zoo.pack import check_archive, pack
 
@@ -73,7 +73,7 @@ def test_the_command_packs_and_names_where_the_base_lm_is_published(
 ):
     out = tmp_path / "x" / "a.zip"
     options = ["--asr_train_config", CONFIG, "--asr_model_file", MODEL]
-    dus_pack.main([*options, "--outpath", str(out), "--base_lm_source", "me/lm"])
+    cli.main(["pack", *options, "--outpath", str(out), "--base_lm_source", "me/lm"])
     assert check_archive(out)["base_lm"]["source"] == "me/lm"
     assert [p.name for p in out.parent.iterdir()] == ["a.zip"]
 
@@ -174,5 +174,5 @@ def test_meta_that_names_a_file_outside_is_refused(tampered, place):
 
 def test_the_pack_of_something_else_is_refused(tampered):
     for meta in ("3", "files: {}", "files: {asr_model_file: x}\nyaml_files: {}"):
-        with pytest.raises(ValueError, match="expected a pack made by dus_pack"):
+        with pytest.raises(ValueError, match="expected a pack made by espnet-dus pack"):
             check_archive(tampered(**{"meta.yaml": lambda _: meta}))

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import yaml
 
-from espnet_dus.bin import dus_upload
+from espnet_dus.app import cli
 from espnet_dus.zoo.upload import upload
 
 MODEL = "exp/dus_tiny/valid.acc.ave.pth"
@@ -176,7 +176,7 @@ def test_the_hub_gets_what_the_pack_holds_and_a_card(tampered, hub):
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(packed, hub, caplog):
     caplog.set_level("INFO")
     options = ["--pack", str(packed), "--repo", "owner/model", "--dataset", "an4"]
-    dus_upload.main([*options, "--dry_run", "true"])
+    cli.main(["upload", *options, "--dry_run", "true"])
     assert hub.requests == []
     with zipfile.ZipFile(packed) as archive:
         size = archive.getinfo(MODEL).file_size

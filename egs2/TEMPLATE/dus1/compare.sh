@@ -123,7 +123,7 @@ done
 
 if [ ${#finished[@]} -gt 0 ]; then
     ( # path.sh is for this alone: run.sh is to see the caller's environment
-        . ./path.sh && python3 -m espnet_dus.bin.dus_compare \
+        . ./path.sh && python3 -m espnet_dus compare \
             --exp_dir "${finished[@]}" --test_set "${test_set}" --out_dir "${out_dir}" \
             ${inference_tag:+--inference_tag "${inference_tag}"}
     ) || failed+=("the comparison of ${finished[*]}")

@@ -50,6 +50,7 @@ test_sets=  # Names of the test sets, separated by spaces (required).
 local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
 feats_type=raw  # raw (audio), fbank (log Mel features), shar (audio; trains on shards).
+allow_pipes=false  # Run commands in wav.scp ("... |"): only for trusted data.
 train_shards=  # With shar: a directory, or a YAML of weights (default: stage 4's).
 shard_size=1000  # With shar: utterances in a shard.
 audio_format=flac  # Format of the dumped audio: flac or wav.
@@ -213,14 +214,14 @@ packed_model=${dus_exp}/$(basename "${dus_exp}")_${inference_dus_model%.*}.zip
 
 # ---- helpers of the stages
 dus() { # command, its arguments
-    "${python}" -m "espnet_dus.bin.dus_$1" "${@:2}"
+    "${python}" -m espnet_dus "$@"
 }
 
 dus_alone() { # log, command, its arguments: with the GPU or all cores for itself
     log "log: '$1'"
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=${threads} ${cuda_cmd} --gpu "${ngpu}" "$1" \
-        "${python}" -m "espnet_dus.bin.dus_$2" "${@:3}"
+        "${python}" -m espnet_dus "${@:2}"
 }
 
 # A later stage may be run without stage 6: alone, or after --skip_train.
@@ -316,7 +317,8 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
         if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then org=org/; fi
         dus format_data --data_dir "data/${dset}" \
             --out_dir "${data_feats}/${org}${dset}" --nj "${nj}" \
-            --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}"
+            --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}" \
+            --allow_pipes "${allow_pipes}"
     done
 }
 
@@ -352,7 +354,7 @@ get_base_lm() {
 check_upscaling() { # insert the layers; prove that the model is still the base LM
     need_base_lm
     local text=${perplexity_text%% *} out_dir=${dus_exp}/upscale
-    dus_alone "${out_dir}/upscale.log" upscale --config "${dus_config}" \
+    dus_alone "${out_dir}/upscale.log" check_upscaling --config "${dus_config}" \
         --base_lm "${base_lm_dir}" --ctc_units "${token_dir}/ctc" \
         --text "${text:-${valid_dir}/text}" \
         --speech_scp "${valid_dir}/${scp}" --speech_type "${scp_type}" \

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import yaml
 
-from espnet_dus.bin.dus_prepare_corpus import main
+from espnet_dus.app import cli
 from espnet_dus.data.corpora.english import CORPORA
 from espnet_dus.data.corpora.held_out import HeldOut
 from espnet_dus.data.shards.mix import read_weights
@@ -96,7 +96,7 @@ def test_set(tmp_path):
 def prepare(corpus, corpus_dir, test_set, out):
     options = ["--corpus", corpus, "--corpus_dir", str(corpus_dir)]
     options += ["--manifest_dir", f"{out}.manifests", "--held_out", str(test_set)]
-    main([*options, "--out_dir", str(out), "--shard_size", "2"])
+    cli.main(["prepare_corpus", *options, "--out_dir", str(out), "--shard_size", "2"])
 
 
 def test_a_corpus_becomes_shards_without_what_is_held_out(

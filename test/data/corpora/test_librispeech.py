@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_dus.bin.dus_prepare_librispeech import main
+from espnet_dus.app import cli
 from espnet_dus.data.corpora import librispeech
 from espnet_dus.data.corpora.librispeech import (
     SETS,
@@ -45,7 +45,15 @@ def corpus(tmp_path):
 
 
 def test_parts_become_espnets_sets(corpus, tmp_path):
-    main(["--corpus", str(corpus.parent), "--out_dir", str(tmp_path / "data")])
+    cli.main(
+        [
+            "prepare_librispeech",
+            "--corpus",
+            str(corpus.parent),
+            "--out_dir",
+            str(tmp_path / "data"),
+        ]
+    )
     sizes = {}
     for name in SETS:
         data = DataDir.read(tmp_path / "data" / name)
@@ -98,7 +106,9 @@ def test_a_missing_part_or_corpus_is_an_error(corpus, tmp_path, capsys):
     with pytest.raises(ValueError, match="no LibriSpeech there"):
         find_librispeech(str(tmp_path / "gone"), ["dev-clean"], tmp_path)
     with pytest.raises(SystemExit):
-        main(["--corpus", str(corpus), "--sets", "dev_noisy"])
+        cli.main(
+            ["prepare_librispeech", "--corpus", str(corpus), "--sets", "dev_noisy"]
+        )
     assert "dev_noisy: not among train_960, dev" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_dus.bin.dus_shar import main
+from espnet_dus.app import cli
 from espnet_dus.data.dataset import TooManyBadUtterances
 from espnet_dus.data.format import format_data
 from espnet_dus.data.shards import shar
@@ -40,7 +40,9 @@ def read_back(shard_dir):
 
 def test_shards_hold_what_the_data_directory_holds(dump, tmp_path):
     out = tmp_path / "shar" / "train"
-    main(["--data_dir", f"{dump}", "--out_dir", f"{out}", "--shard_size", "3"])
+    cli.main(
+        ["shar", "--data_dir", f"{dump}", "--out_dir", f"{out}", "--shard_size", "3"]
+    )
     info = read_info(out)
     assert (info.num_shards, info.num_utterances) == (3, 7)
     assert info.seconds == pytest.approx(sum(DURATIONS.values()), abs=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_dus.bin import dus_text_eval
+from espnet_dus.app import cli
 from espnet_dus.evaluation.text import comparison
 from espnet_dus.evaluation.text.comparison import evaluate, mean_delta
 from espnet_dus.evaluation.text.models import Models, count_equal_tokens
@@ -270,10 +270,10 @@ def test_check_reads_the_data_and_evaluates_nothing(setup, text_data, tmp_path, 
     out_dir = tmp_path / "checked"
     options = ["--base_lm", "none", "--out_dir", str(out_dir), "--check_only"]
     options += ["--data_dir", str(text_data), "--tasks", "local_piqa"]
-    dus_text_eval.main(options)
+    cli.main(["text_eval", *options])
     assert not out_dir.exists()
     with pytest.raises(SystemExit):
-        dus_text_eval.main([*options, "local_pica"])
+        cli.main(["text_eval", *options, "local_pica"])
     assert "unknown text task local_pica" in capsys.readouterr().err
 
 
@@ -339,8 +339,9 @@ def test_trained_model_of_each_arm_is_loaded_and_compared(
 
 
 def test_command_prints_the_table(setup, capsys):
-    dus_text_eval.main(
+    cli.main(
         [
+            "text_eval",
             *("--base_lm", str(setup["base_lm"]), "--out_dir", str(setup["out_dir"])),
             *("--perplexity_text", str(setup["texts"][0]), "--window", "32"),
         ]
@@ -350,8 +351,16 @@ def test_command_prints_the_table(setup, capsys):
 
 def test_command_names_a_wrong_task(setup, capsys):
     with pytest.raises(SystemExit) as stop:
-        dus_text_eval.main(
-            ["--base_lm", str(setup["base_lm"]), "--out_dir", "x", "--tasks", "nope"]
+        cli.main(
+            [
+                "text_eval",
+                "--base_lm",
+                str(setup["base_lm"]),
+                "--out_dir",
+                "x",
+                "--tasks",
+                "nope",
+            ]
         )
     assert stop.value.code == 1
     assert "unknown text task nope" in capsys.readouterr().err

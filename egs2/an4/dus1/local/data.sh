@@ -5,5 +5,5 @@ set -euo pipefail
 . ./db.sh
 
 url=http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz
-python3 -m espnet_dus.bin.dus_prepare_an4 --corpus "${AN4:-${url}}" --num_dev 100
-python3 -m espnet_dus.bin.dus_pydoc_text --out data/perplexity/pydoc.txt
+python3 -m espnet_dus prepare_an4 --corpus "${AN4:-${url}}" --num_dev 100
+python3 -m espnet_dus pydoc_text --out data/perplexity/pydoc.txt

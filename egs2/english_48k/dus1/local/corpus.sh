@@ -21,7 +21,7 @@ esac
 name=${corpus}
 if [ "${corpus}" = mls ] && [ -d "${place}/mls_english_opus" ]; then name=mls_opus; fi
 
-python3 -m espnet_dus.bin.dus_prepare_corpus --corpus "${name}" --corpus_dir "${place}" \
+python3 -m espnet_dus prepare_corpus --corpus "${name}" --corpus_dir "${place}" \
     --out_dir "dump/shar/${corpus}" --manifest_dir "data/manifests/${corpus}" \
     --held_out data/dev data/test_clean data/test_other --nj "${nj}" \
     --max_bad_utterances 1000

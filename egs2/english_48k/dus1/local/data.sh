@@ -17,8 +17,8 @@ nj=8
 . ./db.sh
 
 if [ "${stage}" -le 1 ] && [ "${stop_stage}" -ge 1 ]; then
-    python3 -m espnet_dus.bin.dus_prepare_librispeech --corpus "${LIBRISPEECH}"
-    python3 -m espnet_dus.bin.dus_pydoc_text --out data/perplexity/pydoc.txt
+    python3 -m espnet_dus prepare_librispeech --corpus "${LIBRISPEECH}"
+    python3 -m espnet_dus pydoc_text --out data/perplexity/pydoc.txt
 fi
 if [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ]; then
     for corpus in ${corpora}; do

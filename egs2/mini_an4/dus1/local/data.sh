@@ -4,8 +4,8 @@ set -euo pipefail
 . ./path.sh
 . ./db.sh
 
-python3 -m espnet_dus.bin.dus_prepare_an4 --corpus "${MINI_AN4:-espnet}" --num_dev 1
+python3 -m espnet_dus prepare_an4 --corpus "${MINI_AN4:-espnet}" --num_dev 1
 # The training utterances once more, to be scored: a model that is in order knows them.
 rm -rf data/seen
 cp -r data/train data/seen
-python3 -m espnet_dus.bin.dus_pydoc_text --out data/perplexity/pydoc.txt
+python3 -m espnet_dus pydoc_text --out data/perplexity/pydoc.txt
