@@ -26,6 +26,7 @@ setup(
         "humanfriendly",
         "lhotse",
         "safetensors",
+        "scikit-learn",
         "silero-vad",
         "gradio>=6,<7",
         "soundfile",
@@ -35,7 +36,11 @@ setup(
         "setuptools<82",
     ],
     extras_require={
+        "whisper": ["ctranslate2"],
+        "opuslm": ["liger-kernel"],
         "test": [
+            "ctranslate2",
+            "liger-kernel",
             "playwright",
             "psutil",
             "pytest",

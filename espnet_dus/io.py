@@ -168,3 +168,9 @@ def progress(
         "{remaining} left\n",
         **options,
     )
+
+
+def default_cache() -> Path:
+    """Return the cache of fetched models: ~/.cache/espnet_dus, or in XDG's place."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "espnet_dus"

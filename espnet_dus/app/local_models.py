@@ -13,7 +13,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import yaml
 
-from espnet_dus.zoo import TAG, default_cache
+from espnet_dus.io import default_cache
+from espnet_dus.zoo import TAG
 
 IDENTITY = "identity.json"  # of a base LM directory
 # The checkpoint of an experiment directory: the first of these that is there.

@@ -15,9 +15,9 @@ from typing import Any, Dict, Optional, Tuple, Union
 import yaml
 from filelock import FileLock
 
-from espnet_dus.io import atomic_path, write_text
+from espnet_dus.io import atomic_path, default_cache, write_text
 from espnet_dus.model.base_lm import Identity, identify
-from espnet_dus.zoo import TAG, default_cache
+from espnet_dus.zoo import TAG
 from espnet_dus.zoo.fetch_base_lm import fetch
 from espnet_dus.zoo.pack import (
     BASE_LM,

