@@ -153,6 +153,11 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--base_lm", required=True, help="base LM directory")
     command.add_argument("--text", required=True, help="transcripts of the training")
+    command.add_argument(
+        "--shards",
+        help="training shards, whose transcripts count too: a directory, or a YAML of "
+        "directories with weights",
+    )
     command.add_argument("--out_dir", required=True, help="for tokens.txt and ctc/")
     command.add_argument(
         "--ctc_token_type",
@@ -215,13 +220,16 @@ def _format_data(fs, **options):
     format_data(fs=parse_fs(fs), **options)
 
 
-def _tokens(base_lm, text, out_dir, ctc_token_type, nbpe, cleaner):
+def _tokens(base_lm, text, shards, out_dir, ctc_token_type, nbpe, cleaner):
+    import itertools
     from pathlib import Path
 
     from espnet2.text.cleaner import TextCleaner
     from transformers import AutoTokenizer
 
     from espnet_dus.data.ctc_units import CTCUnits
+    from espnet_dus.data.shards.mix import read_weights
+    from espnet_dus.data.shards.shar import read_texts
     from espnet_dus.io import read_scp, write_text
 
     tokenizer = AutoTokenizer.from_pretrained(base_lm, local_files_only=True)
@@ -229,5 +237,9 @@ def _tokens(base_lm, text, out_dir, ctc_token_type, nbpe, cleaner):
     write_text(Path(out_dir, "tokens.txt"), "".join(f"{token}\n" for token in tokens))
     if ctc_token_type != "none":
         clean = TextCleaner(None if cleaner == "none" else cleaner)
-        texts = [clean(text) for text in read_scp(text).values()]
+        texts = itertools.chain(
+            read_scp(text).values(),
+            *map(read_texts, read_weights(shards) if shards else ()),
+        )
+        texts = map(clean, texts)
         CTCUnits.make(Path(out_dir, "ctc"), ctc_token_type, texts, tokenizer, nbpe)

@@ -5,10 +5,11 @@ the CTC output is a draft that the LLM can verify as it is), `bpe` (SentencePiec
 `char`.
 """
 
+import itertools
 import json
 import logging
 from pathlib import Path
-from typing import Iterable, List, Sequence, Union
+from typing import Iterable, Iterator, List, Union
 
 from espnet_dus.io import atomic_path, write_text
 
@@ -99,7 +100,7 @@ class CTCUnits:
         cls,
         directory: Union[str, Path],
         unit_type: str,
-        texts: Sequence[str],
+        texts: Iterable[str],
         tokenizer,
         nbpe: int = 500,
     ) -> "CTCUnits":
@@ -120,8 +121,11 @@ class CTCUnits:
             raise ValueError(
                 f"ctc_token_type: {unit_type!r} is not one of {', '.join(UNIT_TYPES)}"
             )
-        if not any(texts):
-            raise ValueError("no training text to make CTC units of")
+        texts = iter(texts)
+        first = next(filter(None, texts), None)
+        if first is None:
+            raise ValueError("no training text to make CTC units from")
+        texts = itertools.chain([first], texts)
         directory.mkdir(parents=True, exist_ok=True)
         if unit_type == "llm":
             found = {p for text in texts for p in tokenizer.tokenize(llm_text(text))}
@@ -137,13 +141,13 @@ class CTCUnits:
         return cls(directory, tokenizer)
 
 
-def _train_sentencepiece(path: Path, texts: Sequence[str], nbpe: int) -> set:
+def _train_sentencepiece(path: Path, texts: Iterator[str], nbpe: int) -> set:
     import sentencepiece
 
     with atomic_path(path) as temporary, temporary.open("wb") as model_file:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=texts,
                 model_writer=model_file,
                 vocab_size=nbpe,
                 model_type="unigram",
@@ -152,8 +156,8 @@ def _train_sentencepiece(path: Path, texts: Sequence[str], nbpe: int) -> set:
             )
         except RuntimeError as error:
             raise ValueError(
-                f"SentencePiece could not make nbpe = {nbpe} units of {len(texts)} "
-                f"transcripts; take fewer: {error}"
+                f"SentencePiece could not make nbpe = {nbpe} units from the training "
+                f"text; choose fewer: {error}"
             ) from error
     model = sentencepiece.SentencePieceProcessor(str(path))
     pieces = range(model.vocab_size())

@@ -78,7 +78,7 @@ def test_units_of_other_writing_systems_survive_the_file(tmp_path):
     [
         ("word", ["A"], 9, "ctc_token_type: 'word' is not one of llm, bpe, char"),
         ("char", ["", ""], 9, "no training text"),
-        ("bpe", ["A B"], 500, "could not make nbpe = 500 units of 1 transcripts"),
+        ("bpe", ["A B"], 500, "could not make nbpe = 500 units from the training text"),
     ],
 )
 def test_units_that_cannot_be_made_are_an_error(

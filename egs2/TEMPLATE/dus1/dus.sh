@@ -338,7 +338,7 @@ make_tokens() { # base LM, training text -> token list and CTC units
     need_base_lm
     dus tokens --base_lm "${base_lm_dir}" --text "${train_dir}/text" \
         --out_dir "${token_dir}" --ctc_token_type "${ctc_token_type}" --nbpe "${nbpe}" \
-        --cleaner "${cleaner}"
+        --cleaner "${cleaner}" ${train_shards:+--shards "${train_shards}"}
 }
 
 get_base_lm() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The Kaldi-style training set is LibriSpeech: CTC units, token list and feature
-# statistics are made of it. Trained on is the mix.
+# Training uses the mix, and CTC units come from all its transcripts. The Kaldi-style
+# training set is LibriSpeech: feature statistics come from it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -85,6 +85,13 @@ def list_shards(shard_dir: Union[str, Path]) -> List[Dict[str, str]]:
     return shards
 
 
+def read_texts(shard_dir: Union[str, Path]) -> Iterator[str]:
+    """Yield the transcript of each utterance of a directory of shards."""
+    for shard in list_shards(shard_dir):
+        for cut in load_jsonl(shard["cuts"]):
+            yield cut["supervisions"][0]["text"]
+
+
 # -- a Kaldi data directory ------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from espnet_dus.app import cli
+from espnet_dus.data.ctc_units import CTCUnits
 from espnet_dus.data.dataset import TooManyBadUtterances
 from espnet_dus.data.format import format_data
 from espnet_dus.data.shards import shar
@@ -55,6 +56,24 @@ def test_shards_hold_what_the_data_directory_holds(dump, tmp_path):
         assert cut.supervisions[0].text == f"WORDS OF {key}"
         assert cut.supervisions[0].speaker == "spk"
     assert {path.name for path in out.parent.iterdir()} == {"train"}
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_ctc_units_come_from_the_transcripts_of_all_shards(
+    dump, tmp_path, tiny_base_lm_dir, weights
+):
+    shards = tmp_path / "shar" / "train"
+    cli.main(["shar", "--data_dir", f"{dump}", "--out_dir", f"{shards}"])
+    if weights:
+        mix = tmp_path / "mix.yaml"
+        mix.write_text(f"{shards}: 0.5\n{tmp_path}/absent: 0\n")
+        shards = mix
+    (tmp_path / "text").write_text("x QZ\n")
+    options = ["tokens", "--base_lm", tiny_base_lm_dir, "--text", tmp_path / "text"]
+    options += ["--shards", shards, "--out_dir", tmp_path, "--ctc_token_type", "char"]
+    cli.main([*map(str, options)])
+    units = CTCUnits(tmp_path / "ctc").units
+    assert units[2:] == sorted({*"QZ", *"WORDSOF", *DURATIONS, "<space>"})
 
 
 def snapshot(path):
