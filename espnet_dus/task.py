@@ -117,9 +117,6 @@ class DUSTask(AbsTask):
             help="dropout_rate",
         )
         group.add_argument(
-            "--init", type=str_or_none, help="initialization of the speech embedder"
-        )
-        group.add_argument(
             "--lr_scale",
             action=NestedDictAction,
             default={},
@@ -133,17 +130,9 @@ class DUSTask(AbsTask):
 
         group = parser.add_argument_group(description="Preprocessing")
         group.add_argument("--use_preprocessor", type=str2bool, default=True)
-        group.add_argument(
-            "--token_type", default="hugging_face", choices=["hugging_face"]
-        )
-        group.add_argument("--token_list", type=str_or_none, help="for the user's eyes")
-        group.add_argument(
-            "--bpemodel", type=str_or_none, help="not used: tokens are the base LM's"
-        )
         group.add_argument("--ctc_units", type=str_or_none, help="made in stage 5")
         group.add_argument("--non_linguistic_symbols", type=str_or_none)
         group.add_argument("--cleaner", type=str_or_none, help="ESPnet's text cleaner")
-        group.add_argument("--g2p", type=str_or_none, choices=[None])
         group.add_argument(
             "--max_bad_utterances",
             type=int,
@@ -187,8 +176,8 @@ class DUSTask(AbsTask):
             return None
         return DUSPreprocessor(
             train=train,
-            token_type=args.token_type,
-            token_list=args.base_lm,  # not read for this type, but it must be given
+            token_type="hugging_face",
+            token_list=args.base_lm,  # required by ESPnet, not read for this type
             bpemodel=args.base_lm,
             text_cleaner=args.cleaner,
             non_linguistic_symbols=args.non_linguistic_symbols,

@@ -9,7 +9,6 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.specaug.specaug import SpecAug
 from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
-from espnet2.torch_utils.initialize import initialize
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
@@ -65,8 +64,6 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
         embedding_rms(lm),
         **embedder_conf,
     )
-    if args.init is not None:
-        initialize(speech_embedder, args.init)
     lm = adapt(lm, args.adaptation, **args.adaptation_conf)
     ctc_units = load_ctc_units(args, tokenizer)
     ctc = None

@@ -51,7 +51,7 @@ def batches(segments: Iterable[Segment], batch_size: float) -> Iterator[List[Seg
 def in_recording(segment: Segment, hypothesis: Hypothesis) -> LongResult:
     """Return a segment's hypothesis with word times in the recording."""
     if hypothesis.word_times is not None:
-        times = shift(hypothesis.word_times, segment.start)
+        times = shift(hypothesis.word_times, segment.start, segment.end)
         hypothesis = hypothesis._replace(word_times=times)
     return LongResult(segment.start, segment.end, hypothesis)
 

@@ -160,8 +160,17 @@ def _align(
     return spans
 
 
-def shift(times: Iterable[WordTime], seconds: float) -> List[WordTime]:
-    """Move words in time, such as from a segment's to the recording's."""
+def shift(
+    times: Iterable[WordTime], seconds: float, latest: float = math.inf
+) -> List[WordTime]:
+    """Move words in time, such as from a segment's to the recording's.
+
+    Args:
+        times: The words.
+        seconds: Added to their times.
+        latest: No word ends later: a sum of floats may pass the end of the recording.
+    """
     return [
-        WordTime(w, start + seconds, end + seconds, c) for w, start, end, c in times
+        WordTime(word, min(start + seconds, latest), min(end + seconds, latest), c)
+        for word, start, end, c in times
     ]

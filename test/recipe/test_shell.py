@@ -300,7 +300,7 @@ skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpd
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
 feats_type allow_pipes train_shards shard_size audio_format fs min_wav_duration
 max_wav_duration base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt
-cleaner g2p lang dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize
+cleaner lang dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize
 pretrained_model ignore_init_mismatch max_restarts dus_speech_fold_length
 dus_text_fold_length inference_tag inference_config inference_args inference_dus_model
 batch_size download_model perplexity_text text_tasks text_data_dir text_limit
@@ -325,6 +325,7 @@ def test_help_lists_every_option_with_its_default(recipe):
         (["--asr_config", "x"], "unknown option --asr_config"),
         (["--stage", "two"], "--stage two: expected a number"),
         (["--feats_type", "mfcc"], "--feats_type mfcc"),
+        (["--ctc_token_type", "word"], "--ctc_token_type word: expected llm"),
         (["--valid_set", "tr"], "train_set is valid_set"),
         (["--test_sets", "tr"], "train_set tr is a test set too"),
         (["--test_sets", ""], "--test_sets is required"),
@@ -458,7 +459,7 @@ def test_training_receives_its_options_word_by_word(recipe):
     for arguments in (collect, launch):
         assert arguments[-4:] == ["--max_epoch", "1", "--optim_conf", "lr=0.1"]
         assert value(arguments, "--base_lm") == str(recipe.base_lm_dir)
-        assert value(arguments, "--bpemodel") == str(recipe.base_lm_dir)
+        assert value(arguments, "--ctc_units").endswith("_ctc_llm/ctc")
         assert value(arguments, "--frontend_conf") == "fs=16k"
         assert "dump/raw/tr/wav.scp,speech,sound" in arguments
         assert value(arguments, "--config") == "conf/t.yaml"
@@ -494,6 +495,16 @@ def test_features_are_read_in_place_of_audio_with_fbank(recipe):
     assert value(launch, "--input_size") == "80"
     assert value(launch, "--fold_length") == "800"
     assert "--frontend_conf" not in launch
+
+
+def test_without_ctc_units_the_token_list_alone_is_made(recipe):
+    options = ["--ctc_token_type", "none", "--skip_eval", "true"]
+    assert recipe(*options).returncode == 0
+    calls = recipe.calls()
+    (tokens,) = [arguments for name, arguments in calls if name == "tokens"]
+    assert value(tokens, "--ctc_token_type") == "none"
+    assert {"check_upscaling", "dus_train", "launch"} <= {name for name, _ in calls}
+    assert not [name for name, arguments in calls if "--ctc_units" in arguments]
 
 
 def test_shards_are_written_and_read_with_shar(recipe):

@@ -203,6 +203,12 @@ def test_shifted_words_keep_their_length():
     assert time == WordTime("go", 3600.5, 3600.75, 0.4)
 
 
+def test_no_shifted_word_ends_behind_the_recording():
+    assert 0.2 + 2.7 > 2.9
+    (time,) = shift([WordTime("go", 0.125, 0.2, 1.0)], 2.7, latest=2.9)
+    assert (time.start, time.end) == (2.825, 2.9)
+
+
 def test_ctm_has_sclites_fields(tmp_path):
     times = {
         "b": [WordTime("go", 0.08, 0.4, 0.5), WordTime("on", 1.2, 1.3456, 1.0)],

