@@ -117,7 +117,8 @@ def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
             text = render(transcript, kind)
         except (RuntimeError, OSError, ValueError) as error:
             failed += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
+            name = "" if path in str(error) else f"{path}: "
+            print(f"error: {name}{error}", file=sys.stderr)
             continue
         if out_dir:
             write_text(Path(out_dir, f"{names[number - 1]}.{kind}"), text)

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Union
 
-import soundfile
-
+from espnet_dus.data.audio import open_audio
 from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
@@ -58,10 +57,11 @@ def transcribe(
 
     Raises:
         ValueError: See `Speech2Text.transcribe_long`.
-        soundfile.LibsndfileError: The file cannot be read.
+        AudioError: See `open_audio`.
     """
+    with open_audio(path) as recording:
+        seconds = recording.seconds
     hypothesis = join_segments(speech2text.transcribe_long(path, segment_seconds))
-    seconds = soundfile.info(path).duration
     return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
 
 

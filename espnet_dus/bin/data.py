@@ -117,6 +117,11 @@ def add_commands(commands: Commands) -> None:
         help="run the commands in wav.scp ('... |'). They can do whatever you can: "
         "only for data that you trust",
     )
+    command.add_argument(
+        "--channel",
+        help="channel to take of multi-channel audio: an index from 0, or mean; "
+        "without it, several channels are a fault",
+    )
 
     command = commands.add(
         "filter_data",
@@ -213,11 +218,12 @@ def _prepare_corpus(held_out, **options):
     prepare_corpus(held_out=HeldOut.read(held_out), **options)
 
 
-def _format_data(fs, **options):
-    from espnet_dus.data.audio import parse_fs
+def _format_data(fs, channel, **options):
+    from espnet_dus.data.audio import parse_channel, parse_fs
     from espnet_dus.data.format import format_data
 
-    format_data(fs=parse_fs(fs), **options)
+    channel = None if channel is None else parse_channel(channel)
+    format_data(fs=parse_fs(fs), channel=channel, **options)
 
 
 def _tokens(base_lm, text, shards, out_dir, ctc_token_type, nbpe, cleaner):

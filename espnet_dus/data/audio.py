@@ -1,57 +1,294 @@
-"""The samples of one utterance, or a message that says what is wrong with them."""
+"""Audio from files, commands and arrays: float32, mono, or an error that says why not.
+
+Everything that reads audio reads it here: stage 3, long recordings, decoding, Python.
+"""
 
 import functools
 import io
+import logging
+import mmap
 import os
-import struct
 import subprocess
-from typing import BinaryIO, Tuple
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
 
 import humanfriendly
 import numpy as np
 import soundfile
 import soxr
 
+from espnet_dus.data import containers
 from espnet_dus.data.data_dir import Utterance
 
-# Kaldi's extract-segments also forgives that much: ends come from forced alignments.
+# Segments may end this many seconds after the recording, as Kaldi's extract-segments
+# allows: ends come from forced alignments.
 MAX_OVERSHOOT = 0.5
-MAX_FRAMES = 1 << 40  # libsndfile's number for "unknown" is larger
+MAX_CHANNELS = 32  # of an array; one with more is not audio
+# Float samples beyond this are integers that were cast. Recordings exceed 1, not this.
+MAX_FLOAT = 16.0
+# Channels cancel if their mean has less than this share of the power that the mean of
+# unrelated channels would have.
+CANCELLED = 0.1
+
+Channel = Optional[Union[int, str]]
 
 
 class AudioError(ValueError):
-    """The audio of one utterance cannot be used."""
+    """Audio that cannot be used."""
 
 
-def read_audio(utterance: Utterance, fs: int, allow_pipes: bool = False) -> np.ndarray:
-    """Read an utterance's samples: its segment, at its speed, at rate `fs`.
+class Recording:
+    """An open recording.
 
     Args:
-        utterance: Where the audio is; mono, in any format that libsndfile reads.
+        audio: libsndfile's view of it.
+        name: For messages.
+        channel: See `open_audio`.
+
+    Attributes:
+        rate: Sampling rate in Hz.
+        frames: Number of samples of each channel.
+
+    Raises:
+        AudioError: It has no samples, or several channels and none is chosen.
+    """
+
+    def __init__(self, audio: soundfile.SoundFile, name: str, channel: Channel):
+        self.audio, self.name, self.channel = audio, name, channel
+        self.position = 0
+        self.rate: int = audio.samplerate
+        self.frames: int = audio.frames
+        if audio.format not in containers.FORMATS:
+            raise AudioError(
+                f"is in the format {audio.format}, in which a cut file looks like a "
+                "whole one; convert it to wav or flac"
+            )
+        if self.frames == 0:
+            raise AudioError("has no samples")
+        if channel is None and audio.channels > 1:
+            raise AudioError(
+                f"has {audio.channels} channels, expected one: choose one with "
+                f"--channel 0 (to {audio.channels - 1}), or --channel mean"
+            )
+        if isinstance(channel, int) and not 0 <= channel < audio.channels:
+            raise AudioError(
+                f"has no channel {channel}; its {audio.channels} channel(s) count from "
+                "0 (--channel)"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Return the duration."""
+        return self.frames / self.rate
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Read the samples from `first` up to `last` (exclusive).
+
+        Returns:
+            Mono samples, from -1 to 1 (float32, shape (last - first,)).
+
+        Raises:
+            AudioError: Decoding stops before `last`, or a sample is NaN or infinite.
+        """
+        try:
+            self._go_to(first)
+            samples = self.audio.read(last - first, dtype="float32", always_2d=True)
+            self.position = last
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"is damaged or truncated: decoding stopped ({error.error_string})"
+            ) from error
+        if len(samples) != last - first:
+            raise AudioError(
+                f"is truncated: {last - first} samples expected, {len(samples)} read"
+            )
+        if not np.isfinite(samples).all():
+            raise AudioError("has samples that are NaN or infinite")
+        return mix(samples, self.channel, self.name)
+
+    def _go_to(self, position: int) -> None:
+        if self.position == position:
+            return
+        if self.audio.seekable():
+            self.audio.seek(position)
+        elif self.position < position:  # GSM: decode what lies between
+            self.audio.read(position - self.position)
+        else:
+            raise AudioError("cannot be read backwards; convert it to wav or flac")
+
+    def blocks(self, seconds: float) -> Iterator[np.ndarray]:
+        """Read everything, in blocks of a duration."""
+        size = round(seconds * self.rate)
+        for first in range(0, self.frames, size):
+            yield self.read(first, min(first + size, self.frames))
+
+
+@contextmanager
+def open_audio(
+    wav: Union[str, os.PathLike], channel: Channel = "mean", allow_pipes: bool = False
+) -> Iterator[Recording]:
+    """Open a recording that is known to be whole.
+
+    Args:
+        wav: A file in a format that libsndfile reads, or a command that ends in `|`.
+        channel: The channel to take (from 0), or `mean` for the mean of all; None:
+            several channels are an error.
+        allow_pipes: Whether to run a command.
+
+    Yields:
+        The recording. An `AudioError` raised in the block gets the name of the file.
+
+    Raises:
+        AudioError: The file cannot be read, is cut, joined, or not audio.
+    """
+    try:
+        try:
+            file = _open(str(wav), allow_pipes)
+        except OSError as error:
+            raise AudioError(error.strerror or str(error)) from error
+        with file, _decoder(file) as audio:
+            yield Recording(audio, str(wav), channel)
+    except AudioError as error:
+        raise AudioError(f"{wav}: {error}") from error
+
+
+def read_audio(
+    utterance: Utterance, fs: int, allow_pipes: bool = False, channel: Channel = None
+) -> np.ndarray:
+    """Read an utterance: its segment, at its speed, at rate `fs`.
+
+    Args:
+        utterance: Where the audio is.
         fs: Sampling rate of the result in Hz.
-        allow_pipes: Whether to run an entry that is a command (`... |`).
+        allow_pipes: See `open_audio`.
+        channel: See `open_audio`.
 
     Returns:
         Samples from -1 to 1 (float32, shape (samples,)).
 
     Raises:
-        AudioError: There is no audio, or not all of it; the utterance and the file
-            are named.
+        AudioError: The audio cannot be used; the utterance and the file are named.
     """
     try:
-        with _open(utterance.wav, allow_pipes) as file:
-            samples, rate = _decode(file, utterance)
-    except OSError as error:
-        raise _fault(utterance, error.strerror or str(error)) from error
+        if not utterance.wav:
+            raise AudioError("wav.scp has no file for it")
+        with open_audio(utterance.wav, channel, allow_pipes) as recording:
+            samples = recording.read(*_span(utterance, recording))
+            # Like sox's `speed`: tempo and pitch rise together. One resampling does
+            # both, so that speed costs no second loss.
+            samples = resample(samples, recording.rate * utterance.speed, fs)
+            if len(samples) == 0:
+                raise AudioError("has no samples")
     except AudioError as error:
-        raise _fault(utterance, str(error)) from error
-    # Like sox's `speed`: played faster, tempo and pitch rise together. One resampling
-    # does both, so that speed costs no second loss.
-    if rate * utterance.speed != fs:
-        samples = soxr.resample(samples, rate * utterance.speed, fs)
-    if len(samples) == 0:
-        raise _fault(utterance, "has no samples")
+        raise AudioError(f"utterance {utterance.id}: {error}") from error
     return samples
+
+
+def as_waveform(
+    array: Any, rate: Optional[int] = None, fs: Optional[int] = None
+) -> np.ndarray:
+    """Convert an array of samples, of whatever library, to a waveform.
+
+    Args:
+        array: Samples of shape (samples,), (samples, channels) or (channels, samples):
+            an array, a tensor or a list; floating point from -1 to 1, or int16, int32
+            or uint8 as in wav files. Channels are mixed (see `mix`).
+        rate: Sampling rate of `array` in Hz; None: it is `fs`.
+        fs: Sampling rate of the result in Hz.
+
+    Returns:
+        Samples from -1 to 1 (float32, shape (samples,), contiguous).
+
+    Raises:
+        AudioError: It has no samples, NaN or infinite ones, or another shape or type.
+    """
+    if hasattr(array, "detach"):  # a tensor
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    try:
+        array = np.asarray(array)
+    except ValueError as error:  # lists of unequal lengths
+        raise AudioError(f"the samples are not an array: {error}") from error
+    samples = _as_float32(array)
+    if samples.ndim == 2:
+        if samples.shape[0] < samples.shape[1]:
+            samples = samples.T
+        if 0 < samples.shape[1] <= MAX_CHANNELS:
+            samples = mix(samples)
+    if samples.size == 0:
+        raise AudioError(f"the waveform has no samples: its shape is {array.shape}")
+    if samples.ndim != 1:
+        raise AudioError(
+            f"the waveform has the shape {array.shape}; expected (samples,), "
+            "(samples, channels) or (channels, samples)"
+        )
+    if rate is not None and fs is not None:
+        samples = resample(samples, rate, fs)
+    return np.ascontiguousarray(samples)
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return (array.astype(np.float32) - 128) / 128
+    if array.dtype in (np.int16, np.int32):
+        scale = -float(np.iinfo(array.dtype).min)
+        return (array / scale).astype(np.float32)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(
+            f"the samples are of type {array.dtype}; expected floating point from -1 "
+            "to 1, int16, int32 or uint8"
+        )
+    if not np.isfinite(array).all():
+        raise AudioError("the waveform has samples that are NaN or infinite")
+    loudest = np.abs(array).max(initial=0)
+    if loudest > MAX_FLOAT:
+        raise AudioError(
+            f"the waveform has floating-point samples up to {loudest:g}, expected -1 "
+            "to 1: divide 16-bit samples by 32768, or pass them as int16"
+        )
+    return array.astype(np.float32)
+
+
+def mix(
+    samples_NC: np.ndarray, channel: Channel = "mean", name: str = "the waveform"
+) -> np.ndarray:
+    """Take one channel, or the mean of all.
+
+    Channels in opposite phase would cancel in the mean: the loudest is then taken,
+    with a warning.
+
+    Args:
+        samples_NC: Samples (samples, channels).
+        channel: The channel's index; otherwise the mean.
+        name: Of the audio, for the warning.
+
+    Returns:
+        Samples (samples,).
+    """
+    channels = samples_NC.shape[1]
+    if isinstance(channel, int) or channels == 1:
+        return samples_NC[:, channel if isinstance(channel, int) else 0]
+    mean_N = samples_NC.mean(1)
+    powers_C = np.square(samples_NC, dtype=np.float64).sum(0)
+    power = np.square(mean_N, dtype=np.float64).sum()
+    if power < CANCELLED * powers_C.sum() / channels**2:
+        loudest = int(powers_C.argmax())
+        _warn_of_cancelled(name, loudest)
+        return samples_NC[:, loudest]
+    return mean_N
+
+
+@functools.lru_cache(maxsize=1024)  # once for all blocks of a recording
+def _warn_of_cancelled(name: str, loudest: int) -> None:
+    logging.warning(
+        f"{name}: the channels are in opposite phase, so that their mean is almost "
+        f"silent: channel {loudest} is taken alone"
+    )
+
+
+def resample(samples: np.ndarray, rate: float, fs: int) -> np.ndarray:
+    """Convert samples (samples,) from a rate to another, in Hz."""
+    return samples if rate == fs else soxr.resample(samples, rate, fs)
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
@@ -63,7 +300,7 @@ def parse_fs(text: str) -> int:
     """Read a sampling rate such as 16k or 16000, in Hz.
 
     Raises:
-        ValueError: It is no such thing.
+        ValueError: It is not a sampling rate.
     """
     try:
         fs = humanfriendly.parse_size(text)
@@ -74,21 +311,80 @@ def parse_fs(text: str) -> int:
     return fs
 
 
-def _fault(utterance: Utterance, what: str) -> AudioError:
-    return AudioError(f"utterance {utterance.id}: {utterance.wav}: {what}")
+def parse_channel(text: str) -> Channel:
+    """Read a channel: an index from 0, or `mean`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text == "mean":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise ValueError(f"expected the index of a channel (from 0) or mean, got '{text}'")
+
+
+class _Mapped(mmap.mmap):
+    """A file in memory; as in other files, a position may lie behind its end."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self)}
+        super().seek(min(start[whence] + offset, len(self)))
 
 
 def _open(wav: str, allow_pipes: bool) -> BinaryIO:
-    if not wav:
-        raise AudioError("has no file in wav.scp")
-    if not wav.endswith("|"):
-        return open(wav, "rb")
-    if not allow_pipes:
-        raise AudioError(
-            "is a command. Commands in data files are not run: convert the audio to "
-            "files first, or pass --allow_pipes true if you trust this wav.scp"
-        )
-    return io.BytesIO(_output(wav[:-1].strip()))
+    """Open a file or a command's output, with the lengths filled in."""
+    if wav.endswith("|"):
+        if not allow_pipes:
+            raise AudioError(
+                "is a command. Commands in data files are not run: convert the audio "
+                "to files first, or pass --allow_pipes true if you trust this wav.scp"
+            )
+        return _in_memory(_output(wav[:-1].strip()))
+    file = open(wav, "rb")
+    if not file.seekable():  # a named pipe
+        with file:
+            return _in_memory(file.read())
+    with file:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
+            raise AudioError("is empty (0 bytes)")
+        # Copy on write: what is filled in never reaches the file.
+        data = _Mapped(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    try:
+        _fill_in(data, _patches(wav, status.st_size, status.st_mtime_ns))
+    except BaseException:
+        data.close()
+        raise
+    return data
+
+
+def _in_memory(content: bytes) -> BinaryIO:
+    if not content:
+        raise AudioError("is empty (0 bytes)")
+    data = bytearray(content)
+    _fill_in(data, _checked(data))
+    return io.BytesIO(data)
+
+
+# The segments of a recording follow one another: check it once for all of them.
+@functools.lru_cache(maxsize=16)
+def _patches(wav: str, size: int, mtime: int) -> List[containers.Patch]:
+    with open(wav, "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _checked(data)
+
+
+def _checked(data) -> List[containers.Patch]:
+    try:
+        return containers.patches(data)
+    except ValueError as error:
+        raise AudioError(str(error)) from error
+
+
+def _fill_in(data, patches: List[containers.Patch]) -> None:
+    for offset, content in patches:
+        data[offset : offset + len(content)] = content
 
 
 # Segments of one recording follow one another: run its command once for all of them.
@@ -96,101 +392,31 @@ def _open(wav: str, allow_pipes: bool) -> BinaryIO:
 def _output(command: str) -> bytes:
     # The one place where a command from a data file is run, as Kaldi does with every
     # `... |`. It can do whatever the user can, hence only on their explicit wish.
-    done = subprocess.run(["bash", "-c", command], capture_output=True)
+    bash = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(bash, capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise AudioError(f"failed with exit code {done.returncode}: {' '.join(last)}")
     return done.stdout
 
 
-def _decode(file: BinaryIO, utterance: Utterance) -> Tuple[np.ndarray, int]:
-    if file.seek(0, os.SEEK_END) == 0:
-        raise AudioError("is empty (0 bytes)")
-    missing = _missing_bytes(file)
-    if missing > 0:
-        raise AudioError(
-            f"is truncated: {missing} bytes that its header promises are missing"
-        )
-    file.seek(0)
+def _decoder(file: BinaryIO) -> soundfile.SoundFile:
     try:
-        audio = soundfile.SoundFile(file)
+        return soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"is not audio that can be read ({error.error_string}); convert it to "
             "wav or flac"
         ) from error
-    with audio:
-        if audio.channels != 1:
-            raise AudioError(f"has {audio.channels} channels; expected mono")
-        if audio.frames == 0:
-            raise AudioError("has no samples")
-        if audio.frames > MAX_FRAMES:
-            raise AudioError(
-                "does not say how long it is, as if written to a pipe; convert it to "
-                "wav or flac once more"
-            )
-        first, last = _span(utterance, audio.frames, audio.samplerate)
-        try:
-            audio.seek(first)
-            samples = audio.read(last - first, dtype="float32")
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"is damaged or truncated: decoding stopped ({error.error_string})"
-            ) from error
-        rate = audio.samplerate
-    if len(samples) != last - first:
-        raise AudioError(
-            f"is truncated: {last - first} samples expected, {len(samples)} read"
-        )
-    if not np.isfinite(samples).all():
-        raise AudioError("has samples that are NaN or infinite")
-    return samples, rate
 
 
-def _span(utterance: Utterance, frames: int, rate: int) -> Tuple[int, int]:
+def _span(utterance: Utterance, recording: Recording) -> Tuple[int, int]:
+    rate, frames = recording.rate, recording.frames
     first = round(utterance.start * rate)
     last = frames if utterance.end == -1 else round(utterance.end * rate)
     if first >= frames or last > frames + MAX_OVERSHOOT * rate:
         raise AudioError(
-            f"lasts {frames / rate:.2f} s, so it does not hold the segment from "
+            f"lasts {recording.seconds:.2f} s, so it does not hold the segment from "
             f"{utterance.start} to {utterance.end} s"
         )
     return first, min(last, frames)
-
-
-def _missing_bytes(file: BinaryIO) -> int:
-    """Say how many bytes of samples a header promises beyond the file's end.
-
-    libsndfile takes the file's length for the truth in wav and NIST files and would
-    return half a recording without a word. Other formats are left to the decoder.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(1024)
-    promised = size
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        position, name, length = 12, b"", 0
-        while name != b"data":
-            file.seek(position)
-            chunk = file.read(8)
-            if len(chunk) < 8:
-                return 0  # no samples at all: libsndfile says so
-            name, length = struct.unpack("<4sI", chunk)
-            position += 8 + length + length % 2
-        # Writers to a pipe cannot know the length and put the largest number there.
-        if length < 0x7FFF0000:
-            promised = file.tell() + length
-    elif head[:7] == b"NIST_1A":
-        lines = head.decode("latin-1").splitlines()
-        fields = {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
-        try:
-            promised = int(lines[1]) + (
-                int(fields["sample_count"])
-                * int(fields.get("channel_count", "1"))
-                * int(fields["sample_n_bytes"])
-            )
-        except (IndexError, KeyError, ValueError):
-            pass  # an odd header: libsndfile has its own rules
-        if fields.get("sample_coding", "pcm") not in ("pcm", "ulaw", "alaw"):
-            promised = size  # compressed: the count says nothing about bytes
-    return promised - size

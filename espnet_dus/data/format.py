@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, NamedTuple, Tuple, Union
 import kaldiio
 import soundfile
 
-from espnet_dus.data.audio import AudioError, read_audio, to_pcm16
+from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
 from espnet_dus.data.data_dir import (
     DataDir,
     Utterance,
@@ -71,6 +71,7 @@ class Dump:
         fs: Sampling rate in Hz.
         audio_format: `flac` or `wav`, for `raw`.
         allow_pipes: Whether commands in wav.scp are run.
+        channel: See `open_audio`.
     """
 
     out_dir: Path
@@ -78,14 +79,17 @@ class Dump:
     fs: int
     audio_format: str
     allow_pipes: bool
+    channel: Channel
 
     def samples(self, utterance: Utterance):
         """Read an utterance as 16-bit samples, the same for audio and features."""
-        return to_pcm16(read_audio(utterance, self.fs, self.allow_pipes))
+        return to_pcm16(read_audio(utterance, self.fs, self.allow_pipes, self.channel))
 
     def digests(self, utterances: List[Utterance]) -> Dict[str, str]:
         """Digest the sources (path, size, time of change) and options by utterance."""
         kind = self.audio_format if self.feats_type == "raw" else str(FBANK_CONF)
+        if self.channel is not None:
+            kind += f" channel {self.channel}"
 
         @functools.lru_cache(maxsize=1024)  # segments share their recording
         def source(wav: str) -> Tuple:
@@ -113,6 +117,7 @@ def format_data(
     nj: int = 1,
     max_bad_utterances: int = 0,
     allow_pipes: bool = False,
+    channel: Channel = None,
 ) -> None:
     """Dump a data directory.
 
@@ -130,7 +135,9 @@ def format_data(
         nj: Number of processes.
         max_bad_utterances: Up to so many utterances with faulty audio are left out
             with a warning; more are an error.
-        allow_pipes: Whether to run commands that stand in wav.scp.
+        allow_pipes: Whether to run the commands in wav.scp.
+        channel: The channel to take of audio with several: an index from 0, or `mean`
+            for the mean of all; None: several channels are a fault.
 
     Raises:
         ValueError: The data directory is not valid, an option is out of range, or too
@@ -149,7 +156,7 @@ def format_data(
         raise ValueError(f"{out_dir}: cannot be both the input and the output")
     data = DataDir.read(data_dir)
     data.validate(empty_text=True)
-    dump = Dump(out_dir, feats_type, fs, audio_format, allow_pipes)
+    dump = Dump(out_dir, feats_type, fs, audio_format, allow_pipes, channel)
 
     utterances = data.utterances()
     digests = dump.digests(utterances)

@@ -9,6 +9,8 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from transformers import BatchFeature, ProcessorMixin
 
+from espnet_dus.data.audio import as_waveform
+
 Waveform = Union[np.ndarray, torch.Tensor, Sequence[float]]
 
 
@@ -55,7 +57,10 @@ class DUSProcessor(ProcessorMixin):
             `input_features` (B, F, M), `feature_lengths` (B,) and `input_ids` (B, N),
             the prompt: the arguments of the model's `generate`.
         """
-        batch = speech if isinstance(speech, (list, tuple)) else [speech]
+        is_batch = isinstance(speech, (list, tuple)) and not np.isscalar(speech[0])
+        batch = speech if is_batch else [speech]
+        if self.frontend is not None:
+            batch = [as_waveform(s) for s in batch]
         batch = [torch.as_tensor(s, dtype=torch.float32) for s in batch]
         lengths_B = torch.tensor([len(s) for s in batch])
         feats_BFM = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-import soundfile
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_dus.data.dataset import check_sampling_rate
+from espnet_dus.data.audio import open_audio, resample
 from espnet_dus.io import (
     file_name,
     not_empty,
@@ -63,8 +62,8 @@ def decode(
             are cut at pauses into segments of at most this duration.
 
     Raises:
-        ValueError: There is nothing to transcribe, a line of a table has no value, the
-            sampling rate is wrong, or long recordings are not audio.
+        ValueError: There is nothing to transcribe, a line of a table has no value, or
+            long recordings are not audio.
     """
     triple, *_ = data_path_and_name_and_type
     paths = read_scp(triple[0], not_empty)
@@ -86,11 +85,9 @@ def decode(
             speech2text, paths, waiting, records, batch_size, segment_seconds
         )
     else:
-        if speech2text.fs is not None:
-            check_sampling_rate(data_path_and_name_and_type, speech2text.fs)
-        dataset = ESPnetDataset(list(data_path_and_name_and_type))
-        lengths = _lengths(dataset, triple, paths, waiting)
-        _decode_utterances(speech2text, dataset, lengths, records, batch_size)
+        source = _Source(triple, paths, speech2text.fs)
+        lengths = source.lengths(waiting)
+        _decode_utterances(speech2text, source, lengths, records, batch_size)
     _write_results(records, keys, Path(output_dir), speech2text)
     _write_cost(records, keys, Path(output_dir), speech2text)
     records.finish()
@@ -109,7 +106,7 @@ def take_batch(waiting: List[str], lengths: Dict[str, int], budget: float) -> Li
 
 def _decode_utterances(
     speech2text: Speech2Text,
-    dataset: ESPnetDataset,
+    source: "_Source",
     lengths: Dict[str, int],
     records: Records,
     batch_size: float,
@@ -118,7 +115,7 @@ def _decode_utterances(
 
     Args:
         speech2text: The model.
-        dataset: The data.
+        source: The data.
         lengths: Samples or frames of each utterance to transcribe.
         records: Gets the results.
         batch_size: Seconds of speech in a batch, padding included.
@@ -130,7 +127,7 @@ def _decode_utterances(
     while waiting:
         started = time.perf_counter()
         batch = take_batch(waiting, lengths, budget)
-        speeches = _read(dataset, batch)
+        speeches = source.read(batch)
         samples = {key: 0 if s is None else len(s) for key, s in speeches.items()}
         # ESPnet's RTF step reads this line and the next "best hypo", and the time
         # between them: that of the whole batch for its first utterance
@@ -178,7 +175,8 @@ def _decode_recordings(
         started = time.perf_counter()
         duration, found = 0.0, []
         try:
-            duration = soundfile.info(paths[key]).duration
+            with open_audio(paths[key]) as recording:
+                duration = recording.seconds
             logging.info(f"speech length: {round(duration * speech2text.rate)}")
             for result in speech2text.transcribe_long(
                 paths[key], segment_seconds, batch_size
@@ -213,38 +211,62 @@ def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> 
     }
 
 
-def _lengths(
-    dataset: ESPnetDataset,
-    triple: Tuple[str, str, str],
-    paths: Dict[str, str],
-    keys: List[str],
-) -> Dict[str, int]:
-    """Return samples or frames of each utterance; 0 where it cannot be read."""
-    _, name, kind = triple
-    lengths = {}
-    for key in keys:
-        try:
-            if kind == "sound":
-                lengths[key] = soundfile.info(paths[key]).frames
-            else:
-                lengths[key] = len(dataset[key][1][name])
-        except UNREADABLE:
-            lengths[key] = 0  # reported when it is decoded
-    return lengths
+class _Source:
+    """The utterances of a table: audio of any rate and layout, or features.
 
+    Args:
+        triple: ESPnet's path, name and type.
+        paths: What the table holds.
+        fs: Sampling rate in Hz, for audio.
+    """
 
-def _read(dataset: ESPnetDataset, keys: List[str]) -> Dict[str, Optional[np.ndarray]]:
-    """Read utterances; None: the utterance cannot be used."""
-    speeches: Dict[str, Optional[np.ndarray]] = {}
-    for key in keys:
-        try:
-            speeches[key] = dataset[key][1]["speech"]
-            if not len(speeches[key]) or not np.isfinite(speeches[key]).all():
-                raise ValueError("no samples, or NaN or infinite ones")
-        except UNREADABLE as error:
-            logging.error(f"utterance {key} is not decoded: {error}")
-            speeches[key] = None
-    return speeches
+    def __init__(
+        self,
+        triple: Tuple[str, str, str],
+        paths: Dict[str, str],
+        fs: Optional[int],
+    ):
+        self.table, self.name, self.kind = triple
+        self.paths, self.fs = paths, fs
+        if self.kind != "sound":
+            self.dataset = ESPnetDataset([triple])
+
+    def lengths(self, keys: List[str]) -> Dict[str, int]:
+        """Return samples or frames of each utterance; 0 where it cannot be read."""
+        lengths = {}
+        for key in keys:
+            try:
+                if self.kind == "sound":
+                    with open_audio(self.paths[key]) as recording:
+                        lengths[key] = round(recording.seconds * self.fs)
+                else:
+                    lengths[key] = len(self.dataset[key][1][self.name])
+            except UNREADABLE:
+                lengths[key] = 0  # reported when it is decoded
+        return lengths
+
+    def read(self, keys: List[str]) -> Dict[str, Optional[np.ndarray]]:
+        """Read utterances; None: the utterance cannot be used."""
+        speeches: Dict[str, Optional[np.ndarray]] = {}
+        for key in keys:
+            try:
+                speeches[key] = self._read_one(key)
+            except UNREADABLE as error:
+                logging.error(f"utterance {key} is not decoded: {error}")
+                speeches[key] = None
+        return speeches
+
+    def _read_one(self, key: str) -> np.ndarray:
+        if key not in self.paths:
+            raise ValueError(f"it is not in {self.table}")
+        if self.kind == "sound":
+            with open_audio(self.paths[key]) as recording:
+                samples = recording.read(0, recording.frames)
+                return resample(samples, recording.rate, self.fs)
+        features = self.dataset[key][1][self.name]
+        if not len(features) or not np.isfinite(features).all():
+            raise ValueError("no frames, or NaN or infinite values")
+        return features
 
 
 def _no_result() -> Hypothesis:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple, Tuple, Union
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 
+from espnet_dus.data.audio import Recording, open_audio, resample
 from espnet_dus.search.vad import RATE, WINDOW, load_vad
 
 BLOCK_SECONDS = 30.0  # read at a time
@@ -62,9 +62,8 @@ def segments(
         Segments, none overlapping the next; none at all for silence.
 
     Raises:
-        ValueError: The file holds values that are no numbers, or `max_seconds` is too
-            short to cut at.
-        soundfile.LibsndfileError: It cannot be read.
+        ValueError: `max_seconds` is too short to cut at.
+        AudioError: See `open_audio`.
     """
     padding = _frames(SILENCE_SECONDS) // 2
     longest = int(max_seconds * RATE / WINDOW) - 2 * padding
@@ -73,15 +72,14 @@ def segments(
     spans = merge(regions(speech_frames(path), longest), longest)
     nowhere = (-1, -1)
     neighbours = itertools.pairwise(itertools.chain([nowhere], spans, [nowhere]))
-    with soundfile.SoundFile(path) as file:
-        seconds = file.frames / file.samplerate
+    with open_audio(path) as recording:
         before = 0  # padding, which there is none of where speech was cut
         for (first, last), (following, _) in neighbours:
             after = 0 if following == last else padding
             if (first, last) != nowhere:
                 start = max((first - before) * WINDOW / RATE, 0.0)
-                end = min((last + after) * WINDOW / RATE, seconds)
-                yield Segment(start, end, _read(file, start, end, fs))
+                end = min((last + after) * WINDOW / RATE, recording.seconds)
+                yield Segment(start, end, _read(recording, start, end, fs))
             before = after
 
 
@@ -89,11 +87,9 @@ def _frames(seconds: float) -> int:
     return round(seconds * RATE / WINDOW)
 
 
-def _read(file: soundfile.SoundFile, start: float, end: float, fs: int) -> np.ndarray:
-    file.seek(round(start * file.samplerate))
-    wanted = round(end * file.samplerate) - file.tell()
-    samples = file.read(wanted, dtype="float32", always_2d=True).mean(1)
-    return soxr.resample(samples, file.samplerate, fs)
+def _read(recording: Recording, start: float, end: float, fs: int) -> np.ndarray:
+    rate = recording.rate
+    return resample(recording.read(round(start * rate), round(end * rate)), rate, fs)
 
 
 def blocks(path: Union[str, Path]) -> Iterator[np.ndarray]:
@@ -106,15 +102,12 @@ def blocks(path: Union[str, Path]) -> Iterator[np.ndarray]:
         Mono samples (samples,), float32; the last block may be empty.
 
     Raises:
-        ValueError: A sample is no finite number.
+        AudioError: See `open_audio`.
     """
-    with soundfile.SoundFile(path) as file:
-        stream = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
-        size = round(BLOCK_SECONDS * file.samplerate)
-        for block in file.blocks(size, dtype="float32", always_2d=True):
-            if not np.isfinite(block).all():  # it would deafen the VAD to all the rest
-                raise ValueError(f"{path}: holds NaN or infinite samples")
-            yield stream.resample_chunk(block.mean(1))
+    with open_audio(path) as recording:
+        stream = soxr.ResampleStream(recording.rate, RATE, 1, dtype="float32")
+        for block in recording.blocks(BLOCK_SECONDS):
+            yield stream.resample_chunk(block)
         yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 

@@ -10,6 +10,7 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from transformers import GenerationConfig
 
+from espnet_dus.data.audio import as_waveform
 from espnet_dus.data.lengths import (
     FRAMES_PER_SECOND,
     min_length,
@@ -133,17 +134,20 @@ class Speech2Text:
         """Transcribe one utterance, or a batch.
 
         Args:
-            speech: Samples (samples,) at the training data's rate, or features (F, M)
-                if the model was trained on features; or a list of these.
+            speech: Samples at the training data's rate, in any form that `as_waveform`
+                takes, or features (F, M) if the model was trained on features; or a
+                list of these.
 
         Returns:
             For one utterance: its n-best hypotheses, the best first. For a list: the
             best hypothesis of each.
 
         Raises:
+            AudioError: See `as_waveform`.
             TooShortUttError: An utterance is too short for the subsampling.
         """
-        if isinstance(speech, (list, tuple)):
+        is_numbers = np.isscalar(next(iter(speech), None))
+        if isinstance(speech, (list, tuple)) and not is_numbers:
             return [hypotheses[0] for hypotheses in self.nbest(speech)]
         return self.nbest([speech])[0]
 
@@ -159,9 +163,10 @@ class Speech2Text:
             search found.
 
         Raises:
+            AudioError: See `as_waveform`.
             TooShortUttError: An utterance is too short for the subsampling.
         """
-        batch = [torch.as_tensor(s).to("cpu", torch.float32) for s in speeches]
+        batch = [self._tensor(speech) for speech in speeches]
         for waveform in batch:
             self.check_length(waveform)
         results = [[nothing("no_speech")] for _ in batch]
@@ -197,6 +202,14 @@ class Speech2Text:
                 "recordings into shorter segments (--segment_seconds)"
             )
 
+    def _tensor(self, speech: Waveform) -> torch.Tensor:
+        if self.fs is not None:
+            return torch.from_numpy(as_waveform(speech))
+        features = torch.as_tensor(speech).to("cpu", torch.float32)
+        if not features.isfinite().all():
+            raise ValueError("the features have NaN or infinite values")
+        return features
+
     def _timed(
         self, hypothesis: Hypothesis, ctc_SU: torch.Tensor, seconds: float
     ) -> Hypothesis:
@@ -225,7 +238,7 @@ class Speech2Text:
 
         Raises:
             ValueError: The model takes features, or `segments` raises it.
-            soundfile.LibsndfileError: The file cannot be read.
+            AudioError: See `open_audio`.
         """
         if self.fs is None:
             raise ValueError("long recordings are audio, but this model takes features")

@@ -1,11 +1,20 @@
 import os
-import struct
+import subprocess
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from espnet_dus.data.audio import AudioError, parse_fs, read_audio, to_pcm16
+from espnet_dus.data.audio import (
+    AudioError,
+    as_waveform,
+    open_audio,
+    parse_channel,
+    parse_fs,
+    read_audio,
+    to_pcm16,
+)
 from espnet_dus.data.data_dir import Utterance
 
 
@@ -116,27 +125,160 @@ def test_a_truncated_file_is_never_half_an_utterance(tmp_path, suffix, end, nois
         assert_fault(path, "truncated", end=end)
 
 
-@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFF000])
-def test_a_wav_of_unknown_length_is_not_taken_for_truncated(wav, length):
-    content = bytearray(wav.read_bytes())
-    content[40:44] = struct.pack("<I", length)
-    wav.write_bytes(content)
-    assert len(read_audio(Utterance("a", str(wav)), 16000)) == 16000
+def test_of_several_channels_one_is_chosen_or_their_mean(wav, noise):
+    left, right = noise(0.1, seed=1), noise(0.1, seed=2)
+    soundfile.write(wav, np.stack([left, right], 1), 16000)
+    utterance = Utterance("a", str(wav))
+    assert (to_pcm16(read_audio(utterance, 16000, channel=0)) == left).all()
+    assert (to_pcm16(read_audio(utterance, 16000, channel=1)) == right).all()
+    mean = (left / 32768 + right / 32768) / 2
+    np.testing.assert_allclose(
+        read_audio(utterance, 16000, channel="mean"), mean, atol=1e-6
+    )
+    assert_fault(wav, r"has 2 channels, .* --channel 0 \(to 1\), or --channel mean")
+    with pytest.raises(AudioError, match="has no channel 2; its 2 channel"):
+        read_audio(utterance, 16000, channel=2)
 
 
-def test_a_flac_of_unknown_length_is_refused(tmp_path, noise):
+def test_channels_in_opposite_phase_do_not_cancel(wav, noise, caplog):
+    left = noise(0.1)
+    soundfile.write(wav, np.stack([left // 2, -left], 1), 16000)
+    mixed = read_audio(Utterance("a", str(wav)), 16000, channel="mean")
+    assert (to_pcm16(mixed) == (left // 2 - left) / 2).mean() > 0.4  # not cancelled
+    assert not caplog.records
+    soundfile.write(wav, np.stack([left, -left], 1), 16000)
+    for _ in range(2):
+        mixed = read_audio(Utterance("a", str(wav)), 16000, channel="mean")
+        assert (to_pcm16(mixed) == left).all()
+    (record,) = caplog.records  # said once
+    assert f"{wav}: the channels are in opposite phase" in record.message
+
+
+@pytest.mark.parametrize("text, channel", [("0", 0), ("3", 3), ("mean", "mean")])
+def test_a_channel_is_an_index_or_mean(text, channel):
+    assert parse_channel(text) == channel
+
+
+@pytest.mark.parametrize("text", ["left", "-1", "0.5", ""])
+def test_a_bad_channel_is_an_error_that_names_it(text):
+    with pytest.raises(ValueError, match=f"or mean, got '{text}'"):
+        parse_channel(text)
+
+
+@pytest.mark.parametrize("subtype", ["ULAW", "ALAW", "GSM610", "PCM_16"])
+def test_telephone_audio_is_read_at_the_models_rate(tmp_path, subtype):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(400, 1.0, 8000), 8000, subtype=subtype)
+    samples = read_audio(Utterance("a", str(path)), 16000)
+    assert 16000 <= len(samples) <= 16640  # GSM fills its last block up
+    assert frequency_of(samples, 16000) == pytest.approx(400, abs=20)
+    part = read_audio(Utterance("a", str(path), 0.5, 0.75), 16000)
+    assert len(part) == 4000
+    # the edges of a resampled part differ
+    np.testing.assert_allclose(part[200:3800], samples[8200:11800], atol=2e-2)
+
+
+def test_a_recording_is_read_in_blocks_as_in_one(tmp_path, noise):
+    for suffix in ("flac", "ogg", "mp3", "wav"):
+        path = tmp_path / f"a.{suffix}"
+        soundfile.write(path, noise(1.0), 16000)
+        with open_audio(path) as recording:
+            blocks = list(recording.blocks(0.3))
+        assert [len(block) for block in blocks] == [4800, 4800, 4800, 1600]
+        whole = read_audio(Utterance("a", str(path)), 16000)
+        np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-4)
+
+
+def test_a_fault_within_a_long_recording_names_the_file(tmp_path, noise):
     path = tmp_path / "a.flac"
     soundfile.write(path, noise(1.0), 16000)
-    content = bytearray(path.read_bytes())
-    content[21] &= 0xF0  # the 36 bits of the number of samples
-    content[22:26] = bytes(4)
-    path.write_bytes(content)
-    assert_fault(path, "does not say how long it is")
+    os.truncate(path, path.stat().st_size * 3 // 4)
+    with pytest.raises(AudioError, match=f"{path}: is (damaged or )?truncated"):
+        with open_audio(path) as recording:
+            list(recording.blocks(0.25))
 
 
-def test_more_than_one_channel_is_refused(wav):
-    soundfile.write(wav, np.zeros((100, 2)), 16000)
-    assert_fault(wav, "has 2 channels; expected mono")
+def test_a_named_pipe_is_read(tmp_path, wav, noise):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cp", wav, tmp_path / "pipe"]):
+        samples = read_audio(Utterance("a", str(tmp_path / "pipe")), 16000)
+    assert (to_pcm16(samples) == noise(1.0)).all()
+
+
+WAVE = np.linspace(-0.5, 0.5, 400, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        WAVE,
+        WAVE.astype(np.float64),
+        np.repeat(WAVE, 2)[::2],
+        WAVE[::-1].copy()[::-1],
+        WAVE.tolist(),
+        torch.tensor(WAVE, requires_grad=True),
+        torch.tensor(WAVE)[None],
+        WAVE[:, None],
+        np.stack([WAVE, WAVE]),
+        np.stack([WAVE, WAVE], 1),
+        np.stack([WAVE * 2, WAVE * 0], 1),
+        np.stack([WAVE, -WAVE]),
+        np.asfortranarray(np.stack([WAVE] * 6, 1)),
+    ],
+)
+def test_an_array_of_any_library_is_the_same_waveform(array):
+    waveform = as_waveform(array)
+    assert waveform.dtype == np.float32 and waveform.shape == (400,)
+    assert waveform.flags.c_contiguous and waveform.flags.writeable
+    np.testing.assert_allclose(waveform, WAVE, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "dtype, values",
+    [
+        (np.int16, [-32768, 0, 16384]),
+        (np.int32, [-(2**31), 0, 2**30]),
+        (np.uint8, [0, 128, 192]),
+        (np.float16, [-1, 0, 0.5]),
+    ],
+)
+def test_integers_are_scaled_as_in_wav_files(dtype, values):
+    assert as_waveform(np.array(values, dtype)).tolist() == [-1.0, 0.0, 0.5]
+    assert as_waveform(torch.tensor(np.array(values, dtype))).tolist() == [-1, 0, 0.5]
+
+
+def test_bfloat16_is_read():
+    assert as_waveform(torch.tensor([0.5, -0.25]).bfloat16()).tolist() == [0.5, -0.25]
+
+
+def test_an_array_of_another_rate_is_resampled():
+    waveform = as_waveform(tone(1000, 1.0, 44100), rate=44100, fs=16000)
+    assert len(waveform) == 16000
+    assert frequency_of(waveform, 16000) == pytest.approx(1000, abs=2)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros(0), r"has no samples: its shape is \(0,\)"),
+        (np.zeros((2, 0)), r"has no samples: its shape is \(2, 0\)"),
+        ([], "has no samples"),
+        (WAVE * np.nan, "NaN or infinite"),
+        (np.array([0, np.inf]), "NaN or infinite"),
+        (np.zeros((100, 80)), r"has the shape \(100, 80\); expected \(samples,\)"),
+        (np.zeros((2, 2, 100)), r"has the shape \(2, 2, 100\)"),
+        (np.float32(0.5), r"has the shape \(\)"),
+        ([1, 2, 3], "of type int64; expected floating point"),
+        (np.array([1 + 1j]), "of type complex128"),
+        (["a", "b"], "of type <U1"),
+        ([[0.1, 0.2], [0.1]], "are not an array"),
+        (np.array([0, 20000.0]), "up to 20000, expected -1 to 1: divide"),
+    ],
+)
+def test_an_array_that_is_not_a_waveform_is_one_clear_line(array, message):
+    with pytest.raises(AudioError, match=message) as error:
+        as_waveform(array)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -159,6 +301,10 @@ def test_a_command_is_not_run_unless_allowed(tmp_path, wav, noise):
         read_audio(
             Utterance("a", "echo oh dear >&2; exit 3 |"), 16000, allow_pipes=True
         )
+    # half a recording, of which only the first command knows
+    command = f"(head -c 9000 {wav}; exit 5) | cat |"
+    with pytest.raises(AudioError, match="exit code 5"):
+        read_audio(Utterance("a", command), 16000, allow_pipes=True)
 
 
 def test_loud_samples_are_clipped_not_wrapped():

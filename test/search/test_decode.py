@@ -85,6 +85,54 @@ def test_every_utterance_gets_a_result_and_the_good_ones_their_own(
         assert float(found["score"][key]) == pytest.approx(expected.score, abs=1e-3)
 
 
+def test_audio_of_any_rate_and_layout_is_decoded_and_a_bad_file_stops_no_other(
+    speech2text, tmp_path, noises, caplog
+):
+    speeches = noises(1.0, 0.8)
+    layouts = {
+        "京/b": (speeches[0], 16000),
+        "京_b": (speeches[1], 16000),
+        "stereo": (np.stack([speeches[0]] * 2, 1), 16000),
+        "phone": (speeches[0], 8000),
+    }
+    table = ""
+    for n, (key, (speech, rate)) in enumerate(layouts.items()):
+        soundfile.write(tmp_path / f"{n}.wav", speech, rate, subtype="FLOAT")
+        table += f"{key} {tmp_path / str(n)}.wav\n"
+    content = (tmp_path / "1.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[:9000])
+    (tmp_path / "twice.wav").write_bytes(content * 2)
+    table += f"cut {tmp_path}/cut.wav\ntwice {tmp_path}/twice.wav\n"
+    corpus = tmp_path / "wav.scp"
+    corpus.write_text(f"\ufeff{table}", encoding="utf-8")
+    speech2text.search = SearchConfig(no_speech=0.0, word_times=True)
+    try:
+        found = results(speech2text, corpus, 99)
+    finally:
+        speech2text.search = SearchConfig(no_speech=0.0)
+    assert found["text"]["stereo"] == found["text"]["京/b"]
+    lengths = {
+        record["key"]: record["length"]
+        for record in map(
+            json.loads, (tmp_path / "out_99/hypotheses.jsonl").read_text().splitlines()
+        )
+        if "key" in record
+    }
+    assert lengths["phone"] == 32000 and lengths["stereo"] == 16000
+    errors = [m for m in caplog.messages if "is not decoded" in m]
+    assert len(errors) == 2
+    assert "cut.wav: is truncated" in errors[0] + errors[1]
+    assert "twice.wav: holds several recordings" in errors[0] + errors[1]
+    # one file of subtitles each
+    assert len(list((tmp_path / "out_99/srt").iterdir())) == len(found["text"]) == 6
+
+
+def test_a_table_without_paths_is_an_error_that_names_the_line(speech2text, tmp_path):
+    (tmp_path / "k.scp").write_text("u1\n")
+    with pytest.raises(ValueError, match="k.scp:1: u1: expected a value after the key"):
+        results(speech2text, tmp_path / "k.scp", 9)
+
+
 @pytest.mark.parametrize("batch_size", [0.1, 3, 99])
 def test_the_batch_size_does_not_matter(speech2text, corpus, batch_size):
     expected = results(speech2text, corpus, batch_size=2)

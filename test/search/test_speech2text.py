@@ -8,6 +8,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShort
 from transformers import AutoModelForCausalLM
 
 from espnet_dus import Speech2Text
+from espnet_dus.data.audio import AudioError
 from espnet_dus.model.upscaling import inserted_layers
 from espnet_dus.search.result import Hypothesis
 
@@ -107,6 +108,28 @@ def test_silence_and_noise_give_nothing_and_leave_the_llm_alone(make, noises):
         ("", [], ["no_speech"])
     ]
     assert not passes
+
+
+def test_audio_of_any_library_gives_the_same_transcript(make, noises):
+    speech2text, (speech,) = make(), noises(0.9)
+    expected = speech2text(speech)[0].token_int
+    pcm16 = np.round(speech * 32768).clip(-32768, 32767)
+    for form in (
+        speech.astype(np.float64),
+        speech[::-1].copy()[::-1],
+        torch.tensor(speech)[None],
+        np.stack([speech, speech], 1),
+        np.stack([speech, -speech]),
+        speech.tolist(),
+    ):
+        assert speech2text(form)[0].token_int == expected
+    (batched,) = speech2text([speech.tolist()])
+    assert batched.token_int == expected
+    integers = speech2text(pcm16.astype(np.int16))[0].token_int
+    assert integers == speech2text(pcm16 / 32768)[0].token_int
+    for bad in (speech * np.nan, speech[:0], pcm16, [1, 2, 3]):
+        with pytest.raises(AudioError):
+            speech2text(bad)
 
 
 def test_too_short_an_utterance_is_an_error(make, noises):

@@ -51,6 +51,7 @@ local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
 feats_type=raw  # raw (audio), fbank (log Mel features), shar (audio; trains on shards).
 allow_pipes=false  # Run commands in wav.scp ("... |"): only for trusted data.
+channel=  # Channel of multi-channel audio: an index from 0, or mean (default: mono only).
 train_shards=  # With shar: a directory, or a YAML of weights (default: stage 4's).
 shard_size=1000  # With shar: utterances in a shard.
 audio_format=flac  # Format of the dumped audio: flac or wav.
@@ -318,7 +319,7 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
         dus format_data --data_dir "data/${dset}" \
             --out_dir "${data_feats}/${org}${dset}" --nj "${nj}" \
             --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}" \
-            --allow_pipes "${allow_pipes}"
+            --allow_pipes "${allow_pipes}" ${channel:+--channel "${channel}"}
     done
 }
 
