@@ -22,10 +22,10 @@ from espnet_dus.data.dataset import (
     check_sampling_rate,
 )
 from espnet_dus.data.lengths import (
-    EMBEDDER_CONF,
     min_length,
     sampling_rate,
     speech_positions,
+    takes_tokens,
 )
 from espnet_dus.io import read_scp
 from espnet_dus.model.adaptation import ARMS
@@ -98,10 +98,20 @@ class DUSTask(AbsTask):
             "--adaptation_conf", action=NestedDictAction, default={}, help="its options"
         )
         group.add_argument(
+            "--speech_input",
+            default="features",
+            choices=["features", "tokens"],
+            help="features of the frontend, or discrete tokens of --speech_tokenizer",
+        )
+        group.add_argument(
+            "--speech_tokenizer", type=str_or_none, help="speech tokenizer directory"
+        )
+        group.add_argument(
             "--speech_embedder_conf",
             action=NestedDictAction,
-            default=dict(EMBEDDER_CONF),
-            help="input_layer, channels, dropout_rate",
+            default={},
+            help="of features: input_layer, channels, dropout_rate; of tokens: "
+            "num_time_mask, time_mask_width_ratio_range, dropout_rate",
         )
         group.add_argument(
             "--model_conf",
@@ -189,7 +199,7 @@ class DUSTask(AbsTask):
     @classmethod
     def build_dataset(cls, args, iter_options, keys_to_load=None):
         """Build ESPnet's dataset; what cannot be read is counted, not fatal."""
-        if args.input_size is None:
+        if args.input_size is None and not takes_tokens(args):
             check_sampling_rate(
                 iter_options.data_path_and_name_and_type, sampling_rate(args)
             )

@@ -22,7 +22,10 @@ BLOCKS = {
         ("model/adaptation.py", "lora"),
     ],
     "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
-    "speech_embedder_conf": [("model/speech_embedder.py", "SpeechEmbedder")],
+    "speech_embedder_conf": [
+        ("model/speech_embedder.py", "SpeechEmbedder"),
+        ("model/token_embedder.py", "TokenEmbedder"),
+    ],
     "model_conf": [("model/espnet_model.py", "ESPnetDUSModel")],
     "ctc_conf": [("model/ctc_head.py", "CTCHead")],
 }

@@ -23,6 +23,11 @@ LENGTH_MULTIPLE = 16
 FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
 
 
+def takes_tokens(args: argparse.Namespace) -> bool:
+    """Return whether the speech input of a model with these options is tokens."""
+    return getattr(args, "speech_input", "features") == "tokens"
+
+
 def fewest_frames(input_layer: str) -> int:
     """Give the fewest frames that give one speech position.
 
@@ -56,7 +61,9 @@ def sampling_rate(args: argparse.Namespace) -> int:
 
 
 def min_length(args: argparse.Namespace) -> int:
-    """Fewest samples, or feature frames, that give one speech position."""
+    """Return the fewest samples, or frames, that give one speech position."""
+    if takes_tokens(args):
+        return 1
     embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
     frames = fewest_frames(embedder_conf["input_layer"])
     if args.input_size is not None:

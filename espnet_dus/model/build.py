@@ -13,13 +13,16 @@ from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.data.ctc_units import CTCUnits
-from espnet_dus.data.lengths import EMBEDDER_CONF
+from espnet_dus.data.lengths import EMBEDDER_CONF, takes_tokens
+from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.base_lm import embedding_rms, load_base_lm
+from espnet_dus.model.checkpoint import record_identity
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.features import FeatureModel
 from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import is_above_base_layer
 
 frontend_choices = ClassChoices(
@@ -41,12 +44,14 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
     Raises:
         ValueError: Options that do not fit; the message names them.
     """
-    if args.input_size is None:
+    frontend, input_size = None, args.input_size
+    if takes_tokens(args):
+        _refuse_features(args)
+    elif input_size is None:
         frontend = _build(frontend_choices, args)
         input_size = frontend.output_size()
-    else:
+    if frontend is None:
         args.frontend, args.frontend_conf = None, {}
-        frontend, input_size = None, args.input_size
     if getattr(args, "collect_stats", False):
         return FeatureModel(frontend)
 
@@ -55,15 +60,7 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
     )
     embeddings = lm.get_input_embeddings().weight
     compute_dtype = embeddings.dtype  # the arm full makes float32 of it
-    embedder_conf = fill_defaults(
-        "speech_embedder_conf", args.speech_embedder_conf, EMBEDDER_CONF
-    )
-    speech_embedder = SpeechEmbedder(
-        input_size,
-        lm.config.hidden_size,
-        embedding_rms(lm),
-        **embedder_conf,
-    )
+    speech_embedder = _build_embedder(args, lm, input_size)
     lm = adapt(lm, args.adaptation, **args.adaptation_conf)
     ctc_units = load_ctc_units(args, tokenizer)
     ctc = None
@@ -89,6 +86,42 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
             "model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)
         ),
     )
+
+
+def _build_embedder(
+    args: argparse.Namespace, lm: torch.nn.Module, input_size: Optional[int]
+) -> torch.nn.Module:
+    hidden_size, conf = lm.config.hidden_size, args.speech_embedder_conf
+    if not takes_tokens(args):
+        conf = fill_defaults("speech_embedder_conf", conf, EMBEDDER_CONF)
+        return SpeechEmbedder(input_size, hidden_size, embedding_rms(lm), **conf)
+    info = TokenizerInfo.read(args.speech_tokenizer)
+    _check_keys("speech_embedder_conf", conf, get_default_kwargs(TokenEmbedder))
+    embedder = TokenEmbedder(info.vocab_sizes, hidden_size, **conf)
+    embedder.start_at_embeddings(lm.get_input_embeddings())
+    record_identity(
+        embedder,
+        "tokenizer_identity",
+        info.identity,
+        lambda saved: check_same_tokenizer(saved, info),
+    )
+    return embedder
+
+
+def _refuse_features(args: argparse.Namespace) -> None:
+    """Check that options of tokens do not ask for what only features have."""
+    if args.speech_tokenizer is None:
+        raise ValueError(
+            "speech_input: tokens needs a tokenizer's directory (--speech_tokenizer)"
+        )
+    if args.input_size is not None:
+        raise ValueError(f"input_size: {args.input_size}: speech tokens have no size")
+    if args.specaug is not None:
+        raise ValueError(
+            f"specaug: {args.specaug} is for features; tokens are masked by "
+            "speech_embedder_conf, num_time_mask"
+        )
+    args.normalize, args.normalize_conf = None, {}
 
 
 def fill_defaults(

@@ -7,7 +7,7 @@ ESPnet's Trainer, averaging, `--init_param` and packing all go through `state_di
 import json
 import re
 from dataclasses import asdict
-from typing import Dict, Set
+from typing import Callable, Dict, Set
 
 import torch
 
@@ -21,36 +21,24 @@ FORMER_HYBRID = r"\.layers\.\d+\.layer\.cgmlp\."  # keys of the layer it replace
 def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) -> None:
     """Make a model save and load without the frozen base LM.
 
-    The identity goes into the state dict as a float tensor of UTF-8 bytes: ESPnet adds
-    and divides every tensor when it averages checkpoints, which leaves equal floats as
-    they are.
-
     Args:
         model: The ESPnet model, its trainable parameters chosen. Changed in place.
         lm_name: The attribute that holds the LM.
         identity: Of the base LM.
     """
-    code = json.dumps(asdict(identity)).encode()
-    model.register_buffer(
-        IDENTITY_KEY, torch.tensor(list(code), dtype=torch.float32), persistent=True
-    )
     left_out = _not_saved(model, lm_name)
 
     def drop_frozen(module, state, prefix, _):
         for name in left_out:
             state.pop(prefix + name, None)
 
-    def check_identity(module, state, prefix, *_):
-        saved = state.get(prefix + IDENTITY_KEY)
-        if saved is None:
-            return  # reported as a missing key, below
-        saved = Identity(**json.loads(bytes(saved.to(torch.uint8).tolist())))
-        if saved.sha256 != identity.sha256:
+    def check_identity(saved: Dict[str, str]) -> None:
+        found = Identity(**saved)
+        if found.sha256 != identity.sha256:
             raise RuntimeError(
-                f"this checkpoint was trained on the base LM {_describe(saved)}, but "
+                f"this checkpoint was trained on the base LM {_describe(found)}, but "
                 f"the one loaded is {_describe(identity)}: give the former (--base_lm)"
             )
-        state[prefix + IDENTITY_KEY] = getattr(module, IDENTITY_KEY)
 
     def check_keys(module, keys):
         keys.missing_keys[:] = [k for k in keys.missing_keys if k not in left_out]
@@ -70,9 +58,40 @@ def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) 
                 "trained with another configuration (adaptation, CTC, embedder)?"
             )
 
+    record_identity(model, IDENTITY_KEY, asdict(identity), check_identity)
     model.register_state_dict_post_hook(drop_frozen)
-    model.register_load_state_dict_pre_hook(check_identity)
     model.register_load_state_dict_post_hook(check_keys)
+
+
+def record_identity(
+    module: torch.nn.Module,
+    key: str,
+    identity: Dict[str, str],
+    check: Callable[[Dict[str, str]], None],
+) -> None:
+    """Save an identity with a module, and check it when a checkpoint is loaded.
+
+    It goes into the state dict as a float tensor of UTF-8 bytes: ESPnet adds and
+    divides every tensor when it averages checkpoints, which leaves equal floats as they
+    are.
+
+    Args:
+        module: Gets a buffer.
+        key: Name of the buffer.
+        identity: What to record.
+        check: Raises an error if the identity of a checkpoint is another one.
+    """
+    code = json.dumps(identity).encode()
+    module.register_buffer(key, torch.tensor(list(code), dtype=torch.float32))
+
+    def check_saved(module, state, prefix, *_):
+        saved = state.get(prefix + key)
+        if saved is None:
+            return  # reported as a missing key
+        check(json.loads(bytes(saved.to(torch.uint8).tolist())))
+        state[prefix + key] = getattr(module, key)
+
+    module.register_load_state_dict_pre_hook(check_saved)
 
 
 def parameter_counts(model: torch.nn.Module) -> Dict[str, int]:

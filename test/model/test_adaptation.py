@@ -98,7 +98,7 @@ def test_lora_matches_the_papers_added_layers(size, rank):
         ("lora", {"rank": "match"}, "rank match: expected a number"),
         ("full", {"rank": 8}, "unknown option.*'full': rank; it takes none"),
         ("frozen", {"kind": "x"}, "unknown option.*'frozen': kind; it takes none"),
-        ("dus", {"rank": 8}, "unknown option.*'e_branchformer': rank"),
+        ("dus", {"rank": 8}, "unknown option.*'e_branchformer' .*: rank; it"),
     ],
 )
 def test_an_unknown_arm_or_option_is_an_error_that_names_it(
