@@ -283,7 +283,7 @@ def _tokens(base_lm, text, shards, out_dir, ctc_token_type, nbpe, cleaner):
     from espnet2.text.cleaner import TextCleaner
     from transformers import AutoTokenizer
 
-    from espnet_dus.data.ctc_units import CTCUnits
+    from espnet_dus.data.ctc_units import CTCUnits, report_special_tokens
     from espnet_dus.data.shards.mix import read_weights
     from espnet_dus.data.shards.shar import read_texts
     from espnet_dus.io import read_scp, write_text
@@ -297,5 +297,5 @@ def _tokens(base_lm, text, shards, out_dir, ctc_token_type, nbpe, cleaner):
             read_scp(text).values(),
             *map(read_texts, read_weights(shards) if shards else ()),
         )
-        texts = map(clean, texts)
+        texts = report_special_tokens(map(clean, texts), tokenizer)
         CTCUnits.make(Path(out_dir, "ctc"), ctc_token_type, texts, tokenizer, nbpe)

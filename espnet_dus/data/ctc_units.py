@@ -1,8 +1,7 @@
-"""CTC units, made in stage 5 from the training text.
+"""Transcripts as tokens of the base LM and as CTC units, which stage 5 makes.
 
 The units are `llm` (the base LM's own tokens that occur in the training text, so that
-the CTC output is a draft that the LLM can verify as it is), `bpe` (SentencePiece) or
-`char`.
+the CTC output is a draft that the LLM can verify), `bpe` (SentencePiece) or `char`.
 """
 
 import itertools
@@ -23,11 +22,41 @@ SPACE = "<space>"
 
 
 def llm_text(transcript: str) -> str:
-    """Give a transcript as the LLM is to write it: behind a space.
+    """Return a transcript as the LLM writes it: behind a space.
 
     The tokens of a word then do not depend on whether it is the first.
     """
     return f" {transcript}"
+
+
+def transcript_tokens(tokenizer, transcript: str) -> List[str]:
+    """Return the base LM's tokens of a transcript.
+
+    A special token in it, such as `<|im_end|>`, is plain text: taken as a token, it
+    would end the transcript there.
+    """
+    return tokenizer.tokenize(llm_text(transcript), split_special_tokens=True)
+
+
+def report_special_tokens(texts: Iterable[str], tokenizer) -> Iterator[str]:
+    """Pass transcripts on; at the end, say how many hold special tokens of the LM."""
+    special = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special
+    }
+    total, examples, found = 0, [], set()
+    for total, text in enumerate(texts, 1):
+        if held := {token for token in special if token in text}:
+            examples.append(text)
+            found |= held
+        yield text
+    if examples:
+        logging.warning(
+            f"{len(examples)} of {total} transcripts hold special tokens of the base "
+            f"LM ({', '.join(sorted(found))}), the first '{examples[0]}': they are "
+            "taken as plain text"
+        )
 
 
 class CTCUnits:
@@ -62,11 +91,11 @@ class CTCUnits:
         return len(self.units)
 
     def encode(self, text: str) -> List[int]:
-        """Give the unit ids of a transcript; a unit not in the list is the unknown."""
+        """Return the unit ids of a transcript; units not in the list become unknown."""
         return [self.ids.get(p, UNKNOWN) for p in self._pieces(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Give the text of unit ids; blank and unknown have none."""
+        """Return the text of unit ids; blank and unknown have none."""
         pieces = [self.units[i] for i in ids if i not in (BLANK, UNKNOWN)]
         if self.type == "llm":
             return self.tokenizer.convert_tokens_to_string(pieces).strip()
@@ -76,21 +105,21 @@ class CTCUnits:
 
     def _pieces(self, text: str) -> List[str]:
         if self.type == "llm":
-            return self.tokenizer.tokenize(llm_text(text))
+            return transcript_tokens(self.tokenizer, text)
         if self.type == "bpe":
             return self.bpe.encode_as_pieces(text)
         return [SPACE if c == " " else c for c in text]
 
     def token_ids(self) -> List[int]:
-        """Give the base LM's token of each unit of type `llm`; 0 for blank and unknown.
+        """Return the base LM's token of each `llm` unit; 0 for blank and unknown.
 
         Raises:
             ValueError: The units are of another type.
         """
         if self.type != "llm":
             raise ValueError(
-                f"ctc_token_type: the units are {self.type!r}, which are no tokens of "
-                "the base LM; expected 'llm'"
+                f"ctc_token_type: the units are {self.type!r}, not tokens of the "
+                "base LM; expected 'llm'"
             )
         tokens = self.tokenizer.convert_tokens_to_ids(self.units[UNKNOWN + 1 :])
         return [0] * (UNKNOWN + 1) + tokens
@@ -107,7 +136,7 @@ class CTCUnits:
         """Make the units of a training text.
 
         Args:
-            directory: Where they are to stand.
+            directory: The directory to write.
             unit_type: `llm`, `bpe` or `char`.
             texts: The training transcripts.
             tokenizer: The base LM's.
@@ -128,7 +157,7 @@ class CTCUnits:
         texts = itertools.chain([first], texts)
         directory.mkdir(parents=True, exist_ok=True)
         if unit_type == "llm":
-            found = {p for text in texts for p in tokenizer.tokenize(llm_text(text))}
+            found = {p for text in texts for p in transcript_tokens(tokenizer, text)}
         elif unit_type == "bpe":
             found = _train_sentencepiece(directory / "bpe.model", texts, nbpe)
         else:

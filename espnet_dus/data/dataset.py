@@ -16,6 +16,7 @@ from typing import (
 
 import numpy as np
 import soundfile
+from espnet2.text.hugging_face_tokenizer import HuggingFaceTokenizer
 from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import AbsDataset
 from espnet2.train.preprocessor import CommonPreprocessor
@@ -72,6 +73,17 @@ class BadUtterances:
         return {line.split(maxsplit=1)[0] for line in lines if line.strip()}
 
 
+class TranscriptTokenizer(HuggingFaceTokenizer):
+    """ESPnet's tokenizer; special tokens in a transcript are plain text."""
+
+    prompt_tokens = HuggingFaceTokenizer.text2tokens  # there they are what they are
+
+    def text2tokens(self, line: str) -> List[str]:
+        """Return the tokens of a transcript as `llm_text` writes it."""
+        self._build_tokenizer()
+        return self.tokenizer.tokenize(line, split_special_tokens=True)
+
+
 class DUSPreprocessor(CommonPreprocessor):
     """ESPnet's preprocessor; also checks the utterance and adds the CTC units.
 
@@ -90,6 +102,8 @@ class DUSPreprocessor(CommonPreprocessor):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if isinstance(self.tokenizer, HuggingFaceTokenizer):
+            self.tokenizer = TranscriptTokenizer(self.tokenizer.model)
         self.ctc_units = ctc_units
         self.bad_utterances = bad_utterances
         self.min_length = min_length

