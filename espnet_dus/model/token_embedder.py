@@ -49,7 +49,7 @@ class TokenEmbedder(torch.nn.Module):
         self.register_buffer("sizes_K", sizes_K, persistent=False)
         offsets_K = sizes_K.cumsum(0) - sizes_K
         self.register_buffer("offsets_K", offsets_K, persistent=False)
-        self.table = torch.nn.EmbeddingBag(int(sizes_K.sum()), hidden_size, mode="sum")
+        self.table = torch.nn.EmbeddingBag(sum(vocab_sizes), hidden_size, mode="sum")
         self.mask_time = None
         if num_time_mask:
             self.mask_time = MaskAlongAxisVariableMaxWidth(widths, num_time_mask)

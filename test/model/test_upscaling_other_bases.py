@@ -8,6 +8,9 @@ import transformers
 
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.base_lm import embedding_rms
+from espnet_dus.model.sequence import join
+from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import inserted_layers, upscale
 
 SIZES = dict(
@@ -73,10 +76,10 @@ def make(base, randomise, kind_and_scope):
     if (kind, scope) == ("e_branchformer", "speech"):
         conf["linear_units"] = 32
 
-    def make(trained):
+    def make(trained, positions=(-1, 1, 1, 2)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            lm = upscale(copy.deepcopy(base), kind, scope, [-1, 1, 1, 2], **conf).eval()
+            lm = upscale(copy.deepcopy(base), kind, scope, positions, **conf).eval()
         return randomise(lm) if trained else lm
 
     return make
@@ -101,16 +104,44 @@ def test_the_scale_of_embeddings_is_that_of_what_the_base_reads(base):
     assert embedding_rms(base) == pytest.approx(float(read.pow(2).mean().sqrt()))
 
 
+@pytest.fixture
+def speech_inputs(base):
+    """Speech embeddings (2, 9, D) of features and of tokens, lengths 9 and 5."""
+    lengths = torch.tensor([9, 5])
+    generator = torch.Generator().manual_seed(3)
+    features = SpeechEmbedder(20, 64, embedding_rms(base), "conv2d", channels=8).eval()
+    tokens = TokenEmbedder((50, 20), 64).eval()
+    tokens.start_at_embeddings(base.get_input_embeddings())
+    with torch.no_grad():
+        return {
+            "features": features(
+                torch.randn(2, 40, 20, generator=generator), 4 * lengths + 3
+            ),
+            "tokens": tokens(
+                torch.randint(0, 20, (2, 9, 2), generator=generator), lengths
+            ),
+        }
+
+
+@pytest.mark.parametrize(
+    "positions", ["interleaved:2", "bottom", "middle", "top", "sandwich:2", (-1, 1, 1)]
+)
 @torch.no_grad()
-def test_untrained_layers_leave_the_logits_of_the_base(base, make, ids, spoken):
-    lm = make(trained=False)
-    assert len(lm.model.layers) == 3 + 4 == lm.config.num_hidden_layers
+def test_untrained_layers_leave_the_logits_of_the_base(
+    base, make, ids, speech_inputs, positions
+):
+    lm = make(trained=False, positions=positions)
+    assert len(lm.model.layers) == lm.config.num_hidden_layers > 3
     assert torch.equal(lm(input_ids=ids).logits, base(input_ids=ids).logits)
-    inputs, attention, speech = spoken
-    ours = lm(inputs_embeds=inputs, attention_mask=attention, speech_mask=speech)
-    theirs = base(inputs_embeds=inputs, attention_mask=attention)
-    real = attention.bool()
-    assert torch.equal(ours.logits[real], theirs.logits[real])
+    text_BND = base.get_input_embeddings()(ids[:, :6])
+    for speech_BSD, lengths_B in speech_inputs.values():
+        seq = join(speech_BSD, lengths_B, text_BND, torch.tensor([6, 4]), "left")
+        inputs = dict(
+            inputs_embeds=seq.inputs_BTD, attention_mask=seq.attention_mask_BT
+        )
+        ours = lm(**inputs, speech_mask=seq.speech_mask_BT).logits
+        real_BT = seq.attention_mask_BT.bool()
+        assert torch.equal(ours[real_BT], base(**inputs).logits[real_BT])
 
 
 @torch.no_grad()

@@ -143,6 +143,16 @@ def test_frames_behind_an_utterance_do_not_reach_into_it(make, x_BTD):
     torch.testing.assert_close(with_text[:, :6], alone, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_every_attention_backend_computes_the_same(upscaled, x_BTD):
+    lm = upscaled("e_branchformer", "all", seed=0)
+    mask = torch.arange(13)[None].expand(2, -1) < 8
+    sdpa = lm(inputs_embeds=x_BTD, speech_mask=mask).logits
+    lm.set_attn_implementation("eager")
+    eager = lm(inputs_embeds=x_BTD, speech_mask=mask).logits
+    torch.testing.assert_close(eager, sdpa, atol=1e-4, rtol=0)
+
+
 def test_in_training_text_alone_gives_every_parameter_a_gradient(make, x_BTD):
     layer, call = make()
     call(x_BTD, layer=layer.train()).sum().backward()
