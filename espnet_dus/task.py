@@ -32,13 +32,13 @@ from espnet_dus.model.adaptation import ARMS
 from espnet_dus.model.build import (
     BASE_LM_CONF,
     build_model,
-    check_numbers,
     fill_defaults,
     frontend_choices,
     load_ctc_units,
     normalize_choices,
     specaug_choices,
 )
+from espnet_dus.model.checkpoint import check_init_param
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.training.learning_rates import is_part, scale_learning_rates
@@ -282,8 +282,6 @@ class DUSTask(AbsTask):
             ValueError: Nothing is trained, a pattern matches no parameter, or a number
                 is text to YAML.
         """
-        check_numbers("optim_conf", args.optim_conf)
-        check_numbers("scheduler_conf", args.scheduler_conf)
         by_name = {n: p for n, p in model.named_parameters() if p.requires_grad}
         trained = torch.nn.ParameterDict(
             {name.replace(".", "/"): p for name, p in by_name.items()}
@@ -292,6 +290,8 @@ class DUSTask(AbsTask):
             raise ValueError(
                 "no parameter is trained: check adaptation and freeze_param"
             )
+        for init_param in [] if args.collect_stats else args.init_param:
+            check_init_param(init_param, model)
         for prefix in [] if args.collect_stats else args.freeze_param:
             if not any(is_part(name, prefix) for name, _ in model.named_parameters()):
                 raise ValueError(f"freeze_param: {prefix!r} matches no parameter")

@@ -276,14 +276,6 @@ def test_a_freeze_param_that_matches_nothing_is_an_error(tiny_options, tiny_mode
         DUSTask.build_optimizers(args, tiny_model())
 
 
-def test_a_number_that_is_text_to_yaml_is_an_error_that_says_how_to_write_it(
-    tiny_options, tiny_model
-):
-    args = tiny_options(optim="adamw", optim_conf={"lr": "8e-4"})
-    with pytest.raises(ValueError, match="optim_conf: lr=8e-4 .* lr=0.000800"):
-        DUSTask.build_optimizers(args, tiny_model())
-
-
 def test_training_nothing_is_an_error(tiny_options, tiny_model):
     model = tiny_model().requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter is trained"):

@@ -71,7 +71,8 @@ def lora(
             the LM head).
 
     Raises:
-        ValueError: `rank` is not a number from 1 on or `match_added_layers`.
+        ValueError: `rank` is not a number from 1 on or `match_added_layers`, or a
+            target matches no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -104,6 +105,12 @@ def lora(
             f"{MATCH_ADDED_LAYERS}"
         )
     lm = inject(lm, rank)
+    updated = {name for name, _ in lm.named_parameters() if "lora_" in name}
+    for target in [] if isinstance(target_modules, str) else target_modules:
+        if not any(f".{target}.lora_" in name for name in updated):
+            raise ValueError(
+                f"adaptation_conf: target_modules: {target!r} matches no linear layer"
+            )
     for name, parameter in lm.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import re
 from typing import Any, Dict, Iterable, Optional
 
 import torch
@@ -35,6 +36,7 @@ normalize_choices = ClassChoices(
     default="utterance_mvn",
     optional=True,
 )
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
 BASE_LM_CONF = {"dtype": "auto", "attn_implementation": None}
 
 
@@ -44,6 +46,9 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
     Raises:
         ValueError: Options that do not fit; the message names them.
     """
+    for name, value in vars(args).items():
+        if name.endswith("_conf") or name == "lr_scale":
+            check_numbers(name, value)
     frontend, input_size = None, args.input_size
     if takes_tokens(args):
         _refuse_features(args)
@@ -145,22 +150,27 @@ def _check_keys(name: str, conf: Dict[str, Any], known: Iterable[str]) -> None:
         )
 
 
-def check_numbers(name: str, conf: Dict[str, Any]) -> None:
+def check_numbers(name: str, conf: Any) -> None:
     """Refuse numbers that YAML takes for text, such as 8e-4 without a point.
+
+    Args:
+        name: Where `conf` comes from, for the message.
+        conf: A block of options, a list or a value.
 
     Raises:
         ValueError: There is one.
     """
-    for key, value in conf.items():
-        try:
-            number = float(value) if isinstance(value, str) else None
-        except ValueError:
-            continue  # meant as text
-        if number is not None:
-            raise ValueError(
-                f"{name}: {key}={value} is text to YAML, not a number; write "
-                f"{key}={number:f} or, with a point, 1.0e-3"
-            )
+    if isinstance(conf, dict):
+        for key, value in conf.items():
+            check_numbers(f"{name}: {key}", value)
+    elif isinstance(conf, (list, tuple)):
+        for value in conf:
+            check_numbers(name, value)
+    elif isinstance(conf, str) and NUMBER.fullmatch(conf):
+        raise ValueError(
+            f"{name}={conf} is text to YAML, not a number; write {float(conf):f} or, "
+            "with a point, 1.0e-3"
+        )
 
 
 def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:

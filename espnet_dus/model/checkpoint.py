@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Callable, Dict, Set
 
 import torch
+from espnet2.torch_utils.load_pretrained_model import safe_torch_load
 
 from espnet_dus.model.base_lm import Identity
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
@@ -118,3 +119,26 @@ def _not_saved(model: torch.nn.Module, lm_name: str) -> Set[str]:
 def _describe(identity: Identity) -> str:
     revision = f" revision {identity.revision}" if identity.revision else ""
     return f"{identity.name}{revision} (sha256 {identity.sha256[:12]})"
+
+
+def check_init_param(init_param: str, model: torch.nn.Module) -> None:
+    """Check that each name in a value of `--init_param` matches something.
+
+    ESPnet takes over nothing, without a word, where one does not.
+
+    Args:
+        init_param: `path[:source[:destination[:excluded,...]]]`.
+        model: The model that takes the parameters over.
+
+    Raises:
+        ValueError: The source or an excluded name matches no parameter of the file, or
+            the destination is not a part of the model.
+    """
+    path, source, destination, excluded = (*init_param.split(":"), "", "", "")[:4]
+    names = safe_torch_load(path, map_location="cpu").keys()
+    for prefix in [source, *excluded.split(",")]:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"init_param: {prefix!r} matches no parameter of {path}")
+    parts = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+    if destination not in parts:
+        raise ValueError(f"init_param: {destination!r} is not a part of the model")

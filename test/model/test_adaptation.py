@@ -68,6 +68,11 @@ def test_lora_updates_the_modules_it_is_told_to(tiny_lm):
     assert {name.split(".")[4] for name in trained(lm)} == {"q_proj", "v_proj"}
 
 
+def test_a_target_of_lora_that_matches_nothing_is_an_error(tiny_lm):
+    with pytest.raises(ValueError, match="target_modules: 'qproj' matches no linear"):
+        adapt(tiny_lm[0], "lora", target_modules=["v_proj", "qproj"])
+
+
 def scale(lm):
     return lm.model.layers[0].self_attn.q_proj.scaling["default"]
 

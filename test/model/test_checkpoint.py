@@ -11,7 +11,11 @@ from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 from espnet2.train.reporter import Reporter
 
-from espnet_dus.model.checkpoint import IDENTITY_KEY, parameter_counts
+from espnet_dus.model.checkpoint import (
+    IDENTITY_KEY,
+    check_init_param,
+    parameter_counts,
+)
 from espnet_dus.task import DUSTask
 
 ARMS = {
@@ -197,6 +201,24 @@ def test_init_param_takes_over_a_part(trained_dir, build):
     for name, value in model.state_dict().items():
         source = expected if name.startswith("speech_embedder.") else before
         assert torch.equal(value, source[name]), name
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("encoder:speech_embedder", "'encoder' matches no parameter of .*model.pth"),
+        ("speech_embedder:encoder", "'encoder' is not a part of the model"),
+        ("::speech_embedder,decoder", "'decoder' matches no parameter of"),
+    ],
+)
+def test_a_name_in_init_param_that_matches_nothing_is_an_error(
+    trained_dir, build, names, message
+):
+    path, model = trained_dir / "model.pth", build()
+    for good in ("", ":speech_embedder", "::speech_embedder", ":::speech_embedder,lm"):
+        check_init_param(f"{path}{good}", model)
+    with pytest.raises(ValueError, match=f"init_param: {message}"):
+        check_init_param(f"{path}:{names}", model)
 
 
 def test_init_param_with_mismatches_ignored_takes_over_what_fits(trained_dir, build):

@@ -323,6 +323,8 @@ def test_help_lists_every_option_with_its_default(recipe):
     "arguments, message",
     [
         (["--asr_config", "x"], "unknown option --asr_config"),
+        (["--skip_stages", "9 train"], "--skip_stages train: expected stages from 1"),
+        (["--skip_stages", "9 16"], "--skip_stages 16: expected stages from 1 to 15"),
         (["--stage", "two"], "--stage two: expected a number"),
         (["--feats_type", "mfcc"], "--feats_type mfcc"),
         (["--ctc_token_type", "word"], "--ctc_token_type word: expected llm"),

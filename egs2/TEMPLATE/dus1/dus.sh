@@ -137,6 +137,9 @@ for name in local_data_opts speed_perturb_factors dus_args inference_args \
     perplexity_text text_tasks test_sets skip_stages; do
     printf -v "${name}" '%s' "${!name//$'\n'/ }"
 done
+for n in ${skip_stages}; do
+    [[ ${n} =~ ^([1-9]|1[0-5])$ ]] || die "--skip_stages ${n}: expected stages from 1 to 15"
+done
 read -r -a data_options <<< "${local_data_opts}"
 read -r -a speed_factors <<< "${speed_perturb_factors}"
 read -r -a train_options <<< "${dus_args}"
