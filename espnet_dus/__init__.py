@@ -5,7 +5,7 @@ module may have the name of one of these: importing it would take their place.
 """
 
 __version__ = "0.1.0"
-__all__ = ["Speech2Text", "upscale"]
+__all__ = ["Speech2Text", "drop_added_layers", "upscale"]
 
 
 def __getattr__(name):
@@ -13,6 +13,10 @@ def __getattr__(name):
         from espnet_dus.search.speech2text import Speech2Text
 
         return Speech2Text
+    if name == "drop_added_layers":
+        from espnet_dus.model.adaptation import drop_added_layers
+
+        return drop_added_layers
     if name == "upscale":
         from espnet_dus.model.upscaling import upscale
 

@@ -137,16 +137,13 @@ def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
 def chat(model, base, max_new_tokens, **options):
     """Answer line by line, each by itself, until an empty one."""
     speech2text = _load(model, **options)
-
-    from espnet_dus.model.adaptation import unadapted
-
     print("An empty line ends the chat; each line is answered by itself.")
     while question := _read_line():
-        answer = speech2text.generate_text(question, max_new_tokens)
+        asked = question, max_new_tokens
+        answer = speech2text.generate_text(*asked, "kept" if base else "auto")
         print(answer, flush=True)
         if base:
-            with unadapted(speech2text.model.lm):
-                other = speech2text.generate_text(question, max_new_tokens)
+            other = speech2text.generate_text(*asked, "dropped")
             print(f"base LM: {'the same' if other == answer else other}", flush=True)
 
 

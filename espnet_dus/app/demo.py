@@ -8,7 +8,6 @@ import os
 from typing import Tuple
 
 from espnet_dus.app.transcription import Transcript, Word, transcribe
-from espnet_dus.model.adaptation import unadapted
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.search.speech2text import Speech2Text
 
@@ -35,17 +34,14 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
     def on_question(question: str) -> Tuple[str, str, str]:
         if not question.strip():
             raise gr.Error("Ask something first.")
-        answer = speech2text.generate_text(question)
+        answer = speech2text.generate_text(question, added_layers="kept")
         try:
-            with unadapted(speech2text.model.lm):
-                base = speech2text.generate_text(question)
+            base = speech2text.generate_text(question, added_layers="dropped")
         except ValueError as error:  # full fine-tuning
             return answer, "", f"No base LM to compare with: {error}"
         equal = "equal, word for word" if answer == base else "different"
         return answer, base, f"The two answers are **{equal}**."
 
-    # One at a time: the base LM is the model itself, without its layers.
-    queue = {"concurrency_id": "model", "concurrency_limit": 1}
     with gr.Blocks(title="espnet_dus", analytics_enabled=False) as page:
         gr.Markdown(_headline(speech2text))
         with gr.Row():
@@ -71,9 +67,9 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
                     base = gr.Textbox(label="Base LM", lines=6)
                 verdict = gr.Markdown()
         heard = [audio.upload, audio.stop_recording]
-        gr.on(heard, on_audio, audio, transcript, **queue)
+        gr.on(heard, on_audio, audio, transcript)
         answers = [adapted, base, verdict]
-        gr.on([ask.click, question.submit], on_question, question, answers, **queue)
+        gr.on([ask.click, question.submit], on_question, question, answers)
     return page
 
 

@@ -2,14 +2,17 @@
 
     input_features -> speech embedder -+
                                        v
-    input_ids (prompt, text)  -> [speech][text] -> LM with inserted layers -> logits
+    input_ids (prompt, text)  -> [speech][text] -> LM with added layers -> logits
+
+The computation is `SpeechLM`'s, the same that training and every search run.
 
 Dimensions: B utterances, F frames, M features, N text positions, T positions of the
 joined sequence, V vocabulary.
 """
 
 import copy
-from typing import Any, Dict, Optional, Tuple, Union
+from contextlib import nullcontext
+from typing import Any, Dict, Optional, Union
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
@@ -18,16 +21,19 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationConfig,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from espnet_dus.model.adaptation import drop_added_layers
 from espnet_dus.model.ctc_compression import CTCCompression
-from espnet_dus.model.sequence import join
+from espnet_dus.model.ctc_head import CTCHead
+from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_embedder import SpeechEmbedder
-from espnet_dus.model.upscaling import SpeechMaskMixin, inserted_layers, upscale
+from espnet_dus.model.speech_lm import Encoded, SpeechLM
+from espnet_dus.model.upscaling import upscale
 
 
 class DUSConfig(PreTrainedConfig):
@@ -35,12 +41,12 @@ class DUSConfig(PreTrainedConfig):
 
     Args:
         text_config: The base LM's configuration, or that as a dictionary.
-        depth_up_scaling: `kind`, `scope`, `positions` and `layer_conf` of the inserted
+        depth_up_scaling: `kind`, `scope`, `positions` and `layer_conf` of the added
             layers (see `upscale`), or None where there are none.
         input_size: Features per frame (M).
         speech_embedder_conf: Other options of `SpeechEmbedder`.
-        num_prompt_embeddings: Positions of the prompt whose embeddings were trained: so
-            many first ones of the text behind speech. 0: its tokens' own serve.
+        num_prompt_embeddings: Number of trained prompt embeddings. They replace those
+            of the first tokens of the text behind speech. 0: none was trained.
         ctc_compression: `token_ids` and `embedding_rms` of `CTCCompression`, or None
             where the LM reads every speech position.
         base_lm: The base LM's name, revision and sha256, for the record.
@@ -76,40 +82,41 @@ class DUSConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class DUSForCausalLM(PreTrainedModel):
-    """The LM with its inserted layers, and the speech embedder in front of it."""
+class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
+    """The LM with its added layers, and the speech embedder in front of it."""
 
     config_class = DUSConfig
     main_input_name = "input_features"
 
     def __init__(self, config: DUSConfig):
-        super().__init__(config)
-        # a copy: the insertion raises the number of layers in it
-        self.lm = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config))
+        # a copy: the conversion raises the number of layers in it
+        lm = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config))
         if config.depth_up_scaling is not None:
             options = dict(config.depth_up_scaling)
-            upscale(self.lm, **options.pop("layer_conf", {}), **options)
-        self.lm.generation_config = GenerationConfig(
-            eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
-        )
-        # embedding_rms: where training starts; the weights are loaded
-        self.speech_embedder = SpeechEmbedder(
-            config.input_size,
-            self.lm.config.hidden_size,
-            embedding_rms=1.0,
-            **config.speech_embedder_conf,
-        )
-        self.prompt_embeddings = None
-        if num_prompt := config.num_prompt_embeddings:
-            self.prompt_embeddings = torch.nn.Parameter(
-                torch.zeros(num_prompt, self.lm.config.hidden_size)
-            )
-        self.compression = self.ctc_head = None
+            upscale(lm, **options.pop("layer_conf", {}), **options)
+        hidden_size = lm.config.hidden_size
+        ctc = compression = None
         if config.ctc_compression is not None:
-            self.compression = CTCCompression(**config.ctc_compression)
-            self.ctc_head = torch.nn.Linear(
-                self.lm.config.hidden_size, len(self.compression.token_ids)
-            )
+            compression = CTCCompression(**config.ctc_compression)
+            ctc = CTCHead(hidden_size, len(compression.token_ids), has_norm=False)
+        super().__init__(
+            lm,
+            # embedding_rms: where training starts; the weights are loaded
+            SpeechEmbedder(
+                config.input_size,
+                hidden_size,
+                embedding_rms=1.0,
+                **config.speech_embedder_conf,
+            ),
+            # only their number counts: `input_ids` begin with them
+            prompt_ids=[0] * config.num_prompt_embeddings,
+            eos_id=config.eos_token_id,
+            compute_dtype=torch.float32,  # no autocast
+            prompt_tuning=config.num_prompt_embeddings > 0,
+            ctc=ctc,
+            compression=compression,
+            config=config,
+        )
         self.post_init()
 
     @classmethod
@@ -118,14 +125,14 @@ class DUSForCausalLM(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for module in model.modules():
-            # Hugging Face builds models without memory, and this table is no buffer
-            # that it knows of: it is made anew at the first use.
+            # Hugging Face builds models without memory, and this table is not a buffer
+            # that it knows of: it is built again at the first use.
             if isinstance(module, RelPositionalEncoding):
                 module.pe = None
         return loaded
 
     def get_input_embeddings(self) -> torch.nn.Module:
-        """Give the LM's token embeddings."""
+        """Return the LM's token embeddings."""
         return self.lm.get_input_embeddings()
 
     def forward(
@@ -139,21 +146,20 @@ class DUSForCausalLM(PreTrainedModel):
         """Compute logits (B, T, V).
 
         Args:
-            input_ids: (B, N) text, behind the speech where there is some.
+            input_ids: (B, N) text, behind the speech where there is any.
             input_features: (B, F, M), or None for text alone.
-            feature_lengths: (B,) frames of each utterance.
-            attention_mask: (B, N), 1 on real tokens, which stand at the left.
-            kwargs: Those of the LM.
+            feature_lengths: (B,) number of frames.
+            attention_mask: (B, N), 1 on real tokens, which are on the left.
+            kwargs: The LM's, such as `added_layers`.
 
         Returns:
-            What the LM gives. With speech, each utterance is [speech][text][padding].
+            What the LM returns. With speech, each row is [speech][text][padding].
         """
         if input_features is None:
             return self.lm(input_ids, attention_mask=attention_mask, **kwargs)
-        joined = self._join(
-            input_ids, input_features, feature_lengths, attention_mask, "right"
-        )
-        return self.lm(**joined, **kwargs)
+        encoded = self._encode(input_features, feature_lengths)
+        seq = self._join(encoded, input_ids, attention_mask, "right")
+        return self.lm(inputs_embeds=seq.inputs_BTD, **self.masks(seq), **kwargs)
 
     @torch.no_grad()
     def generate(
@@ -162,54 +168,60 @@ class DUSForCausalLM(PreTrainedModel):
         input_features: Optional[torch.Tensor] = None,
         feature_lengths: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
+        added_layers: str = "auto",
         **kwargs: Any,
     ) -> torch.Tensor:
         """Generate as the LM does, behind speech and prompt; see `forward`.
+
+        Text alone is generated by the base LM's own settings. A transcript is generated
+        greedily, with at most one token for each speech position, unless `kwargs` say
+        otherwise.
+
+        Args:
+            input_ids: (B, N).
+            input_features: (B, F, M), or None for text alone.
+            feature_lengths: (B,).
+            attention_mask: (B, N).
+            added_layers: `kept`, `dropped`, or `auto`: text alone is the base LM's.
+            kwargs: Those of Hugging Face's `generate`.
 
         Returns:
             Token ids: with speech, the new ones only.
         """
         if input_features is None:
-            return self.lm.generate(input_ids, attention_mask=attention_mask, **kwargs)
-        joined = self._join(
-            input_ids, input_features, feature_lengths, attention_mask, "left"
-        )
-        return self.lm.generate(**joined, **kwargs)
+            return self.generate_text(input_ids, added_layers, attention_mask, **kwargs)
+        encoded = self._encode(input_features, feature_lengths)
+        seq = self._join(encoded, input_ids, attention_mask, "left")
+        kwargs.setdefault("eos_token_id", self.eos_id)
+        kwargs.setdefault("pad_token_id", self.eos_id)
+        if not {"max_new_tokens", "max_length", "generation_config"} & set(kwargs):
+            kwargs["max_new_tokens"] = int(encoded.lengths_B.max())
+        with drop_added_layers(self.lm) if added_layers == "dropped" else nullcontext():
+            return self.lm.generate(
+                inputs_embeds=seq.inputs_BTD, **self.masks(seq), **kwargs
+            )
+
+    def _encode(
+        self, input_features: torch.Tensor, feature_lengths: torch.Tensor
+    ) -> Encoded:
+        dtype = self.get_input_embeddings().weight.dtype
+        embedded = self.speech_embedder(input_features.to(dtype), feature_lengths)
+        return self.encode(*embedded)
 
     def _join(
-        self, input_ids, input_features, feature_lengths, attention_mask, pad_side
-    ) -> Dict[str, torch.Tensor]:
+        self,
+        encoded: Encoded,
+        input_ids: torch.Tensor,
+        attention_mask: Optional[torch.Tensor],
+        pad_side: str,
+    ) -> Joined:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        dtype = self.get_input_embeddings().weight.dtype
-        speech_BSD, lengths_B = self.speech_embedder(
-            input_features.to(dtype), feature_lengths
+        num_prompt = len(self.prompt_ids)
+        return self.join_text(
+            encoded.read_BRD,
+            encoded.read_B,
+            input_ids[:, num_prompt:],
+            attention_mask.sum(1) - num_prompt,
+            pad_side,
         )
-        if self.compression is not None:
-            speech_BSD, lengths_B = self._hear(speech_BSD, lengths_B)
-        text_BND = self.get_input_embeddings()(input_ids)
-        if self.prompt_embeddings is not None:
-            prompt_BPD = self.prompt_embeddings.expand(len(text_BND), -1, -1)
-            text_BND = torch.cat([prompt_BPD, text_BND[:, prompt_BPD.size(1) :]], dim=1)
-        seq = join(speech_BSD, lengths_B, text_BND, attention_mask.sum(1), pad_side)
-        joined = {
-            "inputs_embeds": seq.inputs_BTD,
-            "attention_mask": seq.attention_mask_BT,
-        }
-        if isinstance(self.lm, SpeechMaskMixin) and self.compression is None:
-            joined["speech_mask"] = seq.speech_mask_BT
-        return joined
-
-    def _hear(
-        self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Run the inserted layers alone; give what the LM reads of their output."""
-        mask_BS = torch.arange(speech_BSD.size(1), device=lengths_B.device)[None]
-        mask_BS = mask_BS < lengths_B[:, None]
-        for layer in inserted_layers(self.lm).values():
-            speech_BSD = layer(speech_BSD, speech_mask=mask_BS)
-        units_BS = self.ctc_head(speech_BSD).argmax(-1)
-        read_BND, read_B = self.compression(
-            speech_BSD, lengths_B, units_BS, self.get_input_embeddings()
-        )
-        return read_BND.to(speech_BSD.dtype), read_B

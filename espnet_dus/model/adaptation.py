@@ -1,12 +1,19 @@
 """The arms: four ways to adapt the base LM, alike in everything but what is trained."""
 
 import inspect
-from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Union
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 
-from espnet_dus.model.upscaling import only_base_layers, parse_positions, upscale
+from espnet_dus.model.upscaling import (
+    AddedLayer,
+    dropped,
+    is_dropped,
+    mix_in,
+    parse_positions,
+    upscale,
+)
 
 ARMS: Dict[str, Callable]
 MATCH_ADDED_LAYERS = "match_added_layers"
@@ -75,6 +82,7 @@ def lora(
             target matches no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     def inject(model: torch.nn.Module, r: int) -> torch.nn.Module:
         config = LoraConfig(
@@ -115,18 +123,31 @@ def lora(
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
+    for module in lm.modules():
+        if isinstance(module, BaseTunerLayer):
+            mix_in(LowRankUpdate, module)
     return lm
+
+
+class LowRankUpdate:
+    """A LoRA layer that can be dropped in one thread while others use it."""
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether PEFT's forward leaves the update out."""
+        return self._disable_adapters or is_dropped(self)
 
 
 ARMS = {"dus": upscale, "lora": lora, "full": full, "frozen": frozen}
 
 
 @contextmanager
-def unadapted(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Run the base LM that stands inside an adapted one.
+def drop_added_layers(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Run an adapted LM as the base LM inside it, without loading that again.
 
-    Within the block the inserted layers are taken out, low-rank updates are off: what
-    is left is the base LM, without loading it again.
+    Within the block the added layers (`dus`) or the low-rank updates (`lora`) are left
+    out of every pass of the current thread or asynchronous task, so that logits and
+    generated text are the base LM's, bit for bit. Other threads are not affected.
 
     Args:
         lm: An adapted LM of any arm but `full`.
@@ -136,18 +157,24 @@ def unadapted(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
     Raises:
         ValueError: Full fine-tuning has overwritten the base LM.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    updates = [m for m in lm.modules() if isinstance(m, BaseTunerLayer)]
-    with ExitStack() as stack:
-        stack.enter_context(only_base_layers(lm))
-        own = [p for n, p in lm.named_parameters() if "lora_" not in n]
-        if any(p.requires_grad for p in own):
-            raise ValueError(
-                "full fine-tuning has overwritten the base LM: load it by itself"
-            )
-        for update in updates:
-            update.enable_adapters(False)
-            stack.callback(update.enable_adapters, True)
+    Examples:
+        >>> with drop_added_layers(lm):
+        ...     ids = lm.generate(**tokenizer("What is 2 + 2?", return_tensors="pt"))
+    """
+    if not has_base_lm(lm):
+        raise ValueError(
+            "full fine-tuning has overwritten the base LM: load it by itself"
+        )
+    with dropped(_added(lm)):
         yield lm
+
+
+def has_base_lm(lm: torch.nn.Module) -> bool:
+    """Return whether the base LM is inside an adapted one: not in arm `full`."""
+    added = {id(p) for module in _added(lm) for p in module.parameters()}
+    return not any(p.requires_grad and id(p) not in added for p in lm.parameters())
+
+
+def _added(lm: torch.nn.Module) -> List[torch.nn.Module]:
+    return [m for m in lm.modules() if isinstance(m, (AddedLayer, LowRankUpdate))]

@@ -84,18 +84,25 @@ class CTCHead(torch.nn.Module):
         ids = units.tokenizer.convert_tokens_to_ids(tokens)
         self.ctc.ctc_lo.weight[rows] = embeddings_VD[ids].float()
 
+    def log_probs(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities (B, S, U) of the units."""
+        return self.ctc.log_softmax(self.norm(x_BSD.float()))
+
     @torch.no_grad()
     def best_units(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """Give the best unit (B, S) of each position of (B, S, D)."""
+        """Return the best unit (B, S) of each position of (B, S, D)."""
         return self.ctc.argmax(self.norm(x_BSD.float()))
 
     @torch.no_grad()
     def greedy(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
-        """Give the unit ids of the best path of each utterance."""
-        best_BS = self.best_units(x_BSD)
-        results = []
-        for path, length in zip(best_BS.tolist(), lengths_B.tolist()):
-            path = path[:length]
-            changes = [u for i, u in enumerate(path) if i == 0 or u != path[i - 1]]
-            results.append([unit for unit in changes if unit != BLANK])
-        return results
+        """Return the unit ids of the best path of each utterance."""
+        return collapse(self.best_units(x_BSD), lengths_B)
+
+
+def collapse(path_BS: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
+    """Return the unit ids of CTC paths (B, S), without repetitions and blanks."""
+    results = []
+    for path_S, length in zip(path_BS, lengths_B.tolist()):
+        units = torch.unique_consecutive(path_S[:length]).tolist()
+        results.append([unit for unit in units if unit != BLANK])
+    return results

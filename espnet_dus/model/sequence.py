@@ -1,31 +1,54 @@
-"""The LLM's input: each utterance's text follows its last real speech frame.
+"""The LM's input: text and speech of an utterance joined without a gap.
 
-    training    [speech][prompt][transcript][pad pad]
-    generation  [pad pad][speech][prompt]
+    training    [text before][speech][prompt][transcript][pad pad]
+    generation  [pad pad][text before][speech][prompt]
+
+Text before the speech is optional: instructions and examples.
 
 Dimensions: B utterances, S speech positions, N text positions, T positions of the
 joined sequence, D hidden.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 
+# Embeddings (B, N, D), padded on the right, and their lengths (B,)
+Part = Tuple[torch.Tensor, torch.Tensor]
 
-class Sequence(NamedTuple):
-    """What the LLM is given.
+
+class Joined(NamedTuple):
+    """What the LM is given.
 
     Attributes:
         inputs_BTD: Embeddings, zero on padding.
         attention_mask_BT: long, 1 on real positions.
         speech_mask_BT: bool, True on speech.
-        lengths_B: Real positions of each sequence.
+        lengths_B: Number of real positions of each sequence.
+        before_B: Number of positions before the speech, or None without any.
     """
 
     inputs_BTD: torch.Tensor
     attention_mask_BT: torch.Tensor
     speech_mask_BT: torch.Tensor
     lengths_B: torch.Tensor
+    before_B: Optional[torch.Tensor] = None
+
+    def of_speech(self, x_BTD: torch.Tensor, num_positions: int) -> torch.Tensor:
+        """Return what a right-padded sequence has on its speech positions.
+
+        Args:
+            x_BTD: (B, T, D), such as hidden states.
+            num_positions: S, that of the longest utterance.
+
+        Returns:
+            (B, S, D); what follows shorter speech is not to be used.
+        """
+        if self.before_B is None:
+            return x_BTD[:, :num_positions]
+        positions_S = torch.arange(num_positions, device=x_BTD.device)
+        index_BS = (self.before_B[:, None] + positions_S).clamp(max=x_BTD.size(1) - 1)
+        return x_BTD.gather(1, index_BS[..., None].expand(-1, -1, x_BTD.size(2)))
 
 
 def join(
@@ -35,38 +58,53 @@ def join(
     text_lengths_B: torch.Tensor,
     pad_side: str,
     multiple: int = 1,
-) -> Sequence:
+    before: Optional[Part] = None,
+) -> Joined:
     """Join speech and text embeddings without a gap.
 
     Args:
-        speech_BSD: (B, S, D), padded at the right.
+        speech_BSD: (B, S, D), padded on the right.
         speech_lengths_B: (B,) at most S.
-        text_BND: (B, N, D), padded at the right; N may be 0.
+        text_BND: (B, N, D), padded on the right; N may be 0.
         text_lengths_B: (B,) at most N.
         pad_side: `right` (training) or `left` (generation).
-        multiple: Pad the joined length to a multiple of this: shapes that repeat are
-            worth it on a CPU, where each new one costs seconds of kernel building.
+        multiple: The joined length is padded to a multiple of this. Each new shape
+            costs seconds of kernel building on a CPU, so shapes that repeat are faster.
+        before: Text before the speech, as its embeddings and lengths.
     """
-    device = speech_BSD.device
-    lengths_B = speech_lengths_B + text_lengths_B
+    device, dtype = speech_BSD.device, speech_BSD.dtype
+    parts = [(speech_BSD, speech_lengths_B), (text_BND, text_lengths_B)]
+    if before is not None:
+        parts.insert(0, before)
+    lengths_B = sum(lengths for _, lengths in parts)
     num_positions = int(lengths_B.max())
     num_positions += -num_positions % multiple
-    place_BT = torch.arange(num_positions, device=device)[None]
+    # index in the sequence, negative on padding at the left
+    index_BT = torch.arange(num_positions, device=device)[None]
     if pad_side == "left":
-        place_BT = place_BT - (num_positions - lengths_B)[:, None]
-    real_BT = (place_BT >= 0) & (place_BT < lengths_B[:, None])
-    speech_BT = real_BT & (place_BT < speech_lengths_B[:, None])
-    # where each position comes from in [padded speech][padded text]
-    source_BT = torch.where(
-        speech_BT,
-        place_BT,
-        place_BT - speech_lengths_B[:, None] + speech_BSD.size(1),
-    ).masked_fill(~real_BT, 0)
-    both = torch.cat([speech_BSD, text_BND.to(speech_BSD.dtype)], dim=1)
-    inputs_BTD = both.gather(1, source_BT[..., None].expand(-1, -1, both.size(2)))
-    return Sequence(
+        index_BT = index_BT - (num_positions - lengths_B)[:, None]
+    real_BT = (index_BT >= 0) & (index_BT < lengths_B[:, None])
+    # where each position comes from in the padded parts, one behind the other
+    source_BT = index_BT.expand(len(lengths_B), -1)
+    start_B, offset = torch.zeros_like(lengths_B), 0
+    for x_BND, part_lengths_B in parts:
+        from_part_BT = index_BT - start_B[:, None]
+        source_BT = torch.where(from_part_BT >= 0, from_part_BT + offset, source_BT)
+        start_B, offset = start_B + part_lengths_B, offset + x_BND.size(1)
+    source_BT = source_BT.masked_fill(~real_BT, 0)
+    all_parts = torch.cat([x_BND.to(dtype) for x_BND, _ in parts], dim=1)
+    inputs_BTD = all_parts.gather(
+        1, source_BT[..., None].expand(-1, -1, all_parts.size(2))
+    )
+    before_B = None if before is None else before[1]
+    first_B = torch.zeros_like(lengths_B) if before is None else before[1]
+    speech_BT = (index_BT >= first_B[:, None]) & (
+        index_BT < (first_B + speech_lengths_B)[:, None]
+    )
+    return Joined(
         inputs_BTD.masked_fill(~real_BT[..., None], 0.0),
         real_BT.long(),
-        speech_BT,
+        real_BT & speech_BT,
         lengths_B,
+        before_B,
     )

@@ -6,14 +6,14 @@ has there,
 
     drift = mean over positions of |adapted - base|^2 / |base|^2
 
-just above the last inserted layer, a |base| below the median counting as that. All that
-follows is the frozen base LM, so where the drift is nothing, the logits are the base
-LM's. This is the feature distillation of Romero et al. (arXiv 1412.6550), from the
+above the last added layer, with |base| clamped from below at its median. All layers
+that follow are the frozen base LM's, so where the drift is zero, the logits are the
+base LM's. This is the feature distillation of Romero et al. (arXiv 1412.6550), from the
 model inside the model.
 
-No corpus is asked for: half of the text is what the base LM writes by itself, from a
-random first token on (as in LLM-QAT, Liu et al., arXiv 2305.17888), half random tokens,
-for the words that it does not write.
+No corpus is needed. Half of the text is written by the base LM itself, from a random
+first token on (as in LLM-QAT, Liu et al., arXiv 2305.17888); the other half is random
+tokens, for the words that it does not write.
 
 Dimensions: N sequences, T positions, D hidden.
 """
@@ -24,31 +24,24 @@ from typing import Optional
 
 import torch
 
-from espnet_dus.model.upscaling import inserted_layers, layer_output, only_base_layers
+from espnet_dus.model.upscaling import inserted_layers, stack
 
 
 def text_drift(lm: torch.nn.Module, ids_NT: torch.Tensor) -> torch.Tensor:
-    """Measure how far the inserted layers move text in the residual stream.
+    """Measure how far the added layers move text in the residual stream.
 
     Args:
         lm: An up-scaled LM.
         ids_NT: Token ids (N, T), without padding.
 
     Returns:
-        The drift, a scalar; 0 where the inserted layers let text pass.
+        The drift, a scalar; 0 where the added layers change nothing.
     """
-    inserted = inserted_layers(lm)
-    last = max(inserted)
-    with layer_output(lm, last, end=True) as adapted:
-        lm.model(input_ids=ids_NT, use_cache=False)
-    below = last - len(inserted)  # the base layer under it; -1: the embeddings
-    with torch.no_grad(), only_base_layers(lm):
-        base_NTD = lm.get_input_embeddings()(ids_NT)
-        if below >= 0:
-            with layer_output(lm, below, end=True) as base:
-                lm.model(input_ids=ids_NT, use_cache=False)
-            base_NTD = base["hidden"]
-    moved_NT = (adapted["hidden"].float() - base_NTD.float()).square().sum(-1)
+    lower = stack(lm, 0, max(inserted_layers(lm)) + 1, norm=False)
+    adapted_NTD = lower(ids_NT).last_hidden_state
+    with torch.no_grad():
+        base_NTD = lower(ids_NT, added_layers="dropped").last_hidden_state
+    moved_NT = (adapted_NTD.float() - base_NTD.float()).square().sum(-1)
     base_NT = base_NTD.float().square().sum(-1)
     # the median, since some embeddings are zero and some positions enormous
     return (moved_NT / base_NT.clamp(min=base_NT.median())).mean()
@@ -58,8 +51,8 @@ class TextRetention:
     """The drift on a few sequences of text, others in each call.
 
     Args:
-        num_written: Sequences that the base LM writes, once, when first needed; the
-            same ones for the same base LM.
+        num_written: Number of sequences that the base LM writes, once, at the first
+            call; the same ones for the same base LM.
         num_tokens: Length of a sequence.
         batch_size: Sequences of a call, half of them random tokens.
     """
@@ -73,7 +66,7 @@ class TextRetention:
         self.written: Optional[torch.Tensor] = None
 
     def __call__(self, lm: torch.nn.Module) -> torch.Tensor:
-        """Give the drift, a scalar, of an up-scaled LM."""
+        """Return the drift, a scalar, of an up-scaled LM."""
         return text_drift(lm, self.text(lm))
 
     def text(self, lm: torch.nn.Module) -> torch.Tensor:
@@ -93,13 +86,14 @@ def write_text(
 ) -> torch.Tensor:
     """Let the base LM in an up-scaled LM write.
 
-    Random numbers are drawn aside: a training that is resumed goes on as it would have.
+    The random state is left as it was, so that a resumed training continues exactly as
+    it would have without interruption.
 
     Args:
         lm: An up-scaled LM.
-        num_sequences: How many.
+        num_sequences: Number of texts.
         num_tokens: Length of each; the first token is any of the vocabulary.
-        batch_size: Sequences that are written at a time.
+        batch_size: Number of texts written at a time.
 
     Returns:
         Token ids (num_sequences, num_tokens).
@@ -109,7 +103,7 @@ def write_text(
     lm.eval()
     devices = [lm.device] if lm.device.type == "cuda" else []
     try:
-        with only_base_layers(lm), torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices):
             torch.manual_seed(0)
             first_N1 = torch.randint(
                 lm.config.vocab_size, (num_sequences, 1), device=lm.device
@@ -118,6 +112,7 @@ def write_text(
                 lm.generate(
                     first_B1,
                     attention_mask=torch.ones_like(first_B1),
+                    added_layers="dropped",
                     do_sample=True,
                     top_k=0,
                     max_new_tokens=num_tokens - 1,

@@ -1,22 +1,47 @@
-"""Depth up-scaling: new layers between the layers of a loaded Hugging Face causal LM.
+"""Depth up-scaling: added layers between the layers of a loaded Hugging Face causal LM.
 
-        embed -> [0] -> [1] -> (new) -> [2] -> [3] -> (new) -> norm -> lm_head
+        embed -> [0] -> [1] -> (added) -> [2] -> [3] -> (added) -> norm -> lm_head
                  frozen base layers     trained layers
 
-A conversion of the loaded model, not a rewrite: the new layers stand in the model's own
-`ModuleList`, take the same call and keep their own place in the KV cache, so that
-Hugging Face's forward, `generate`, cache and attention back-ends go on working.
+The loaded model is converted, not rewritten: added layers live in the model's own
+`ModuleList`, take the same call and have their own place in the KV cache, so that
+Hugging Face's forward, `generate`, cache and attention back-ends keep working. Three
+mixins carry what these do not know, without changing a parameter's name:
+
+    UpscaledLM        declares `speech_mask` and `added_layers` to `generate`
+    UpscaledDecoder   checks them and passes them to the layers
+    AddedLayer        computes in float32, and on some or none of the rows
+
+A part of the stack is a view (`stack`) that shares its modules with the LM. No pass
+changes the LM, its configuration or a layer.
 """
 
+import copy
+import functools
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from contextvars import ContextVar
+from typing import (
+    Any,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Union,
+)
 
 import torch
+from transformers.cache_utils import Cache
 
 from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES, layer_options
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
 
 Positions = Union[str, Sequence[int]]
+MODES = ("kept", "dropped", "auto")
+# Modules (by id) that `drop_added_layers` has switched off in this thread or task
+_dropped: ContextVar[FrozenSet[int]] = ContextVar("dropped", default=frozenset())
 
 
 def upscale(
@@ -28,8 +53,8 @@ def upscale(
 ) -> torch.nn.Module:
     """Insert trainable layers into a causal LM and freeze all else.
 
-    Until they are trained the new layers are the identity: the logits are those of the
-    base LM. With scope `speech`, those of a text-only input remain so for ever.
+    The new layers start as the identity, so logits equal the base LM's. With scope
+    `speech`, text-only logits stay equal throughout training.
 
     Args:
         lm: A loaded HF causal LM of the Llama type. It is changed in place.
@@ -42,8 +67,11 @@ def upscale(
         layer_conf: Options of the kind, see `espnet_dus.model.layers`.
 
     Returns:
-        `lm`. Its forward and `generate` now take `speech_mask`, bool (batch, time),
-        True where a position is speech; positions that `generate` adds are text.
+        `lm`. Its forward and `generate` now take two more arguments. `speech_mask`:
+        bool (batch, time), True where a position is speech; positions that `generate`
+        adds are text. `added_layers`: `kept` (the default), `dropped` (the pass is
+        the base LM's), or `auto` (rows without speech bypass the added layers, so that
+        they get the base LM's logits, bit for bit).
 
     Raises:
         ValueError: An option is unknown or does not fit, or `lm` is of no known type.
@@ -82,24 +110,19 @@ def upscale(
     lm.config.depth_up_scaling = dict(
         kind=kind, scope=scope, positions=after, layer_conf=layer_conf
     )
-    lm.model.register_forward_pre_hook(_pass_masks_on, with_kwargs=True)
-    # Same name: to Hugging Face the model is what it was, but for the new argument.
-    cls = type(lm)
-    lm.__class__ = type(cls)(cls.__name__, (SpeechMaskMixin, cls), {})
+    mix_in(UpscaledLM, lm)
+    mix_in(UpscaledDecoder, lm.model)
     return lm
 
 
 def inserted_layers(lm: torch.nn.Module) -> Dict[int, torch.nn.Module]:
-    """Give the inserted layers of an up-scaled LM, by place in its `ModuleList`."""
-    after = getattr(lm.config, "depth_up_scaling", {"positions": []})["positions"]
-    # the n-th inserted layer (from 0) stands after its base layer and n inserted ones
-    return {
-        index + 1 + n: lm.model.layers[index + 1 + n] for n, index in enumerate(after)
-    }
+    """Return the added layers of an LM by their index in its `ModuleList`."""
+    layers = enumerate(lm.model.layers)
+    return {i: layer for i, layer in layers if isinstance(layer, AddedLayer)}
 
 
 def is_encoder(lm: torch.nn.Module) -> bool:
-    """Tell whether all inserted layers work on speech before the first base layer."""
+    """Return whether all added layers work on speech below the first base layer."""
     inserted = getattr(lm.config, "depth_up_scaling", None)
     return (
         inserted is not None
@@ -108,46 +131,45 @@ def is_encoder(lm: torch.nn.Module) -> bool:
     )
 
 
-@contextmanager
-def only_base_layers(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Take the inserted layers out of an LM for as long as the block lasts."""
-    layers = list(lm.model.layers)
-    inserted = inserted_layers(lm)
-    _set_layers(lm, [layer for i, layer in enumerate(layers) if i not in inserted])
-    try:
-        yield lm
-    finally:
-        _set_layers(lm, layers)
+def stack(
+    lm: torch.nn.Module, first: int = 0, last: Optional[int] = None, norm: bool = True
+) -> torch.nn.Module:
+    """Return a decoder over some of an LM's layers, a view that shares its modules.
 
-
-@contextmanager
-def layer_output(
-    lm: torch.nn.Module, index: int, end: bool = False
-) -> Iterator[Dict[str, torch.Tensor]]:
-    """Keep what a layer gives in the forward passes of the block.
+    Its `inputs_embeds` are what the layer `first` is given; its `last_hidden_state` is
+    what the layer before `last` returns. Views may run at the same time as the LM and
+    as each other. A view caches nothing unless it is given a cache.
 
     Args:
         lm: A causal LM.
-        index: The layer's place in its `ModuleList`.
-        end: End the pass there: the layers above cost nothing, and what the pass gives
-            is not to be used.
-
-    Yields:
-        A dictionary that has the output (batch, time, hidden) as `hidden` after a pass.
+        first: Index of the first layer.
+        last: Index behind the last layer; None: the end of the stack.
+        norm: Whether the LM's final norm follows the last layer.
     """
-    kept: Dict[str, torch.Tensor] = {}
-    handle = lm.model.layers[index].register_forward_hook(
-        lambda module, args, output: kept.update(hidden=output)
-    )
-    config = lm.model.config
-    num_layers = config.num_hidden_layers
-    if end:
-        config.num_hidden_layers = index + 1  # HF's loop goes so far
+    decoder = copy.copy(lm.model)
+    layers = torch.nn.ModuleList(lm.model.layers[first:last])
+    decoder._modules = {**lm.model._modules, "layers": layers}
+    if not norm:
+        decoder._modules["norm"] = torch.nn.Identity()
+    decoder.config = copy.copy(lm.model.config)
+    _set_num_layers(decoder.config, len(layers))
+    decoder.config.update({"use_cache": False})
+    return decoder
+
+
+@contextmanager
+def dropped(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Switch added layers or low-rank updates off, in this thread or task alone."""
+    token = _dropped.set(_dropped.get() | {id(module) for module in modules})
     try:
-        yield kept
+        yield
     finally:
-        handle.remove()
-        config.num_hidden_layers = num_layers
+        _dropped.reset(token)
+
+
+def is_dropped(module: torch.nn.Module) -> bool:
+    """Return whether a module is switched off in this thread or task."""
+    return id(module) in _dropped.get()
 
 
 def parse_positions(
@@ -246,11 +268,11 @@ def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
 
     Args:
         lm: The adapted LM.
-        ctc_layer: `inserted:K` (the K-th inserted layer from 0; -1: the last) or
-            `base:K` (base layer K), for arms that insert none.
+        ctc_layer: `inserted:K` (the K-th added layer from 0; -1: the last) or `base:K`
+            (base layer K), for arms that add none.
 
     Returns:
-        Its place in `lm.model.layers`.
+        Its index in `lm.model.layers`.
 
     Raises:
         ValueError: There is no such layer.
@@ -258,9 +280,9 @@ def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
     inserted = list(inserted_layers(lm))
     base = [i for i in range(len(lm.model.layers)) if i not in inserted]
     family, _, number = ctc_layer.partition(":")
-    places = {"inserted": inserted, "base": base}.get(family)
+    indices = {"inserted": inserted, "base": base}.get(family)
     try:
-        return places[int(number)]
+        return indices[int(number)]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"ctc_layer: {ctc_layer!r} names no layer; expected inserted:K with K "
@@ -269,31 +291,187 @@ def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
 
 
 def is_above_base_layer(lm: torch.nn.Module, ctc_layer: str) -> bool:
-    """Tell whether `ctc_layer` (see `ctc_layer_index`) stands on a base layer."""
-    place = ctc_layer_index(lm, ctc_layer)
-    return not set(range(place + 1)) <= set(inserted_layers(lm))
+    """Return whether `ctc_layer` (see `ctc_layer_index`) has a base layer below it.
+
+    A base layer counts as being above itself.
+    """
+    index = ctc_layer_index(lm, ctc_layer)
+    return not set(range(index + 1)) <= set(inserted_layers(lm))
 
 
-class SpeechMaskMixin:
-    """Declares `speech_mask` to `generate`, which refuses what it does not know."""
+# -- what Hugging Face's classes do not do ---------------------------------------------
+
+
+class UpscaledLM:
+    """Declares its arguments to `generate`, which refuses what it does not know."""
 
     def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, speech_mask=None, **kwargs
+        self,
+        input_ids,
+        inputs_embeds=None,
+        speech_mask=None,
+        added_layers="kept",
+        **kwargs,
     ):
-        """As the model's own; the forward hook brings `speech_mask` to length."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        """As the model's own; the decoder extends `speech_mask` by the new text."""
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            speech_mask=speech_mask,
+            added_layers=added_layers,
+            **kwargs,
         )
+
+
+class UpscaledDecoder:
+    """Passes to each layer what Hugging Face's own loop does not.
+
+    `speech_mask`: as long as the new input. `padding_mask`: the 2-D `attention_mask`,
+    before it becomes the mask of an attention back-end. `rows`: for `AddedLayer`.
+    """
+
+    def forward(
+        self,
+        input_ids: Optional[torch.Tensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.Tensor] = None,
+        past_key_values: Optional[Cache] = None,
+        inputs_embeds: Optional[torch.Tensor] = None,
+        use_cache: Optional[bool] = None,
+        speech_mask: Optional[torch.Tensor] = None,
+        added_layers: str = "kept",
+        **kwargs: Any,
+    ):
+        """As the model's own, with `speech_mask` and `added_layers` (see `upscale`).
+
+        Raises:
+            ValueError: `speech_mask` does not fit the input, `added_layers` is unknown,
+                or is `auto` in a cached step without the `speech_mask` of the prefill.
+        """
+        new = input_ids if inputs_embeds is None else inputs_embeds
+        is_cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         if speech_mask is not None:
-            inputs["speech_mask"] = speech_mask
-        return inputs
+            _check_speech_mask(speech_mask, new, is_cached)
+        rows = self._rows(added_layers, speech_mask, past_key_values)
+        if speech_mask is not None:
+            if is_cached:  # what is new is text
+                speech_mask = None
+            else:  # `generate` without a cache repeats the prefill's
+                num_added = new.shape[1] - speech_mask.shape[1]
+                speech_mask = torch.nn.functional.pad(speech_mask, (0, num_added))
+        padding_mask = attention_mask
+        if isinstance(padding_mask, torch.Tensor) and padding_mask.dim() != 2:
+            padding_mask = None
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            speech_mask=speech_mask,
+            padding_mask=padding_mask,
+            rows=rows,
+            **kwargs,
+        )
+
+    def _rows(
+        self,
+        added_layers: str,
+        speech_mask: Optional[torch.Tensor],
+        past_key_values: Optional[Cache],
+    ) -> Union[bool, torch.Tensor]:
+        """Return the rows that added layers transform: all, none, or bool (B,)."""
+        if added_layers not in MODES:
+            raise ValueError(
+                f"added_layers: {added_layers!r} is not one of {', '.join(MODES)}"
+            )
+        if added_layers != "auto":
+            return added_layers == "kept"
+        if speech_mask is not None:
+            rows_B = speech_mask.any(1)
+            return bool(rows_B.any()) and (bool(rows_B.all()) or rows_B)
+        num_base = sum(not isinstance(layer, AddedLayer) for layer in self.layers)
+        cached = [] if past_key_values is None else past_key_values.layers[num_base:]
+        if any(layer.is_initialized for layer in cached):
+            raise ValueError(
+                "added_layers: 'auto' needs the speech_mask of the prefill in each "
+                "cached step, to know the rows that have speech"
+            )
+        return False
+
+
+class AddedLayer:
+    """An added layer, trained in float32 beside a base LM of another precision.
+
+    What enters is cast to float32 and what leaves is cast back, so that the residual
+    stream keeps the base LM's precision. The cast is exact for the identity: a bf16
+    base LM starts with bit-equal logits too.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rows: Union[bool, torch.Tensor] = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As the layer's own, on the given rows; other rows leave as they came."""
+        if rows is False or is_dropped(self):
+            return hidden_states
+        dtype = next(self.parameters()).dtype
+        kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
+        output = super().forward(hidden_states.to(dtype), **kwargs)
+        output = output.to(hidden_states.dtype)
+        if rows is True:
+            return output
+        return torch.where(rows[:, None, None], output, hidden_states)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    if isinstance(value, tuple):  # the rotary cosines and sines
+        return tuple(_cast(v, dtype) for v in value)
+    return value
+
+
+def _check_speech_mask(
+    speech_mask: torch.Tensor, new: torch.Tensor, is_cached: bool
+) -> None:
+    batch, length = new.shape[:2]
+    if speech_mask.dtype != torch.bool or speech_mask.shape[0] != batch:
+        raise ValueError(
+            f"speech_mask: expected bool ({batch}, time), got {speech_mask.dtype} "
+            f"{tuple(speech_mask.shape)}"
+        )
+    if not is_cached and speech_mask.shape[1] > length:
+        raise ValueError(
+            f"speech_mask: {speech_mask.shape[1]} positions for an input of {length}"
+        )
+
+
+@functools.cache
+def _mixed(mixin: type, cls: type) -> type:
+    # Module and name stay: by them Hugging Face finds what belongs to a class.
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls)(cls.__name__, (mixin, cls), names)
+
+
+def mix_in(mixin: type, module: torch.nn.Module) -> None:
+    """Put a mixin in front of a module's class, under the same name."""
+    module.__class__ = _mixed(mixin, type(module))
 
 
 def _set_layers(lm: torch.nn.Module, layers: List[torch.nn.Module]) -> None:
-    lm.model.layers = torch.nn.ModuleList(layers)
-    lm.config.num_hidden_layers = len(layers)
-    if getattr(lm.config, "layer_types", None):  # read by place, for the masks
-        lm.config.layer_types = ["full_attention"] * len(layers)
+    del lm.model.layers[:]
+    lm.model.layers.extend(layers)
+    _set_num_layers(lm.config, len(layers))
+
+
+def _set_num_layers(config: Any, num_layers: int) -> None:
+    config.update({"num_hidden_layers": num_layers})
+    if getattr(config, "layer_types", None):  # read by index, for the masks
+        config.update({"layer_types": ["full_attention"] * num_layers})
 
 
 def check_convertible(lm: torch.nn.Module) -> None:
@@ -330,64 +508,5 @@ def _missing(module: Any, name: str) -> bool:
 
 
 def _trainable(layer: torch.nn.Module) -> torch.nn.Module:
-    """Prepare an inserted layer for training beside a base LM of another precision.
-
-    Its parameters are float32; what enters is cast to that and what leaves is cast
-    back, so that the residual stream keeps the base LM's precision. The cast is exact
-    for the identity, so a bf16 base LM starts with bit-equal logits too.
-    """
-    layer.float().requires_grad_(True)
-
-    def cast_in(module, args: Tuple, kwargs: Dict[str, Any]):
-        dtype = next(module.parameters()).dtype
-        module.stream_dtype = args[0].dtype
-
-        def cast(value):
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                return value.to(dtype)
-            if isinstance(value, tuple):
-                return tuple(cast(v) for v in value)
-            return value
-
-        return cast(args), {name: cast(value) for name, value in kwargs.items()}
-
-    def cast_out(module, args: Tuple, output: torch.Tensor) -> torch.Tensor:
-        return output.to(module.stream_dtype)
-
-    layer.register_forward_pre_hook(cast_in, with_kwargs=True)
-    layer.register_forward_hook(cast_out)
+    mix_in(AddedLayer, layer.float().requires_grad_(True))
     return layer
-
-
-def _pass_masks_on(model: torch.nn.Module, args: Tuple, kwargs: Dict[str, Any]):
-    """Hand each layer the two masks that Hugging Face's own loop does not.
-
-    `padding_mask`: `attention_mask` as it came in, before the model turns it into the
-    4-D causal mask of its attention back-end. `speech_mask`: as long as the new input,
-    which it is not when `generate` repeats the prefill's.
-    """
-    padding_mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    if padding_mask is not None and padding_mask.dim() == 2:
-        kwargs["padding_mask"] = padding_mask
-    speech_mask: Optional[torch.Tensor] = kwargs.pop("speech_mask", None)
-    if speech_mask is None:
-        return args, kwargs
-    inputs = kwargs.get("inputs_embeds")
-    if inputs is None:
-        inputs = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-    batch, length = inputs.shape[:2]
-    if speech_mask.dtype != torch.bool or speech_mask.shape[0] != batch:
-        raise ValueError(
-            f"speech_mask: expected bool ({batch}, time), got {speech_mask.dtype} "
-            f"{tuple(speech_mask.shape)}"
-        )
-    past = kwargs.get("past_key_values")
-    if past is not None and past.get_seq_length() > 0:
-        return args, kwargs  # a cached step: what is new is text
-    if speech_mask.shape[1] > length:
-        raise ValueError(
-            f"speech_mask: {speech_mask.shape[1]} positions for an input of {length}"
-        )
-    new = length - speech_mask.shape[1]
-    kwargs["speech_mask"] = torch.nn.functional.pad(speech_mask, (0, new), value=False)
-    return args, kwargs

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.model.sequence import Sequence
+from espnet_dus.model.sequence import Joined
+from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.search.config import SearchConfig
-from espnet_dus.search.encoding import Encoded, prefix
 from espnet_dus.search.guards import length_limits, loop_continuations
 from espnet_dus.search.joint import LOGZERO, CTCPrefixes
 from espnet_dus.search.rescoring import rescore, reward_words
@@ -53,7 +53,7 @@ def beam_search(
     ctc = CTCPrefixes(model, encoded, search.beam_size) if joint else None
     scores = BeamScores(search, ctc)
     with model.autocast():
-        seq, masks = prefix(model, encoded)
+        seq, masks = model.prefix(encoded)
         generated = model.lm.generate(
             inputs_embeds=seq.inputs_BTD,
             past_key_values=_prefill(model, seq, masks, search.beam_size),
@@ -87,7 +87,7 @@ def beam_search(
 
 def _prefill(
     model: ESPnetDUSModel,
-    seq: Sequence,
+    seq: Joined,
     masks: Dict[str, torch.Tensor],
     beam_size: int,
 ) -> DynamicCache:

@@ -16,7 +16,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.search.encoding import Encoded, prefix
+from espnet_dus.model.speech_lm import Encoded
 
 
 class CachedLM:
@@ -29,7 +29,7 @@ class CachedLM:
 
     def __init__(self, model: ESPnetDUSModel, encoded: Encoded):
         self.model = model
-        self.context, masks = prefix(model, encoded)
+        self.context, masks = model.prefix(encoded)
         self.mask_BT = masks["attention_mask"]
         self.speech_mask_BT = masks.get("speech_mask")  # of the context
         self.cache = DynamicCache()

@@ -13,11 +13,8 @@ from typing import List, Sequence
 
 import torch
 
-from espnet_dus.data.ctc_units import (
-    BLANK,
-    UNKNOWN,
-    transcript_tokens,
-)
+from espnet_dus.data.ctc_units import UNKNOWN, transcript_tokens
+from espnet_dus.model.ctc_head import collapse
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 
 # Tokens proposed where the text has just departed from the draft: the rest of it is
@@ -89,7 +86,7 @@ def ctc_drafts(
     """
     units, tokenizer = model.ctc_units, model.tokenizer
     drafts = []
-    for ids in best_paths(ctc_BSU, lengths_B):
+    for ids in collapse(ctc_BSU.argmax(-1), lengths_B):
         if units.type == "llm":
             pieces = [units.units[i] for i in ids if i != UNKNOWN]
             tokens = tokenizer.convert_tokens_to_ids(pieces)
@@ -99,12 +96,3 @@ def ctc_drafts(
             tokens = tokenizer.convert_tokens_to_ids(pieces)
         drafts.append(Draft(tokens))
     return drafts
-
-
-def best_paths(ctc_BSU: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
-    """Give the units of each utterance's best path, without blanks and repetitions."""
-    results = []
-    for path_S, length in zip(ctc_BSU.argmax(-1), lengths_B.tolist()):
-        units = torch.unique_consecutive(path_S[:length]).tolist()
-        results.append([unit for unit in units if unit != BLANK])
-    return results

@@ -9,6 +9,7 @@ from typing import List, Optional
 import torch
 
 from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.search.cached_lm import CachedLM
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.draft import (
@@ -17,7 +18,6 @@ from espnet_dus.search.draft import (
     Draft,
     ctc_drafts,
 )
-from espnet_dus.search.encoding import Encoded
 from espnet_dus.search.guards import length_limits, loop_continuations
 from espnet_dus.search.result import Hypothesis, hypothesis
 
@@ -46,7 +46,7 @@ def greedy_search(
     ]
     with model.autocast():
         lm = CachedLM(model, encoded)
-        on_cpu = encoded.read_BND.device.type == "cpu"
+        on_cpu = encoded.read_BRD.device.type == "cpu"
         cheap = CHEAP_TOKENS_CPU if on_cpu else CHEAP_TOKENS_GPU
         # the first pass reads the speech, beside which a draft is short
         room = max(limits, default=0)

@@ -14,7 +14,7 @@ from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScoreTH
 
 from espnet_dus.data.ctc_units import BLANK, UNKNOWN
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.search.encoding import Encoded
+from espnet_dus.model.speech_lm import Encoded
 
 # ESPnet's "pre-beam": the number of units, the LLM's best ones, that get a CTC score.
 NUM_CANDIDATES = 64

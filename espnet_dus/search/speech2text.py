@@ -8,7 +8,6 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 import numpy as np
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
-from transformers import GenerationConfig
 
 from espnet_dus.data.audio import as_waveform
 from espnet_dus.data.lengths import (
@@ -271,14 +270,17 @@ class Speech2Text:
             return True
         return has_speech(speech, self.fs, self.search.no_speech)
 
-    @torch.inference_mode()
-    def generate_text(self, prompt: str, max_new_tokens: int = 128) -> str:
+    def generate_text(
+        self, prompt: str, max_new_tokens: int = 128, added_layers: str = "auto"
+    ) -> str:
         """Answer a prompt in text, greedily and without speech.
 
         Args:
             prompt: What the user says. It goes through the tokenizer's chat template if
                 there is one; otherwise it is continued as it is.
             max_new_tokens: Maximum number of tokens.
+            added_layers: See `SpeechLM.generate_text`; by default the answer is the
+                base LM's.
         """
         tokenizer = self.model.tokenizer
         if tokenizer.chat_template:
@@ -289,17 +291,9 @@ class Speech2Text:
             )
         inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
         ids = inputs.input_ids.to(self.device)
-        with self.model.autocast():
-            generated = self.model.lm.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=GenerationConfig(
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=self.model.eos_id,
-                    pad_token_id=self.model.eos_id,
-                ),
-            )
+        generated = self.model.generate_text(
+            ids, added_layers, max_new_tokens=max_new_tokens, do_sample=False
+        )
         new = generated[0, ids.size(1) :]
         return tokenizer.decode(new, skip_special_tokens=True).strip()
 

@@ -35,7 +35,6 @@ class WorkCounter:
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.total: Optional[torch.Tensor] = None
-        self._ctc_only = False  # of the batch: while the encoder runs alone, it is set
         self._handles = [
             model.register_forward_pre_hook(self._note_batch, with_kwargs=True),
             model.lm.model.register_forward_pre_hook(self._count, with_kwargs=True),
@@ -56,7 +55,6 @@ class WorkCounter:
         return Work(*total.tolist())
 
     def _note_batch(self, model, args, kwargs) -> None:
-        self._ctc_only = model.ctc_only
         if model.training:
             lengths_B = kwargs["text_lengths"]
             size = torch.tensor(len(lengths_B), device=lengths_B.device)
@@ -69,14 +67,16 @@ class WorkCounter:
     def _count(self, lm, args, kwargs) -> None:
         if not self.model.training or kwargs.get("inputs_embeds") is None:
             return  # token ids are the text of text_retention, not of the batch
-        inputs_BTD, mask_BT = kwargs["inputs_embeds"], kwargs.get("speech_mask")
+        inputs_BTD = kwargs["inputs_embeds"]
+        from_bottom = list(lm.layers)[:1] == list(self.model.lm.model.layers)[:1]
+        if from_bottom:
+            speech_B = kwargs["speech_mask"].sum(1)
+            self._add(speech=speech_B.sum(), speech_pairs=speech_B.square().sum())
+        compressed = self.model.compression is not None and not self.model.ctc_only
+        if from_bottom == compressed:
+            return  # counted in the other part of the pass
         positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
         padded = positions_B.new_tensor(inputs_BTD.shape[:2]).prod()
-        if mask_BT is not None:
-            speech_B = mask_BT.sum(1)
-            self._add(speech=speech_B.sum(), speech_pairs=speech_B.square().sum())
-            if self.model.compression is not None and not self._ctc_only:
-                return  # the base layers will read the units heard
         self._add(
             positions=positions_B.sum(),
             pairs=positions_B.square().sum(),

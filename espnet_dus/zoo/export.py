@@ -80,6 +80,7 @@ def _save_plain(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> Non
     config = _plain_config(model.lm, len(model.lm.model.layers))
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.lm.state_dict())
+    plain.generation_config = model.text_generation_config
     plain.to(dtype).save_pretrained(out_dir)
 
 
@@ -122,12 +123,10 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         pad_token_id=model.eos_id,
     )
     whole = DUSForCausalLM(config)
-    whole.lm.load_state_dict(model.lm.state_dict())
-    whole.speech_embedder.load_state_dict(model.speech_embedder.state_dict())
-    if model.prompt_embeddings is not None:
-        whole.prompt_embeddings.data.copy_(model.prompt_embeddings.data)
-    if model.compression is not None:
-        whole.ctc_head.load_state_dict(model.ctc.ctc.ctc_lo.state_dict())
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers())
+    whole.load_state_dict({name: tensors[name] for name in whole.state_dict()})
+    whole.generation_config = model.text_generation_config
     whole.to(dtype).save_pretrained(out_dir)
 
     mean = std = None

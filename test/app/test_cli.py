@@ -175,7 +175,7 @@ def test_chat_answers_each_line_until_an_empty_one(run, loaded, monkeypatch):
     lines = iter(["hello", "the cat", "", "never read"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     out, _ = run("chat", "--model", "m", "--max_new_tokens", "5", "--base")
-    answers = [loaded.generate_text(text, 5) for text in ("hello", "the cat")]
+    answers = [loaded.generate_text(text, 5, "kept") for text in ("hello", "the cat")]
     shown = out.splitlines()[1:]
     assert shown[0::2] == answers
     # scope `all`, in some training state: the base LM says something else

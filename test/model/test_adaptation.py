@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from espnet_dus.model.adaptation import ARMS, adapt, unadapted
+from espnet_dus.model.adaptation import ARMS, adapt, drop_added_layers
 from espnet_dus.scaling import BASE_LMS
 
 IDS = torch.arange(3, 30)[None]
@@ -121,7 +121,7 @@ def test_the_base_lm_stands_inside_an_adapted_one(tiny_lm, randomise, arm):
     before = lm(IDS).logits
     options = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
     wanted = tiny_lm[0].generate(IDS, **options)
-    with unadapted(lm) as base:
+    with drop_added_layers(lm) as base:
         assert torch.equal(base(IDS).logits, tiny_lm[0](IDS).logits)
         assert torch.equal(base.generate(IDS, **options), wanted)
     assert torch.equal(lm(IDS).logits, before)
@@ -130,5 +130,7 @@ def test_the_base_lm_stands_inside_an_adapted_one(tiny_lm, randomise, arm):
 
 def test_full_fine_tuning_leaves_no_base_lm(tiny_lm):
     lm = adapt(tiny_lm[0], "full")
-    with pytest.raises(ValueError, match="overwritten the base LM"), unadapted(lm):
+    with pytest.raises(ValueError, match="overwritten the base LM"), drop_added_layers(
+        lm
+    ):
         pass

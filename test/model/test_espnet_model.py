@@ -25,7 +25,8 @@ def logits(model, batch):
     """Logits of each utterance at its real positions."""
     speech_BSD, lengths_B = model.embed_speech(batch["speech"], batch["speech_lengths"])
     seq = model.join_text(speech_BSD, lengths_B, batch["text"], batch["text_lengths"])
-    hidden_BTD, ctc_BTD = model.run_lm(seq)
+    ctc_BTD = model.lower(seq)
+    hidden_BTD = model.upper(ctc_BTD, seq)
     logits_BTV = model.lm.lm_head(hidden_BTD)
     return [
         (logits_BTV[b, :length], ctc_BTD[b, :length])
@@ -204,12 +205,13 @@ def test_an_error_in_a_ctc_only_forward_leaves_the_model_whole(
 ):
     model, batch = default_model, tiny_batch(*SECONDS)
     expected = model(**batch)[0]
-    model.ctc_only, layer = True, model.lm.model.layers[0]
+    model.ctc_warmup_epochs, layer = 1, model.lm.model.layers[0]
+    model.set_epoch(1)
     handle = layer.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     handle.remove()
-    model.ctc_only = False
+    model.set_epoch(2)
     torch.testing.assert_close(model(**batch)[0], expected)
 
 

@@ -5,23 +5,20 @@ import torch
 from torch.nn import ModuleList
 
 from espnet_dus.model.text_retention import TextRetention, text_drift, write_text
-from espnet_dus.model.upscaling import inserted_layers, layer_output, only_base_layers
+from espnet_dus.model.upscaling import inserted_layers, stack
 
 IDS_NT = torch.tensor([[5, 9, 11, 40], [7, 7, 200, 3]])
 
 
 @pytest.mark.parametrize("positions", [(-1, -1), (-1, 1), (0,)])
-def test_the_drift_is_what_the_base_lm_does_not_have_there(upscaled, kind, positions):
+def test_the_drift_is_what_the_base_lm_does_not_have_there(
+    tiny_lm, upscaled, kind, positions
+):
     lm = upscaled(kind, "all", positions, seed=1)
     last = max(inserted_layers(lm))
-    with layer_output(lm, last) as adapted:
-        lm(IDS_NT)
-    base_NTD = lm.get_input_embeddings()(IDS_NT)
-    with only_base_layers(lm):
-        hidden = lm(IDS_NT, output_hidden_states=True).hidden_states
-        assert torch.equal(hidden[0], base_NTD)
-        base_NTD = hidden[max(positions) + 1]  # what the layer above is given
-    adapted_NTD = adapted["hidden"]
+    adapted_NTD = stack(lm, 0, last + 1, norm=False)(IDS_NT).last_hidden_state
+    hidden = tiny_lm[0](IDS_NT, output_hidden_states=True).hidden_states
+    base_NTD = hidden[max(positions) + 1]  # what the layer above is given
     moved_NT, base_NT = (
         (x.norm(dim=-1) ** 2) for x in (adapted_NTD - base_NTD, base_NTD)
     )
@@ -60,16 +57,16 @@ def test_the_layers_above_are_not_run_and_the_model_is_left_as_it_was(upscaled, 
 # -- the text it is measured on --------------------------------------------------------
 
 
-def test_the_base_lm_writes_not_the_adapted_one(upscaled, kind):
+def test_the_base_lm_writes_not_the_adapted_one(tiny_lm, upscaled, kind):
     new = upscaled(kind, "all", (-1, 1))
     trained = upscaled(kind, "all", (-1, 1), seed=1)
     written = write_text(trained, num_sequences=5, num_tokens=12, batch_size=2)
     assert written.shape == (5, 12)
     assert torch.equal(written, write_text(new, 5, 12, batch_size=2))
     # likelier to the base LM than what it has not written
-    with only_base_layers(trained), torch.no_grad():
+    with torch.no_grad():
         losses = [
-            trained(ids_NT, labels=ids_NT).loss
+            tiny_lm[0](ids_NT, labels=ids_NT).loss
             for ids_NT in (written, written[:, torch.randperm(12)])
         ]
     assert losses[0] < losses[1]

@@ -102,11 +102,12 @@ def full_logits():
             torch.from_numpy(speech)[None], torch.tensor([len(speech)])
         )
         if model.compression is not None:
-            hidden = model.run_to_ctc_layer(read, lengths)
-            read, lengths = model.compress(hidden, lengths)
+            read, lengths = model.compress(model.hear(read, lengths), lengths)
         text = torch.tensor([ids])
         seq = model.join_text(read, lengths, text, torch.tensor([len(ids)]))
-        hidden_BTD, _ = model.run_lm(seq)
+        compressed = model.compression is not None
+        lower_BTD = seq.inputs_BTD if compressed else model.lower(seq)
+        hidden_BTD = model.upper(lower_BTD, seq)
         first = int(lengths) + len(model.prompt_ids) - 1
         return model.lm.lm_head(hidden_BTD)[0, first : first + len(ids)]
 

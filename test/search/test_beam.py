@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from espnet_dus.data.ctc_units import UNKNOWN
+from espnet_dus.model.ctc_head import collapse
 from espnet_dus.search.beam import beam_search
-from espnet_dus.search.draft import best_paths
 from espnet_dus.search.encoding import encode
 from espnet_dus.search.greedy import greedy_search
 
@@ -32,10 +32,7 @@ def ctc_log_probs(ctc_SU):
     whole, prefix = {}, {}
     for path in itertools.product(range(ctc_SU.size(1)), repeat=len(ctc_SU)):
         score = sum(ctc_SU[s][u].item() for s, u in enumerate(path))
-        (labels,) = best_paths(
-            torch.nn.functional.one_hot(torch.tensor([path]), ctc_SU.size(1)).float(),
-            torch.tensor([len(path)]),
-        )
+        (labels,) = collapse(torch.tensor([path]), torch.tensor([len(path)]))
         whole.setdefault(tuple(labels), []).append(score)
         for n in range(len(labels) + 1):
             prefix.setdefault(tuple(labels[:n]), []).append(score)

@@ -70,8 +70,9 @@ def test_layers_and_heads_are_counted_exactly(model):
             inputs_BTD=seq.inputs_BTD[:, : S + N],
             speech_mask_BT=seq.speech_mask_BT[:, : S + N],
         )
-        hidden_BTD, ctc_BTD = model.run_lm(seq)
-        ce, _ = model._cross_entropy(hidden_BTD, lengths[0], text, lengths[1])
+        ctc_BTD = model.lower(seq)
+        hidden_BTD = model.upper(ctc_BTD, seq)
+        ce, _ = model._cross_entropy(hidden_BTD, seq, text, lengths[1])
         units = torch.ones(B, 2, dtype=torch.long), torch.tensor([2, 2])
         return ce + model.ctc(ctc_BTD[:, :S], lengths[0], *units)[0]
 

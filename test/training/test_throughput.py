@@ -61,7 +61,7 @@ def test_with_ctc_compression_the_base_layers_read_fewer_positions(
     randomise(model.ctc, seed=4, std=0.3)
     batch = tiny_batch(0.9, 0.5)
     speech_BSD, speech = model.embed_speech(batch["speech"], batch["speech_lengths"])
-    hidden_BSD = model.run_to_ctc_layer(speech_BSD, speech)
+    hidden_BSD = model.hear(speech_BSD, speech)
     _, heard = model.compress(hidden_BSD, speech)
     read = heard + batch["text_lengths"] + len(model.prompt_ids)
     assert (heard < speech).any()

@@ -148,9 +148,9 @@ def transcribe(noises):
         )
         embedded = model.embed_speech(padded, torch.tensor([len(s) for s in speech]))
         nothing = torch.zeros((2, 0), dtype=torch.long)
-        hidden, _ = model.run_lm(
-            model.join_text(*embedded, nothing, torch.zeros(2, dtype=torch.long))
-        )
+        none = nothing, torch.zeros(2, dtype=torch.long)
+        seq = model.join_text(*embedded, *none)
+        hidden = model.upper(model.lower(seq), seq)
         tokens = model.lm.lm_head(hidden).argmax(-1).tolist()
         return [h.text for h in speech2text(speech)], tokens
 
