@@ -15,12 +15,26 @@ TRAIN_STEP = ROOT / "tools/benchmarks/train_step.py"
 TUNING = ROOT / "egs2/an4/dus1/conf/tuning"
 
 
-@pytest.fixture(scope="module")
-def train_step():
-    spec = importlib.util.spec_from_file_location("train_step", TRAIN_STEP)
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    return load(TRAIN_STEP)
+
+
+def test_added_layers_are_compared_and_the_hybrid_keeps_no_more_on_text(capsys):
+    main = load(TRAIN_STEP.with_name("added_layers.py")).main
+    main(["--batch", "1", "--length", "32", "--steps", "1", "--device", "cpu"])
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines()[2:]]
+    kept = {(row[0], row[1]): float(row[6]) for row in rows}
+    assert len(kept) == 5
+    assert kept["text", "hybrid E-Branchformer"] < 1.2
+    assert 1.3 < kept["speech", "hybrid E-Branchformer"] < 2.0
 
 
 @pytest.fixture
