@@ -30,6 +30,8 @@ setup(
         "silero-vad",
         "gradio>=6,<7",
         "soundfile",
+        "scipy",
+        "tabulate",
         "tqdm",
         "soxr",
         # espnet_model_zoo imports distutils, which is setuptools' own since 3.12

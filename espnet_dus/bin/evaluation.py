@@ -57,7 +57,8 @@ def add_commands(commands: Commands) -> None:
         default=[],
         metavar="TASK",
         help="names of lm-evaluation-harness (hellaswag, arc_easy, ..., which it "
-        "downloads) or of the local task files (local_lambada, ...)",
+        "downloads), of the local task files (local_lambada, ...), or of the paper's "
+        "suite: paper, or local_paper (all but MMLU, with local data)",
     )
     command.add_argument("--data_dir", help="directory of the local tasks' data")
     command.add_argument(
@@ -83,8 +84,8 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--even_if_identical",
         action="store_true",
-        help="evaluate the adapted model although its logits on text are the base LM's "
-        "bit for bit",
+        help="evaluate the adapted model although its logits on text equal the base "
+        "LM's, bit for bit",
     )
     command.add_argument(
         "--check_only",
@@ -145,8 +146,8 @@ def _score(ref, hyp_dir):
 
 
 def _text_eval(check_only, **options):
-    from espnet_dus.evaluation.text.comparison import evaluate, read_parts
-    from espnet_dus.evaluation.text.report import markdown
+    from espnet_dus.evaluation.text.evaluate import evaluate, read_parts
+    from espnet_dus.evaluation.text.tables import markdown
 
     if check_only:
         read_parts(options["texts"], options["tasks"], options["data_dir"])

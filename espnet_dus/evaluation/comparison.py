@@ -1,4 +1,4 @@
-"""The arms side by side: one table, and one picture of WER against text degradation."""
+"""Arms side by side: one table, and one picture of WER against text degradation."""
 
 import json
 from dataclasses import asdict
@@ -9,6 +9,7 @@ import numpy as np
 
 from espnet_dus.evaluation.report import environments
 from espnet_dus.evaluation.results import ArmResults, Delta, ErrorRate, read_arm
+from espnet_dus.evaluation.text.tables import EXACT, markdown_table, plus_minus
 from espnet_dus.io import atomic_path, write_text
 
 UNKNOWN, NOT_RUN = "-", "not run"
@@ -19,10 +20,10 @@ class Degradation(NamedTuple):
     """What an arm does to text, in one number and its unit.
 
     Attributes:
-        unit: `points` of accuracy, lost where negative, or `% perplexity`, lost where
-            positive.
+        unit: `points` of accuracy (negative: a loss) or `% perplexity` (positive: a
+            loss).
         delta: Adapted minus base LM.
-        standard_error: Of it, where it is known.
+        standard_error: Of the delta, where it is known.
     """
 
     unit: str
@@ -39,10 +40,10 @@ def compare(
     """Write `comparison.{md,json,png}` of several arms.
 
     Args:
-        exp_dirs: Their experiment directories.
-        test_set: The set whose WER counts.
-        out_dir: Where the files go. Without text results there is no picture.
-        inference_tag: The decoding that counts; None where each arm has but one.
+        exp_dirs: Experiment directories of the arms.
+        test_set: The set whose WER is compared.
+        out_dir: Directory of the files. Without text results there is no picture.
+        inference_tag: The decoding that is compared; None if each arm has only one.
 
     Returns:
         The Markdown.
@@ -81,7 +82,7 @@ def compare(
 
 
 def check_comparable(arms: Sequence[ArmResults]) -> None:
-    """Refuse arms whose figures do not belong into one table.
+    """Check that the arms' figures belong in one table.
 
     Raises:
         ValueError: Names, base LMs, test sets or settings of the text evaluation clash.
@@ -117,10 +118,10 @@ def check_comparable(arms: Sequence[ArmResults]) -> None:
 
 
 def degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]:
-    """Give the text degradation of each arm, by its name; None where it was not run.
+    """Return the text degradation of each arm by name; None where it was not run.
 
-    It is the mean delta of the tasks' accuracies; without such tasks, the mean change
-    of the texts' perplexities.
+    It is the mean delta of the tasks' accuracies with the added layers kept or, without
+    such tasks, the mean change of the texts' perplexities.
     """
     evaluated = [arm for arm in arms if arm.text_setting]
     result: Dict[str, Optional[Degradation]] = {arm.name: None for arm in arms}
@@ -152,11 +153,11 @@ def degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]
 def degradation_avoided(
     arms: Sequence[ArmResults], losses: Dict[str, Optional[Degradation]]
 ) -> Dict[str, float]:
-    """Give the share of full fine-tuning's text degradation that each arm avoids.
+    """Return the share of full fine-tuning's text degradation that each arm avoids.
 
     Returns:
-        1 - (degradation of the arm) / (that of arm `full`), by name. Empty where no arm
-        is `full`, or that one lost nothing.
+        1 - (degradation of the arm) / (degradation of arm `full`), by name. Empty if no
+        arm is `full`, or if `full` lost nothing.
     """
     full = next((losses[arm.name] for arm in arms if arm.adaptation == "full"), None)
     if full is None or not _lost(full) > 0:
@@ -174,7 +175,12 @@ def markdown(
     losses: Dict[str, Optional[Degradation]],
     avoided: Dict[str, float],
 ) -> str:
-    """Write the comparison as a page: a row per arm, and one of the base LM on text."""
+    """Return the comparison as a page.
+
+    The table has a row for the base LM on text and one for each arm, with its added
+    layers kept. If they were verified to leave the base LM when dropped, another row
+    says so.
+    """
     texts = list(dict.fromkeys(name for arm in arms for name in arm.perplexity))
     tasks = list(dict.fromkeys(name for arm in arms for name in arm.tasks))
 
@@ -207,16 +213,25 @@ def markdown(
         row["peak memory"] = _figure(arm.peak_memory_bytes, "{:.2f} GB", 1e-9)
         row["RTFx"] = _figure(arm.rtfx, "{:.1f}")
         rows.append(row)
+        if arm.dropped_tokens and not arm.identical_tokens:
+            on_text = [*(f"perplexity {name}" for name in texts), *tasks, "mean delta"]
+            dropped = dict.fromkeys(on_text, EXACT)
+            dropped.update((f"KL {name}", "0.0000") for name in texts)
+            rows.append({"arm": f"{arm.name}, dropped", **dropped})
 
-    columns = list(rows[0])
     lines = [f"# Comparison of {len(arms)} arms", "", *environments()]
     lines += [f"- Base LM: {_describe(arms[0])}", f"- Test set: {test_set}, decoded in"]
     lines += [f"  - {arm.name}: `{arm.exp_dir}/{arm.decoding}`" for arm in arms]
-    lines += ["", _line(columns), _line(["---"] * len(columns))]
+    if len({arm.retention for arm in arms}) > 1:
+        weights = ", ".join(f"{arm.name}: {arm.retention:g}" for arm in arms)
+        lines.append(f"- **Not equal**: weight of text retention ({weights})")
     if texts or tasks:
-        rows.insert(0, base_row)
-    lines += [_line([row.get(column, "") for column in columns]) for row in rows]
-    return "\n".join([*lines, "", *_remarks(arms, losses)]) + "\n"
+        # all columns, in the order of the arms' rows
+        rows.insert(0, {column: base_row.get(column, "") for column in rows[0]})
+    return (
+        "\n".join([*lines, "", markdown_table(rows), "", *_remarks(arms, losses)])
+        + "\n"
+    )
 
 
 def draw(
@@ -225,9 +240,9 @@ def draw(
     test_set: str,
     path: Union[str, Path],
 ) -> None:
-    """Draw a point per arm that was evaluated on text; the best corner is upper left.
+    """Draw a point for each arm that was evaluated on text; upper left is best.
 
-    Bars are 95 % intervals, where they are known.
+    Bars are 95 % intervals, where these are known.
     """
     import matplotlib
 
@@ -244,7 +259,7 @@ def draw(
         wer, color = arm.wer, f"C{i}"
         x_bar = None
         if wer.low is not None and wer.high is not None:
-            # the interval of a skewed bootstrap may leave the rate itself out
+            # the interval of a skewed bootstrap may exclude the rate itself
             x_bar = [[max(0.0, wer.err - wer.low)], [max(0.0, wer.high - wer.err)]]
         error = loss.standard_error
         axes.errorbar(
@@ -258,7 +273,7 @@ def draw(
             color=color,
         )
         level = sum(other.delta == loss.delta for _, other in points[:i])
-        axes.annotate(  # one above the other where arms share a line, such as no loss
+        axes.annotate(  # stacked where arms share a line, such as no loss
             arm.name,
             (wer.err, loss.delta),
             xytext=(4, 5 + 11 * level),
@@ -287,10 +302,6 @@ def _describe(arm: ArmResults) -> str:
     return f"`{arm.base_lm['name']}` sha256 `{arm.base_lm['sha256'][:12]}`"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "|" + "|".join(cells) + "|"
-
-
 def _figure(value: Optional[float], form: str, scale: float = 1) -> str:
     if value is None:
         return UNKNOWN
@@ -298,7 +309,7 @@ def _figure(value: Optional[float], form: str, scale: float = 1) -> str:
 
 
 def _known(arm: ArmResults, value: Optional[float], form: str) -> str:
-    """A figure of the text evaluation."""
+    """Format a figure of the text evaluation."""
     return _figure(value, form) if arm.text_setting else NOT_RUN
 
 
@@ -318,11 +329,9 @@ def _delta(
     if delta is None:
         return UNKNOWN
     if arm.identical_tokens:
-        return "0 exactly"
+        return EXACT
     scale = scale or (100 if delta.is_accuracy else 1)
-    error = delta.standard_error
-    plus_minus = "" if error is None else f" +- {scale * error:.2f}"
-    return f"{scale * delta.delta:+.2f}{plus_minus}"
+    return f"{scale * delta.delta:+.2f}{plus_minus(delta.standard_error, scale)}"
 
 
 def _remarks(
@@ -330,23 +339,31 @@ def _remarks(
 ) -> List[str]:
     lines = [
         "WER and CER in percent with 95 % intervals (bootstrap over utterances). Text: "
-        "the base LM's score, and below it adapted minus base with the paired standard "
-        "error; accuracies in points, perplexity and KL(base || adapted) in nats per "
-        "token. s/step: mean of all training steps. training: wall time of all epochs. "
-        "RTFx: seconds of audio in a second of a decoding job.",
+        "the base LM's score, and below it adapted minus base, added layers kept, with "
+        "the paired standard error; accuracies in points, perplexity and KL(base || "
+        "adapted) in nats per token. s/step: mean of all training steps. training: "
+        "wall time of all epochs. RTFx: seconds of audio per second of a decoding job.",
         "",
     ]
     identical = [a for a in arms if a.identical_tokens]
     if identical:
         verified = ", ".join(f"{a.name}: {a.identical_tokens}" for a in identical)
         lines += [
-            "0 exactly: text-only logits are the base LM's bit for bit, by "
-            f"construction, verified on so many tokens: {verified}.",
+            f"{EXACT}, added layers kept: text-only logits equal the base LM's bit "
+            f"for bit, by construction; number of tokens verified: {verified}.",
+            "",
+        ]
+    dropped = [a for a in arms if a.dropped_tokens and not a.identical_tokens]
+    if dropped:
+        verified = ", ".join(f"{a.name}: {a.dropped_tokens}" for a in dropped)
+        lines += [
+            f"{EXACT}, added layers dropped: text-only logits equal the base LM's bit "
+            f"for bit; number of tokens verified: {verified}.",
             "",
         ]
     memories = sorted({arm.peak_memory_of for arm in arms if arm.peak_memory_of})
     if memories:
-        lines += [f"Peak memory: of the {' or '.join(memories)} in training.", ""]
+        lines += [f"Peak memory: of the {' or '.join(memories)}, in training.", ""]
     units = {loss.unit for loss in losses.values() if loss}
     full = next((arm for arm in arms if arm.adaptation == "full"), None)
     if full is not None and losses[full.name]:
@@ -357,7 +374,7 @@ def _remarks(
         elif loss.standard_error and abs(loss.delta) < 1.96 * loss.standard_error:
             lines += [
                 f"Full fine-tuning's degradation ({what}) is within its 95 % interval "
-                "of 0: the shares avoided say little.",
+                "of 0: the avoided shares mean little.",
                 "",
             ]
     if units:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
 from espnet_dus.evaluation.scoring import RATES, read_result
-from espnet_dus.evaluation.text.report import summary_lines
+from espnet_dus.evaluation.text.tables import markdown_table, summary_lines
 from espnet_dus.io import write_text
 
-SMALLEST_TEST_SET = 50  # utterances: below, one error moves the WER by a point or more
+SMALLEST_TEST_SET = (
+    50  # utterances; in a smaller set one error moves the WER by a point or more
+)
 
 
 def write_results(exp_dir: Union[str, Path]) -> str:
@@ -20,11 +22,11 @@ def write_results(exp_dir: Union[str, Path]) -> str:
 
     Args:
         exp_dir: Experiment directory with `<inference_tag>/<set>/score_*/result.txt`
-            and, where there are, `config.yaml`, `params.json` and
+            and, if available, `config.yaml`, `params.json` and
             `**/text_eval/results.json`.
 
     Returns:
-        What was written.
+        The text written.
 
     Raises:
         ValueError: The directory is missing, or nothing in it is scored.
@@ -58,7 +60,7 @@ def write_results(exp_dir: Union[str, Path]) -> str:
 
 
 def environments() -> List[str]:
-    """Describe what the results were made with, as Markdown lines."""
+    """Return date and versions as Markdown lines."""
     python = sys.version.replace("\n", " ")
     commit, date = _git()
     lines = [
@@ -87,7 +89,7 @@ def _version(package: str) -> str:
 
 
 def _git() -> Tuple[str, str]:
-    """Hash and date of the commit that this package is a checkout of."""
+    """Return hash and date of the commit that this package is a checkout of."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # another repository's, or none
         return "unknown", "unknown"
@@ -123,7 +125,7 @@ def _model(exp_dir: Path) -> List[str]:
 
 
 def _config_name(path: Path) -> Optional[str]:
-    """The file that was given as --config, which ESPnet writes at the top."""
+    """Return the file that was passed as --config, which ESPnet writes at the top."""
     if path.is_file():
         with path.open(encoding="utf-8") as lines:
             for line in lines:
@@ -134,16 +136,16 @@ def _config_name(path: Path) -> Optional[str]:
 
 
 def _score_table(score: str, results: Dict[str, Dict[str, float]]) -> List[str]:
-    lines = [
-        f"### {score.upper()}",
-        "",
-        "|dataset|Snt|Wrd|" + "|".join(RATES) + "|",
-        "|---|---|---|---|---|---|---|---|---|",
+    rows = [
+        {
+            "dataset": name,
+            "Snt": f"{result['Snt']:.0f}",
+            "Wrd": f"{result['Wrd']:.0f}",
+            **{rate: f"{result[rate]:.1f}" for rate in RATES},
+        }
+        for name, result in results.items()
     ]
-    for name, result in results.items():
-        rates = "|".join(f"{result[rate]:.1f}" for rate in RATES)
-        lines.append(f"|{name}|{result['Snt']:.0f}|{result['Wrd']:.0f}|{rates}|")
-    lines.append("")
+    lines = [f"### {score.upper()}", "", markdown_table(rows), ""]
     for name, result in results.items():
         if "low" in result:
             lines.append(

@@ -68,8 +68,11 @@ class ArmResults:
         trained, total: Numbers of parameters.
         decoding: The directory below `exp_dir` that was scored.
         text_setting: Options of the text evaluation; None where it was not run.
-        identical_tokens: Tokens on which text-only logits equal the base LM's bit for
-            bit; 0 where the model differs.
+        retention: Weight of text retention in training; 0: none.
+        identical_tokens: Tokens on which text-only logits equal the base LM's, bit for
+            bit, with the added layers kept; 0 where the model differs.
+        dropped_tokens: The same with the added layers dropped; None where the base LM
+            is not inside the model, or that was not verified.
         perplexity: Token perplexity of each text.
         tasks: The primary metric of each text task.
         kl: KL(base || adapted) in nats per token of each text.
@@ -91,7 +94,9 @@ class ArmResults:
     wer: ErrorRate
     cer: Optional[ErrorRate]
     text_setting: Optional[Dict[str, Any]] = None
+    retention: float = 0.0
     identical_tokens: int = 0
+    dropped_tokens: Optional[int] = None
     perplexity: Dict[str, Delta] = field(default_factory=dict)
     tasks: Dict[str, Delta] = field(default_factory=dict)
     kl: Dict[str, float] = field(default_factory=dict)
@@ -131,7 +136,7 @@ def read_arm(
     return ArmResults(
         name=exp_dir.resolve().name.removeprefix("dus_"),
         exp_dir=str(exp_dir),
-        adaptation=_adaptation(exp_dir / "config.yaml"),
+        **_config(exp_dir / "config.yaml"),
         base_lm=params["base_lm"],
         trained=params["trained"],
         total=params["total"],
@@ -153,10 +158,15 @@ def _read_json(path: Path) -> Optional[Dict]:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _adaptation(config: Path) -> Optional[str]:
-    if not config.is_file():
-        return None
-    return yaml.safe_load(config.read_text(encoding="utf-8")).get("adaptation")
+def _config(path: Path) -> Dict[str, Any]:
+    config = {}
+    if path.is_file():
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    model_conf = config.get("model_conf") or {}
+    return dict(
+        adaptation=config.get("adaptation"),
+        retention=float(model_conf.get("text_retention_weight") or 0.0),
+    )
 
 
 def _find_decoding(exp_dir: Path, test_set: str, tag: Optional[str]) -> Path:
@@ -173,8 +183,8 @@ def _find_decoding(exp_dir: Path, test_set: str, tag: Optional[str]) -> Path:
     scored = (path.relative_to(exp_dir) for path in exp_dir.glob(f"*/**/{result}"))
     there = ", ".join(sorted(str(path.parents[1]) for path in scored)) or "nothing"
     raise ValueError(
-        f"{exp_dir}: no {tag or '<inference_tag>'}/{test_set}/{result}, scored is "
-        f"{there}; decode and score {test_set} first (stages 12 and 13)"
+        f"{exp_dir}: no {tag or '<inference_tag>'}/{test_set}/{result}, only {there} "
+        f"is scored; decode and score {test_set} first (stages 12 and 13)"
     )
 
 
@@ -192,10 +202,8 @@ def _error_rate(path: Path) -> Optional[ErrorRate]:
 
 
 def _text(results: Optional[Dict]) -> Dict[str, Any]:
-    """The fields of `ArmResults` that the text evaluation gives."""
-    if (
-        results is None or results["identical_tokens"] is None
-    ):  # None: of the base alone
+    """Return the fields of `ArmResults` that come from the text evaluation."""
+    if results is None or results["identical_tokens"] is None:  # None: base LM alone
         return {}
     identical = results["identical_tokens"]
     texts, tasks = results["texts"], results["tasks"]
@@ -215,6 +223,7 @@ def _text(results: Optional[Dict]) -> Dict[str, Any]:
             },
         },
         identical_tokens=identical,
+        dropped_tokens=results.get("dropped_tokens"),
         perplexity={
             name: _delta(part["metrics"], "token_perplexity", identical)
             for name, part in texts.items()
@@ -234,7 +243,7 @@ def _text(results: Optional[Dict]) -> Dict[str, Any]:
 
 
 def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
-    if metric not in metrics:  # the base LM itself on text: need not be evaluated
+    if metric not in metrics:  # the model is the base LM on text: not evaluated
         return Delta(None, None, 0.0, 0.0)
     value = metrics[metric]
     if identical:

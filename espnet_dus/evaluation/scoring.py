@@ -1,4 +1,4 @@
-"""WER and CER in the files and the look of ESPnet's stage 13, without sclite."""
+"""WER and CER in the files and the layout of ESPnet's stage 13, without sclite."""
 
 import re
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
+from espnet_dus.data.ctc_units import SPACE
 from espnet_dus.io import read_scp, write_text
 
 UNITS = {"wer": "words", "cer": "characters"}
 RATES = ("Corr", "Sub", "Del", "Ins", "Err", "S.Err")
-SPACE = "<space>"
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One aligned utterance: its tokens, and a chunk per run of equal operations."""
+    """An aligned utterance: its tokens, and a chunk per run of equal operations."""
 
     utt: str
     speaker: str
@@ -25,7 +25,7 @@ class Utterance:
     chunks: Sequence
 
     def count(self, kind: str) -> int:
-        """Number of tokens that are "equal", "substitute", "delete" or "insert"."""
+        """Return the number of tokens that are equal, substitute, delete or insert."""
         start, stop = ("hyp_start_idx", "hyp_end_idx")
         if kind != "insert":
             start, stop = ("ref_start_idx", "ref_end_idx")
@@ -37,7 +37,7 @@ class Utterance:
 
     @property
     def errors(self) -> int:
-        """Substitutions, deletions and insertions."""
+        """Return the number of substitutions, deletions and insertions."""
         return sum(self.count(kind) for kind in ("substitute", "delete", "insert"))
 
 
@@ -106,7 +106,7 @@ def bootstrap_interval(
     replicates: int = 10000,
     seed: int = 0,
 ) -> Tuple[float, float]:
-    """95 % interval of an error rate, by resampling utterances.
+    """Return the 95 % interval of an error rate by resampling utterances.
 
     Args:
         errors: Errors of each utterance.
@@ -117,20 +117,26 @@ def bootstrap_interval(
     Returns:
         The 2.5 % and 97.5 % quantiles of the error rate in percent.
     """
-    counts = np.stack([errors, lengths], axis=1).astype(float)
-    n = len(counts)
-    rng = np.random.default_rng(seed)
-    block = max(1, 10_000_000 // n)  # how often each utterance is drawn: 80 MB
-    sums = np.concatenate(
-        [
-            rng.multinomial(n, np.full(n, 1 / n), min(block, replicates - start))
-            @ counts
-            for start in range(0, replicates, block)
-        ]
-    )
-    sums = sums[sums[:, 1] > 0]  # a replicate of empty references has no rate
-    low, high = np.percentile(100 * sums[:, 0] / sums[:, 1], [2.5, 97.5])
-    return float(low), float(high)
+    from scipy.stats import bootstrap
+
+    def rate(errors, lengths, axis=-1):
+        # a replicate of empty references only counts as one token
+        return 100 * errors.sum(axis) / np.maximum(lengths.sum(axis), 1)
+
+    data = np.asarray(errors), np.asarray(lengths)
+    if len(data[0]) == 1:
+        return (float(rate(*data)),) * 2
+    interval = bootstrap(
+        data,
+        rate,
+        paired=True,
+        vectorized=True,
+        n_resamples=replicates,
+        batch=max(1, 10_000_000 // len(data[0])),  # 80 MB of indices
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def score_dir(ref: Union[str, Path], hyp_dir: Union[str, Path]) -> Dict[str, Path]:
@@ -138,7 +144,7 @@ def score_dir(ref: Union[str, Path], hyp_dir: Union[str, Path]) -> Dict[str, Pat
 
     Args:
         ref: `text` of the data directory that was decoded, with `utt2spk` beside it.
-        hyp_dir: Decoding directory of that data, with the hypotheses in `text`.
+        hyp_dir: Decoding directory of these data, with the hypotheses in `text`.
 
     Returns:
         The `result.txt` of each score.
@@ -168,15 +174,15 @@ def score_dir(ref: Union[str, Path], hyp_dir: Union[str, Path]) -> Dict[str, Pat
 
 
 def result_text(utterances: Sequence[Utterance], title: Union[str, Path]) -> str:
-    """Lay out scores as `sclite -o all` does: the table of speakers, the alignments.
+    """Format scores as `sclite -o all` does: a table of speakers, then the alignments.
 
     Args:
         utterances: Aligned utterances.
         title: Heading of the table; sclite writes the hypothesis file's name.
 
     Returns:
-        The text of `result.txt`. The interval stands in a line of its own that starts
-        with "#" below the table.
+        The text of `result.txt`. Below the table a line that starts with "#" has the
+        interval.
     """
     speakers: Dict[str, List[Utterance]] = {}
     for utterance in utterances:
@@ -206,7 +212,7 @@ def read_result(path: Union[str, Path]) -> Dict[str, float]:
 
     Returns:
         `Snt`, `Wrd`, `Corr`, `Sub`, `Del`, `Ins`, `Err`, `S.Err` (rates in percent),
-        and `low` and `high`, the error rate's 95 % interval, where the file has it.
+        and `low` and `high`, the error rate's 95 % interval, if the file has it.
 
     Raises:
         ValueError: The file has no line `| Sum/Avg |`.
@@ -279,7 +285,7 @@ def _table(
 
 
 def _alignment(utterance: Utterance) -> str:
-    """Write an utterance as sclite does: errors in capitals, gaps as stars."""
+    """Format an utterance as sclite does: errors in capitals, gaps as stars."""
     columns: List[Tuple[str, str, str]] = []
     for chunk in utterance.chunks:
         ref = utterance.ref[chunk.ref_start_idx : chunk.ref_end_idx]

@@ -12,7 +12,11 @@ PNG = b"\x89PNG"
 
 def table(text):
     """Rows of the Markdown table: column -> cell, by arm."""
-    lines = [line[1:-1].split("|") for line in text.splitlines() if line[:1] == "|"]
+    lines = [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
     return {cells[0]: dict(zip(lines[0], cells)) for cells in lines[2:]}
 
 
@@ -43,6 +47,28 @@ def test_table_has_a_row_per_arm_and_one_of_the_base_lm(three, tmp_path):
     assert (lora["training"], lora["peak memory"]) == ("2.00 h", "3.00 GB")
     assert rows["speech"]["piqa"] == "0 exactly"
     assert "speech: 77" in text
+
+
+def test_an_arm_with_its_added_layers_dropped_has_a_row(three, tmp_path):
+    path = three[1] / "text_eval" / "results.json"
+    results = {**json.loads(path.read_text()), "dropped_tokens": 2048}
+    path.write_text(json.dumps(results))
+    text = compare(three, "test", tmp_path)
+    rows = table(text)
+    assert list(rows) == ["base LM", "speech", "lora", "lora, dropped", "full"]
+    dropped = {name: cell for name, cell in rows["lora, dropped"].items() if cell}
+    exactly = dict.fromkeys(("perplexity wiki", "piqa", "mean delta"), "0 exactly")
+    assert dropped == {"arm": "lora, dropped", "KL wiki": "0.0000", **exactly}
+    assert "lora: 2048" in text
+
+
+def test_arms_of_unequal_text_retention_are_said_not_to_be_equal(three, tmp_path):
+    assert "Not equal" not in compare(three, "test", tmp_path)
+    (three[1] / "config.yaml").write_text(
+        "adaptation: lora\nmodel_conf: {text_retention_weight: 0.5}\n"
+    )
+    expected = "weight of text retention (speech: 0, lora: 0.5, full: 0)"
+    assert f"- **Not equal**: {expected}" in compare(three, "test", tmp_path)
 
 
 def test_share_of_the_degradation_avoided_is_against_full_fine_tuning(three, tmp_path):

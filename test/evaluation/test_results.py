@@ -81,7 +81,7 @@ def test_missing_directory_or_training_is_an_error(tmp_path):
 def test_test_set_that_is_not_scored_is_an_error_that_names_what_is(make_experiment):
     exp_dir = make_experiment("dus_x")
     with pytest.raises(
-        ValueError, match="scored is decode_a/test; decode and score ev"
+        ValueError, match="only decode_a/test is scored; decode and score"
     ):
         read_arm(exp_dir, "eval")
     with pytest.raises(ValueError, match="no decode_b/test/score_wer"):

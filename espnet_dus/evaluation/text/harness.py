@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's LM on a loaded model, its head applied only where it counts.
+"""lm-evaluation-harness's LM on a loaded model; its head runs on continuations only.
 
 Dimensions: B batch, L tokens, V vocabulary.
 """
@@ -9,9 +9,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_dus.evaluation.text.perplexity import progress
+from espnet_dus.io import progress
 
-# Logits of so many tokens are 3.2 GB in float32 with a vocabulary of 49,152.
+# With a vocabulary of 49,152 the logits of this many tokens are 3.2 GB in float32.
 MAX_BATCH_TOKENS = 16384
 
 Request = Tuple[object, List[int], List[int]]  # key, context, continuation: tokens
@@ -20,14 +20,14 @@ Request = Tuple[object, List[int], List[int]]  # key, context, continuation: tok
 class HarnessLM(HFLM):
     """A loaded causal LM for the harness.
 
-    The harness's own `HFLM`, but for the log probabilities of continuations: `HFLM`
-    has the LM head predict the context too, up to two fifths of the time where the
-    vocabulary is large for the LM.
+    The harness's own `HFLM`, except for the log probabilities of continuations: in
+    `HFLM` the LM head also predicts the context, which takes up to two fifths of the
+    time if the vocabulary is large for the LM.
 
     Args:
         lm: HF causal LM in eval mode.
         tokenizer: Its tokenizer.
-        batch_size: Inputs in a batch; fewer where they are long (`MAX_BATCH_TOKENS`).
+        batch_size: Inputs in a batch; fewer if they are long (`MAX_BATCH_TOKENS`).
     """
 
     def __init__(self, lm, tokenizer, batch_size: int):
@@ -45,14 +45,14 @@ class HarnessLM(HFLM):
         """Score continuations; `HFLM` calls it for every kind of log probability.
 
         Args:
-            requests: What is to be scored. Of a context that is too long, the end is
-                taken.
-            disable_tqdm: Log no progress.
-            override_bs: Inputs in a batch, in place of `batch_size`.
+            requests: Contexts and continuations. Only the end of a context that is too
+                long is used.
+            disable_tqdm: Report no progress.
+            override_bs: Inputs in a batch, instead of `batch_size`.
 
         Returns:
-            Of each request the sum of its continuation's log probabilities in nats,
-            and whether each of its tokens is the likeliest.
+            For each request the sum of its continuation's log probabilities in nats,
+            and whether each of its tokens is the most likely one.
 
         Raises:
             ValueError: A continuation is empty, or longer than the LM reads.
@@ -76,14 +76,14 @@ class HarnessLM(HFLM):
             inputs = inputs[size:]
 
         scores: Dict[int, Tuple[float, bool]] = {}
-        for batch in batches if disable_tqdm else progress(batches, "batches"):
+        for batch in progress(batches, "task", "batches", disable=disable_tqdm):
             rows = [torch.tensor(tokens) for tokens in batch]
             input_ids_BL = pad_sequence(rows, batch_first=True).to(self.device)
             length = input_ids_BL.shape[1]
             wanted = [max(len(requests[i][2]) for i in answered[row]) for row in batch]
             keep = max(length - len(row) + most for row, most in zip(batch, wanted))
-            # Padding stands at the end, where causal attention does not see it. Indices
-            # and not their number: a copy, for a slice goes through a slower product.
+            # Padding is at the end, where causal attention does not see it. Indices,
+            # not their number: they make a copy, and a slice uses a slower product.
             logits_BLV = self.model(
                 input_ids=input_ids_BL,
                 use_cache=False,
@@ -91,7 +91,7 @@ class HarnessLM(HFLM):
             ).logits
             for row, most, logits_LV in zip(batch, wanted, logits_BLV):
                 stop = keep - (length - len(row))
-                # In bfloat16 close choices would be equal.
+                # in bfloat16 close choices would be equal
                 log_probs_LV = logits_LV[stop - most : stop].float().log_softmax(-1)
                 for i in answered[row]:
                     targets_L = torch.tensor(requests[i][2], device=self.device)

@@ -1,4 +1,4 @@
-"""One form for every text metric, so that two models are compared item by item."""
+"""One representation of every text metric, so that models are compared by item."""
 
 from dataclasses import dataclass
 from typing import Dict, List
@@ -10,7 +10,7 @@ KINDS = ("mean", "perplexity")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as what each item contributes to it.
+    """A metric as the contribution of each item.
 
     The ratio of the summed values to the summed weights is the score of kind `mean`
     (an accuracy has values 0 or 1 and weights 1); its exponential is the score of kind
@@ -40,7 +40,7 @@ class Metric:
         )
 
     def residuals(self) -> np.ndarray:
-        """Share of each item in the score's error, to first order, (items,)."""
+        """Return each item's share in the score's error, to first order, (items,)."""
         value, weight = self.items.sum(axis=0)
         ratio = value / weight
         slope = np.exp(ratio) if self.kind == "perplexity" else 1.0
@@ -48,12 +48,12 @@ class Metric:
         return slope * (values - ratio * weights) / weights.mean()
 
     def to_json(self) -> Dict:
-        """Give what `from_json` reads, with the score for a human reader."""
+        """Return the content that `from_json` reads, and the score for readers."""
         return {"kind": self.kind, "score": self.score, "items": self.items.tolist()}
 
     @classmethod
     def from_json(cls, stored: Dict) -> "Metric":
-        """Read what `to_json` gave."""
+        """Restore a metric from the result of `to_json`."""
         return cls(stored["kind"], stored["items"])
 
 
@@ -66,8 +66,8 @@ def paired_delta(base: Metric, adapted: Metric) -> Dict[str, float]:
 
     Returns:
         `base`, `adapted`, `delta` (adapted minus base) and `standard_error` of the
-        delta over items (None for a single item), which the pairing makes small: items
-        that both models answer alike add nothing to it.
+        delta over items (None for a single item). Pairing makes it small: items that
+        both models answer alike add nothing.
 
     Raises:
         ValueError: The two do not have the same number of items.
@@ -75,7 +75,7 @@ def paired_delta(base: Metric, adapted: Metric) -> Dict[str, float]:
     if len(base.items) != len(adapted.items):
         raise ValueError(
             f"{len(base.items)} items of the base LM against {len(adapted.items)} of "
-            "the adapted one: a paired comparison needs the same items"
+            "the adapted LM: a paired comparison needs the same items"
         )
     difference = adapted.residuals() - base.residuals()
     n = len(difference)
@@ -92,12 +92,11 @@ def paired_delta(base: Metric, adapted: Metric) -> Dict[str, float]:
 def spread(total: int, limit: int = None) -> List[int]:
     """Choose `limit` of `total` items at even distances.
 
-    The first items of a file are not like the rest where it is sorted (by paradigm, by
-    article).
+    In a sorted file (by paradigm, by article) the first items would not represent all.
 
     Args:
-        total: Number of items there are.
-        limit: Number of items wanted; None for all.
+        total: Number of items.
+        limit: Number of items to choose; None: all.
 
     Returns:
         Their indices, ascending.

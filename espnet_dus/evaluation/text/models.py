@@ -1,4 +1,4 @@
-"""The two LMs of a comparison: who they are, and the LMs themselves once needed."""
+"""The two LMs of a comparison: their identities, and the LMs, loaded when needed."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import GenerationConfig
 
+from espnet_dus.model.adaptation import unadapted
 from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
 from espnet_dus.model.checkpoint import IDENTITY_KEY
 
@@ -31,7 +32,7 @@ class Models:
 
     Raises:
         ValueError: Only one of `config` and `model_file` is given, one is missing, the
-            training was on another base LM, or there is no such precision.
+            training had a different base LM, or the precision is unknown.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class Models:
             raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         if (config is None) != (model_file is None):
             raise ValueError(
-                "an adapted model is a training configuration and a checkpoint: give "
-                "both or, to evaluate the base LM, neither"
+                "an adapted model is a training configuration and a checkpoint: "
+                "expected both or, to evaluate the base LM alone, neither"
             )
         self.directory, self.config, self.model_file = base_lm, config, model_file
         self.dtype = dtype
@@ -61,7 +62,7 @@ class Models:
 
     def _check_base(self) -> None:
         try:
-            # mmap: of a checkpoint that may hold a whole LM, only this is read
+            # mmap: a checkpoint may hold a whole LM, and only this is read
             state = torch.load(
                 self.model_file, map_location="cpu", mmap=True, weights_only=True
             )
@@ -84,10 +85,10 @@ class Models:
         return self._ready(lm, tokenizer), tokenizer
 
     def _ready(self, lm: torch.nn.Module, tokenizer) -> torch.nn.Module:
-        """Bring an LM to its device, its generation settings to neutral ones.
+        """Move an LM to its device and give it neutral generation settings.
 
         A base LM may ship a repetition penalty or a temperature. Tasks that generate
-        are to compare the two LMs, not what is set around one of them.
+        compare the two LMs, not the settings around one of them.
         """
         lm.generation_config = GenerationConfig(
             do_sample=False,
@@ -111,18 +112,38 @@ class Models:
         """The LM inside the trained model, in eval mode."""
         from espnet_dus.task import DUSTask
 
-        # On the base LM it is compared with, in the same precision and with the same
-        # attention kernel: what these round differently is no degradation.
+        # With the base LM it is compared with, in the same precision and with the same
+        # attention kernel: different rounding would not be degradation.
         config = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
         config.update(base_lm=str(self.directory), base_lm_conf={"dtype": self.dtype})
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "config.yaml"
             path.write_text(yaml.safe_dump(config), encoding="utf-8")
             model, _ = DUSTask.build_model_from_file(path, self.model_file)
-        # What was trained is float32 still. Buffers are left: RoPE's stay so.
+        # Trained parameters are float32. Buffers stay as they are: RoPE's are float32.
         for parameter in model.lm.parameters():
             parameter.data = parameter.data.to(resolve_dtype(self.dtype))
         return self._ready(model.lm, self.tokenizer)
+
+    def equal_tokens(self, dropped: bool = False) -> Optional[int]:
+        """Check on a sample whether the adapted model's logits equal the base LM's.
+
+        Args:
+            dropped: Drop the added layers.
+
+        Returns:
+            See `count_equal_tokens`; None without an adapted model, or if the base LM
+            is not inside it.
+        """
+        if "adapted" not in self.sha256:
+            return None
+        if not dropped:
+            return count_equal_tokens(self.base, self.adapted)
+        try:
+            with unadapted(self.adapted):
+                return count_equal_tokens(self.base, self.adapted)
+        except ValueError:  # full fine-tuning
+            return None
 
 
 def count_equal_tokens(
@@ -137,8 +158,8 @@ def count_equal_tokens(
     Args:
         base: HF causal LM.
         adapted: HF causal LM of the same vocabulary.
-        sequences: Number of random token sequences to look at.
-        length: Tokens of each.
+        sequences: Number of random token sequences.
+        length: Tokens of each sequence.
         seed: Seed of the sequences.
 
     Returns:

@@ -6,19 +6,17 @@ lines included, which is how WikiText's perplexity is usually quoted. Windows of
 once, in the window that gives it the longest context.
 """
 
-import logging
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, List, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
 
 from espnet_dus.evaluation.text.metric import Metric, spread
+from espnet_dus.io import progress
 
 WINDOW = 1024
-REPORT_EVERY = 30.0  # seconds
 
 
 class Window(NamedTuple):
@@ -141,7 +139,7 @@ def score_text(
         raise ValueError("the text is a single token, nothing to predict")
     cut = windows(len(tokens), window, stride or window)
     score = TextScore(words=len(text.split()) / (len(tokens) - 1))
-    for index in progress(spread(len(cut), limit), "windows"):
+    for index in progress(spread(len(cut), limit), "perplexity", "windows"):
         start, stop, scored = cut[index]
         inputs, targets = tokens[start:stop], tokens[stop - scored + 1 : stop + 1]
         log_p = _log_probs(base, inputs, scored)
@@ -152,18 +150,6 @@ def score_text(
             kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
             score.kl.append(kl.cpu().numpy())
     return score
-
-
-def progress(items: Sequence, what: str) -> Iterator:
-    """Walk over items and log now and then how far it is and how long it will take."""
-    start = last = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if now - last > REPORT_EVERY:
-            left = (now - start) / done * (len(items) - done)
-            logging.info(f"{done} of {len(items)} {what}, {left:.0f} s left")
-            last = now
-        yield item
 
 
 @torch.inference_mode()

@@ -12,24 +12,48 @@ import yaml
 
 from espnet_dus.evaluation.text.metric import Metric, spread
 
-# Names in lm-evaluation-harness, which downloads their data
-SUITE = (
+# Names of tasks of lm-evaluation-harness, which downloads their data
+DOWNLOADED = (
     "hellaswag",
     "arc_easy",
     "arc_challenge",
+    "boolq",
     "piqa",
     "openbookqa",
     "winogrande",
     "commonsense_qa",
+    "mmlu",
     "mmlu_continuation",
     "triviaqa",
     "gsm8k",
     "lambada_openai",
     "wikitext",
 )
+# The benchmarks whose mean the paper reports, and those of them with local data
+SUITES = {
+    "paper": (
+        "arc_easy",
+        "arc_challenge",
+        "boolq",
+        "hellaswag",
+        "openbookqa",
+        "piqa",
+        "winogrande",
+        "mmlu",
+    ),
+    "local_paper": (
+        "local_arc_easy",
+        "local_arc_challenge",
+        "local_boolq",
+        "local_hellaswag",
+        "local_openbookqa",
+        "local_piqa",
+        "local_winogrande",
+    ),
+}
 TASK_DIR = Path(__file__).resolve().parents[3] / "egs2/TEMPLATE/dus1/conf/text_tasks"
-PRIMARY = ("acc_norm", "acc", "exact_match")  # the first that a task has
-NEEDED = (  # keys of a local task's file
+PRIMARY = ("acc_norm", "acc", "exact_match")  # the first of these that a task has
+REQUIRED = (  # keys of a local task's file
     "task",
     "dataset_kwargs.data_files.test",
     "test_split",
@@ -49,18 +73,23 @@ AGGREGATIONS = {
 
 @dataclass(frozen=True)
 class TextTask:
-    """A task that is ready to run: its data are read and checked.
+    """A task whose data are read and checked.
 
     Attributes:
         name: Name of the task, or of a group of tasks.
-        version: What its scores depend on beside the model: the task's version and, for
-            local data, a hash of the task file and of the data.
-        leaves: Harness task objects, by name.
+        version: What its scores depend on besides the model: the task's version and,
+            for local data, a hash of the task file and of the data.
+        leaves: Harness task objects by name.
     """
 
     name: str
     version: str
     leaves: Mapping[str, object]
+
+
+def expand_suites(names: Sequence[str]) -> List[str]:
+    """Return task names with each name of `SUITES` replaced by its tasks, each once."""
+    return list(dict.fromkeys(t for name in names for t in SUITES.get(name, (name,))))
 
 
 def load_tasks(
@@ -71,12 +100,13 @@ def load_tasks(
     """Find tasks by name and read their data.
 
     Args:
-        names: Names of `SUITE`, or of task files (`local_*.yaml`) in `task_dir`.
+        names: Names of `DOWNLOADED` or `SUITES`, or of task files (`local_*.yaml`) in
+            `task_dir`.
         data_dir: Directory of the data files that local tasks name.
         task_dir: Directory of the local tasks' files.
 
     Returns:
-        The tasks, in the order of `names`.
+        The tasks, in the order of `names`; a suite's one by one.
 
     Raises:
         ValueError: A name is unknown, a data file is missing, an item lacks a field
@@ -84,12 +114,15 @@ def load_tasks(
             a way that cannot be compared item by item.
         RuntimeError: The data of a harness task cannot be loaded.
     """
+    names = expand_suites(names)
     local = {path.stem: path for path in sorted(Path(task_dir).glob("*.yaml"))}
-    unknown = [name for name in names if name not in local and name not in SUITE]
+    unknown = [name for name in names if name not in local and name not in DOWNLOADED]
     if unknown:
         raise ValueError(
-            f"unknown text task {', '.join(unknown)}; there are {', '.join(SUITE)}, "
-            f"and with local data (in {task_dir}) {', '.join(local) or 'none'}"
+            f"unknown text task {', '.join(unknown)}; expected suites "
+            f"({', '.join(SUITES)}), tasks that are downloaded "
+            f"({', '.join(DOWNLOADED)}), or tasks with local data in {task_dir} "
+            f"({', '.join(local) or 'none'})"
         )
     configs = {n: _local_config(local[n], data_dir) for n in names if n in local}
     downloaded = [name for name in names if name not in local]
@@ -106,11 +139,11 @@ def run_task(task: TextTask, harness, limit: Optional[int] = None) -> Dict[str, 
     Args:
         task: The task.
         harness: The model, as `HarnessLM`.
-        limit: At most this many items of each (sub)task, at even distances.
+        limit: Maximum number of items of each (sub)task, at even distances.
 
     Returns:
-        Metrics by name. A filter's name follows after a comma where a task has several
-        (`exact_match,strict-match`).
+        Metrics by name. Where a task has several filters, a comma and the filter's name
+        follow (`exact_match,strict-match`).
     """
     from lm_eval.evaluator import evaluate
 
@@ -144,13 +177,13 @@ def run_task(task: TextTask, harness, limit: Optional[int] = None) -> Dict[str, 
 
 
 def primary_metric(metrics: Sequence[str]) -> Optional[str]:
-    """Choose the metric that stands for a task in the mean: an accuracy.
+    """Return the metric that represents a task in the mean: an accuracy.
 
     Args:
         metrics: Names of a task's metrics.
 
     Returns:
-        The first of `PRIMARY` it has; None where it has none, as a perplexity.
+        The first of `PRIMARY` that is among them; None if none is, as for a perplexity.
     """
     for wanted in PRIMARY:
         for metric in metrics:
@@ -174,13 +207,13 @@ def _local_config(
 ) -> Tuple[Dict, List[Dict], str]:
     """Read and check a task file and its items; the third value is their version."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    missing = [key for key in NEEDED if _nested(config, key) is None]
+    missing = [key for key in REQUIRED if _nested(config, key) is None]
     if missing:
         raise ValueError(f"{path}: the task file lacks {', '.join(missing)}")
     name = _nested(config, "dataset_kwargs.data_files.test")
     if data_dir is None:
         raise ValueError(
-            f"the text task {path.stem} needs --data_dir, a directory that has {name}"
+            f"the text task {path.stem} needs --data_dir, a directory with {name}"
         )
     data = Path(data_dir) / name
     if not data.is_file():
@@ -210,23 +243,24 @@ def _parse_item(line: str, where: str, config: Dict) -> Dict:
                 f"{where}: the item has no field {', '.join(missing)}, which {key} of "
                 f"the text task {config['task']} needs; it has {', '.join(item)}"
             )
-    if "gold" in item and item["gold"] not in range(len(item.get("choices", ()))):
+    choices = item.get("choices", item.get("context_options", ()))
+    if "gold" in item and item["gold"] not in range(len(choices)):
         raise ValueError(
             f"{where}: gold is {item['gold']!r}, expected the index of one of the "
-            f"{len(item.get('choices', ()))} choices"
+            f"{len(choices)} choices"
         )
     return item
 
 
 def _nested(config: Dict, key: str):
-    """Value of a dotted key, or None."""
+    """Return the value of a dotted key, or None."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config
 
 
 def _fields(template) -> List[str]:
-    """Names that a template of a task file takes from an item."""
+    """Return the fields of an item that a template of a task file uses."""
     import jinja2
     from jinja2 import meta
 
@@ -240,7 +274,7 @@ def _local_task(config: Dict, items: List[Dict], version: str) -> TextTask:
     from lm_eval.api.task import ConfigurableTask
 
     data = datasets.Dataset.from_list(items)
-    # The items are checked already, and in memory: no copy in the user's cache
+    # The items are checked and in memory: no copy in the user's cache
     leaf = ConfigurableTask(
         config={**config, "custom_dataset": lambda **_: {config["test_split"]: data}}
     )
@@ -258,7 +292,7 @@ def _suite_tasks(names: Sequence[str]) -> Dict[str, TextTask]:
         logging.info(f"loading the data of the text task {name}")
         try:
             leaves = manager.load([name])["tasks"]
-        except Exception as error:  # noqa: B902: whatever the data's host makes of it
+        except Exception as error:  # noqa: B902: whatever the data's host raises
             raise RuntimeError(
                 f"the data of the text task {name} cannot be loaded ({error}); it is "
                 "downloaded from the Hugging Face hub. Without a network, use the "

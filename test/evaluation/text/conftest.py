@@ -26,6 +26,27 @@ ITEMS = {
         {"query": f"the {n} ran.", "choices": ['it\'s "on"', "no", "yes"], "gold": 2}
         for n in ("cat", "dog")
     ],
+    "arc_challenge": [
+        {"query": "Question: who ran?", "choices": ["mat", "dog"], "gold": 1},
+    ],
+    "openbook_qa": [
+        {"query": "the dog ran after", "choices": ["the cat", "ten"], "gold": 0},
+    ],
+    "boolq_1000": [
+        {
+            "query": "Passage: the cat sat.\nQuestion: did it?",
+            "choices": ["no", "yes"],
+            "gold": 1,
+        },
+    ],
+    "winogrande": [
+        {
+            "context_options": ["the cat saw the dog and the cat", "so the dog"],
+            "continuation": "ran.",
+            "gold": gold,
+        }
+        for gold in (1, 0)
+    ],
     "blimp_60": [
         {"uid": uid, "sentence_good": "the dog ran", "sentence_bad": f"ran the {uid}"}
         for uid in ("dog", "cat", "mat")

@@ -8,8 +8,9 @@ import torch
 
 from espnet_dus.evaluation.text.harness import HarnessLM
 from espnet_dus.evaluation.text.tasks import (
-    SUITE,
+    DOWNLOADED,
     TASK_DIR,
+    expand_suites,
     load_tasks,
     primary_metric,
     run_task,
@@ -21,6 +22,10 @@ ALL = [
     "local_piqa",
     "local_hellaswag",
     "local_blimp",
+    "local_arc_challenge",
+    "local_openbookqa",
+    "local_boolq",
+    "local_winogrande",
 ]
 
 
@@ -42,12 +47,49 @@ def log_prob(lm, tokenizer, context, continuation):
 
 
 def test_requests_are_worded_as_in_the_harness(text_data):
-    lambada, arc, piqa, hellaswag, blimp = load_tasks(ALL, text_data)
+    tasks = load_tasks(ALL, text_data)
+    lambada, arc, piqa, hellaswag, blimp, challenge, openbook, boolq, winogrande = tasks
     assert requests(lambada)[0] == ("the cat sat on one and the", " dog")
     assert requests(arc)[0] == ("Question: who sat on one?\nAnswer:", " the cat")
     assert requests(piqa)[1] == ("Question: one\nAnswer:", " stop")
     assert requests(hellaswag)[0] == ("the cat ran.", ' it\'s "on"')
     assert requests(blimp)[0] == ("", " the dog ran")
+    assert requests(challenge)[1] == ("Question: who ran?\nAnswer:", " dog")
+    assert requests(openbook)[0] == ("the dog ran after", " the cat")
+    assert requests(boolq)[1] == (
+        "Passage: the cat sat.\nQuestion: did it?\nAnswer:",
+        " yes",
+    )
+    contexts = ["the cat saw the dog and the cat", "so the dog"] * 2
+    assert requests(winogrande) == [(context, " ran.") for context in contexts]
+
+
+def test_winogrande_compares_a_continuation_after_two_contexts(text_data, tiny_lm):
+    lm, tokenizer = tiny_lm
+    (task,) = load_tasks(["local_winogrande"], text_data)
+    metrics = run_task(task, HarnessLM(lm, tokenizer, batch_size=3))
+    contexts = ("the cat saw the dog and the cat", "so the dog")
+    sums = [log_prob(lm, tokenizer, context, " ran.") for context in contexts]
+    likelier = int(sums[1] > sums[0])
+    assert metrics["acc"].items[:, 0].tolist() == [likelier, 1 - likelier]
+    assert list(metrics) == ["acc"]
+
+
+def test_the_papers_suite_has_its_benchmarks_with_data_to_download_or_local(text_data):
+    assert expand_suites(["paper"]) == [
+        "arc_easy",
+        "arc_challenge",
+        "boolq",
+        "hellaswag",
+        "openbookqa",
+        "piqa",
+        "winogrande",
+        "mmlu",
+    ]
+    tasks = load_tasks(["local_piqa", "local_paper"], text_data)
+    names = [task.name for task in tasks]
+    expected = [f"local_{name}" for name in expand_suites(["paper"])[:-1]]
+    assert sorted(names) == sorted(expected) and names[0] == "local_piqa"
 
 
 def test_accuracies_are_those_of_plain_log_probabilities(text_data, tiny_lm):
@@ -198,12 +240,13 @@ def test_suite_is_known_to_the_harness():
     # the index of these directories alone: that of all takes 20 s
     root = Path(lm_eval.tasks.__file__).parent
     parts = {"arc_easy": "arc", "arc_challenge": "arc", "lambada_openai": "lambada"}
+    parts.update(boolq="super_glue/boolq", mmlu="mmlu/default")
     parts["mmlu_continuation"] = "mmlu/continuation"
-    directories = {root / parts.get(name, name) for name in SUITE}
+    directories = {root / parts.get(name, name) for name in DOWNLOADED}
     manager = lm_eval.tasks.TaskManager(
         include_path=list(directories), include_defaults=False
     )
-    assert set(SUITE) <= set(manager.all_tasks)
+    assert set(DOWNLOADED) <= set(manager.all_tasks)
 
 
 def test_primary_metric_is_an_accuracy():

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from espnet_dus.app import cli
-from espnet_dus.evaluation.text import comparison
-from espnet_dus.evaluation.text.comparison import evaluate, mean_delta
+from espnet_dus.evaluation.text import evaluate as evaluation
+from espnet_dus.evaluation.text.evaluate import evaluate, mean_delta
 from espnet_dus.evaluation.text.models import Models, count_equal_tokens
 from espnet_dus.model.base_lm import identify
 from espnet_dus.model.checkpoint import IDENTITY_KEY
@@ -69,13 +69,13 @@ def computed(monkeypatch):
     """Record which parts are computed, not read from their files."""
     calls = []
     for name in ("score_text", "run_task"):
-        function = getattr(comparison, name)
+        function = getattr(evaluation, name)
 
         def record(what, *args, function=function, **kwargs):
             calls.append(getattr(what, "name", "text"))
             return function(what, *args, **kwargs)
 
-        monkeypatch.setattr(comparison, name, record)
+        monkeypatch.setattr(evaluation, name, record)
     return calls
 
 
@@ -86,7 +86,7 @@ def test_base_alone_gives_scores_without_deltas(setup):
     assert results["tasks"]["local_piqa"]["items"] == 3
     assert results["mean_delta"] is None and results["identical_tokens"] is None
     assert json.loads((setup["out_dir"] / "results.json").read_text()) == results
-    assert "|wiki|" in (setup["out_dir"] / "results.md").read_text()
+    assert "| wiki " in (setup["out_dir"] / "results.md").read_text()
 
 
 def test_adapted_model_is_compared_on_every_part(adapt):
@@ -121,7 +121,7 @@ def test_finished_base_results_serve_the_comparison(setup, adapt, computed):
 
 
 def test_interrupted_evaluation_goes_on_where_it_was(setup, computed, monkeypatch):
-    run_task = comparison.run_task
+    run_task = evaluation.run_task
 
     def interrupt(task, *args):
         if task.name == "local_lambada":
@@ -129,7 +129,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(setup, computed, monkeypatc
         return run_task(task, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "run_task", interrupt)
+        patch.setattr(evaluation, "run_task", interrupt)
         with pytest.raises(KeyboardInterrupt):
             evaluate(**setup)
     assert not (setup["out_dir"] / "results.json").exists()
@@ -224,6 +224,7 @@ def test_mean_delta_weighs_tasks_alike():
     tasks = {"a": task(-0.04, 0.03), "b": task(-0.02, 0.04)}
     mean = mean_delta({**tasks, "c": {"metrics": {"word_perplexity": {"base": 1.0}}}})
     assert mean["delta"] == pytest.approx(-0.03)
+    assert (mean["base"], mean["adapted"]) == pytest.approx((0.5, 0.47))
     assert mean["standard_error"] == pytest.approx(0.025)
     assert mean["metrics"] == {"a": "acc", "b": "acc"}
 
@@ -235,7 +236,7 @@ def test_mean_delta_weighs_tasks_alike():
         ({"texts": ["none.txt"]}, "none.txt: no such text file"),
         ({"texts": [], "tasks": []}, "nothing to evaluate"),
         ({"limit": 0}, "limit 0"),
-        ({"model_file": "x.pth"}, "give both"),
+        ({"model_file": "x.pth"}, "expected both"),
         ({"config": "c.yaml", "model_file": "x.pth"}, "c.yaml: no such file"),
     ],
 )
@@ -332,10 +333,28 @@ def test_trained_model_of_each_arm_is_loaded_and_compared(
         model_file=directory / "1epoch.pth",
     )
     assert bool(results["identical_tokens"]) == identical
+    # with its added layers dropped it is the base LM: in full fine-tuning nothing is
+    assert results["dropped_tokens"] == (None if arm == "full" else 2048)
     if not identical:
         assert results["texts"]["wiki"]["kl_per_token"] > 0
         metrics = results["tasks"]["local_lambada"]["metrics"]
         assert metrics["perplexity"]["delta"] != 0
+
+
+def test_a_model_that_is_not_the_base_lm_when_dropped_is_an_error(
+    setup, tiny_options, tiny_model, adaptation_conf, monkeypatch
+):
+    options = dict(adaptation_conf=adaptation_conf("transformer", "all"))
+    model, directory = tiny_model(**options), setup["out_dir"].parent
+    torch.save(model.state_dict(), directory / "1epoch.pth")
+    (directory / "config.yaml").write_text(
+        yaml.safe_dump(vars(tiny_options(**options)))
+    )
+    model.lm.model.norm.weight.data[0] += 1.0
+    monkeypatch.setattr(Models, "adapted", model.lm.eval())
+    files = dict(config=directory / "config.yaml", model_file=directory / "1epoch.pth")
+    with pytest.raises(RuntimeError, match="1epoch.pth: with its added layers dropped"):
+        evaluate(**setup, **files)
 
 
 def test_command_prints_the_table(setup, capsys):
@@ -346,7 +365,7 @@ def test_command_prints_the_table(setup, capsys):
             *("--perplexity_text", str(setup["texts"][0]), "--window", "32"),
         ]
     )
-    assert "|wiki|" in capsys.readouterr().out
+    assert "| wiki " in capsys.readouterr().out
 
 
 def test_command_names_a_wrong_task(setup, capsys):

@@ -1,8 +1,10 @@
 """Base LM against adapted LM on the same text: what the adaptation cost.
 
-Both run in one process, in the same precision and with the same batch size. Whatever is
-finished stands in a file of its own, so an interrupted evaluation goes on where it was,
-and the base LM's results serve every model adapted from it.
+Both run in one process, in the same precision and with the same batch size. The
+adapted model is evaluated with its added layers kept. With them dropped it is the base
+LM, which is verified on a sample of tokens. Each finished part is a file of its own, so
+that an interrupted evaluation resumes, and the base LM's results serve every model
+adapted from it.
 """
 
 import hashlib
@@ -16,19 +18,20 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from espnet_dus.evaluation.text.metric import Metric, paired_delta
-from espnet_dus.evaluation.text.models import Models, count_equal_tokens
+from espnet_dus.evaluation.text.models import Models
 from espnet_dus.evaluation.text.perplexity import WINDOW, read_text, score_text
-from espnet_dus.evaluation.text.report import markdown
+from espnet_dus.evaluation.text.tables import markdown
 from espnet_dus.evaluation.text.tasks import (
     TASK_DIR,
     TextTask,
+    expand_suites,
     load_tasks,
     primary_metric,
     run_task,
 )
 from espnet_dus.io import write_text
 
-PACKAGES = ("torch", "transformers", "lm_eval")
+RESULTS_DEPEND_ON = ("torch", "transformers", "lm_eval")
 Part = Dict[str, Dict[str, Metric]]  # "base", "adapted", "kl" -> name -> metric
 
 
@@ -52,28 +55,29 @@ def evaluate(
 
     Args:
         base_lm: Base LM directory.
-        out_dir: Gets `results.json`, `results.md` and, in `parts/`, what is finished.
+        out_dir: For `results.json`, `results.md` and, in `parts/`, the finished parts.
         config: `config.yaml` of the adapted model's training; None for the base alone.
         model_file: Its checkpoint.
         texts: Text files for perplexity and KL divergence.
-        tasks: Names of text tasks, see `tasks.load_tasks`.
+        tasks: Names of text tasks or of suites, see `tasks.load_tasks`.
         data_dir: Data of local tasks.
         task_dir: Files of local tasks.
-        limit: At most this many items of each task and windows of each text.
+        limit: Maximum number of items of each task and windows of each text.
         window: Context of the perplexity in tokens.
         batch_size: Requests in a batch, the same for both models.
         dtype: Precision of both models: `float32`, or `bfloat16`.
-        cache_dir: Where the base LM's results stand; None for below `out_dir`.
-        even_if_identical: Evaluate the adapted model although its logits are those of
-            the base LM bit for bit.
+        cache_dir: Directory of the base LM's results; None: below `out_dir`.
+        even_if_identical: Evaluate the adapted model although its logits equal the base
+            LM's, bit for bit.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        ValueError: Something asked for does not exist or does not fit; found before
+        ValueError: Something requested does not exist or does not fit; raised before
             anything is computed.
-        RuntimeError: The data of a task cannot be loaded.
+        RuntimeError: The data of a task cannot be loaded, or the adapted model with its
+            added layers dropped is not the base LM.
     """
     for name, value in (
         ("limit", limit),
@@ -92,7 +96,7 @@ def evaluate(
             "limit": limit,
             "window": window,
             "batch_size": batch_size,
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": {name: metadata.version(name) for name in RESULTS_DEPEND_ON},
         },
         parts_dir=Path(out_dir) / "parts",
         cache_dir=Path(cache_dir or Path(out_dir) / "parts"),
@@ -104,7 +108,7 @@ def evaluate(
     parts = {}
     for done, (name, job, what) in enumerate(jobs, 1):
         gone = time.monotonic() - start
-        logging.info(f"{name}: part {done} of {len(jobs)}, {gone:.0f} s gone")
+        logging.info(f"{name}: part {done} of {len(jobs)}, {gone:.0f} s elapsed")
         version = _sha256(what)[:16] if isinstance(what, str) else what.version
         parts[name] = {"version": version, **summary(job(name, what))}
 
@@ -112,6 +116,7 @@ def evaluate(
         "base": vars(models.identity),
         "adapted": str(model_file) if model_file else None,
         "identical_tokens": evaluation.identical_tokens,
+        "dropped_tokens": evaluation.dropped_tokens,
         **evaluation.setting,
         "texts": {name: parts[name] for name in contents},
         "tasks": {task.name: parts[task.name] for task in loaded},
@@ -128,43 +133,46 @@ def read_parts(
     data_dir: Optional[Union[str, Path]] = None,
     task_dir: Union[str, Path] = TASK_DIR,
 ) -> Tuple[Dict[str, str], List[TextTask]]:
-    """Read what is to be evaluated; see `evaluate`.
+    """Read the texts and tasks of an evaluation; see `evaluate`.
 
     Returns:
         The texts by name, and the tasks.
 
     Raises:
-        ValueError: Something asked for does not exist or does not fit.
+        ValueError: Something requested does not exist or does not fit.
         RuntimeError: The data of a task cannot be loaded.
     """
+    tasks = expand_suites(tasks)
     if not texts and not tasks:
-        raise ValueError("nothing to evaluate: give a text, tasks, or both")
+        raise ValueError("nothing to evaluate: expected a text, tasks, or both")
     contents = {Path(path).stem: read_text(path) for path in texts}
     if len(contents) < len(texts):
-        raise ValueError("two texts have the same name, rename one of the files")
+        raise ValueError("two texts have the same name: rename one of the files")
     both = sorted(set(contents) & set(tasks))
     if both:
         raise ValueError(f"{both[0]} is a text and a task: rename the text's file")
-    return contents, load_tasks(list(dict.fromkeys(tasks)), data_dir, task_dir)
+    return contents, load_tasks(tasks, data_dir, task_dir)
 
 
 class Evaluation:
     """Runs the parts of an evaluation, each once.
 
-    A part is computed for the base LM and, where the adapted model differs from it,
-    for that too. A model whose logits equal the base LM's is given the base LM's
-    results, as far as they are known already.
+    A part is computed for the base LM and for an adapted model that differs from it. A
+    model whose logits equal the base LM's gets the base LM's results, if they are known
+    already.
 
     Args:
         models: The models.
-        setting: What every part depends on; kept with each result.
-        parts_dir: Where results of the adapted model stand.
-        cache_dir: Where results of base LMs stand.
-        even_if_identical: Treat an identical model as one that differs.
+        setting: What every part depends on; stored with each result.
+        parts_dir: Directory of the adapted model's results.
+        cache_dir: Directory of base LMs' results.
+        even_if_identical: Treat an identical model like one that differs.
 
     Attributes:
-        identical_tokens: Tokens on which all logits were equal: 0 where the adapted
-            model differs, None without one.
+        identical_tokens: Number of tokens on which all logits equal the base LM's with
+            the added layers kept: 0 if the adapted model differs, None without one.
+        dropped_tokens: The same with the added layers dropped; None without an adapted
+            model, or where the base LM is not inside it (arm `full`).
     """
 
     def __init__(
@@ -179,9 +187,13 @@ class Evaluation:
         self.parts_dir = parts_dir
         self.cache_dir = cache_dir / models.identity.sha256[:16]
         self.harness: Dict[str, object] = {}
-        self.identical_tokens = None
-        if "adapted" in models.sha256:
-            self.identical_tokens = count_equal_tokens(models.base, models.adapted)
+        self.identical_tokens = models.equal_tokens()
+        self.dropped_tokens = models.equal_tokens(dropped=True)
+        if self.dropped_tokens == 0:
+            raise RuntimeError(
+                f"{models.model_file}: with its added layers dropped, the model is not "
+                "the base LM: something changed frozen parameters"
+            )
         if self.identical_tokens:
             logging.info(
                 f"identical by construction, verified on {self.identical_tokens} tokens"
@@ -190,7 +202,7 @@ class Evaluation:
         self.compare = self.identical_tokens is not None and not self.reuse
 
     def text(self, name: str, text: str) -> Part:
-        """Perplexity of a text, and KL(base || adapted) on it."""
+        """Return perplexities of a text, and KL(base || adapted) on it."""
 
         def compute() -> Part:
             score = score_text(
@@ -207,12 +219,12 @@ class Evaluation:
                 part["kl"] = {"kl_per_token": score.kl_metric()}
             return part
 
-        # The two read a text side by side, for KL needs the logits of both.
+        # Both read a text side by side: KL needs the logits of both.
         models = ["base", "adapted"] if self.compare else ["base"]
         return self._part(name, models, {"text": _sha256(text)}, compute)
 
     def task(self, name: str, task: TextTask) -> Part:
-        """Metrics of a task."""
+        """Return the metrics of a task."""
         part = {}
         for model in ("base", "adapted") if self.compare else ("base",):
 
@@ -249,18 +261,18 @@ def stored(
     """Read a part's metrics from its file, or compute them and write the file.
 
     Args:
-        directory: Where the file stands.
+        directory: Directory of the file.
         name: What was evaluated, for the file's name.
-        key: All that the metrics depend on.
-        compute: Gives the metrics; None to take only what is there.
+        key: Everything that the metrics depend on.
+        compute: Returns the metrics; None: take only a stored part.
 
     Returns:
-        The metrics; empty where there is no file and nothing to compute.
+        The metrics; empty if there is no file and nothing to compute.
     """
     digest = _sha256(json.dumps(key, sort_keys=True))
     path = directory / f"{name}-{digest[:16]}.json"
     if path.is_file():
-        logging.info(f"{name}: done before, {path}")
+        logging.info(f"{name}: already done, {path}")
         part = json.loads(path.read_text(encoding="utf-8"))["part"]
         return {
             model: {n: Metric.from_json(metric) for n, metric in metrics.items()}
@@ -285,10 +297,10 @@ def summary(part: Part) -> Dict:
     """Compare the two models on a part.
 
     Args:
-        part: Metrics of "base", "adapted" and "kl", as far as there are any.
+        part: Metrics of "base", "adapted" and "kl", if there are any.
 
     Returns:
-        `metrics`: by name what `paired_delta` gives, or `base` alone; `items`, their
+        `metrics`: by name the result of `paired_delta`, or `base` alone; `items`: their
         number; and `kl_per_token` in nats where both models read a text.
     """
     base, adapted = part.get("base", {}), part.get("adapted", {})
@@ -310,14 +322,15 @@ def summary(part: Part) -> Dict:
 
 
 def mean_delta(tasks: Dict[str, Dict]) -> Optional[Dict]:
-    """Average the deltas of the tasks' accuracies, each task counting the same.
+    """Average the tasks' accuracies and their deltas, each task with the same weight.
 
     Args:
-        tasks: What `summary` gives, by task.
+        tasks: Results of `summary` by task.
 
     Returns:
-        `delta`, its `standard_error`, and `metrics`, the accuracy taken of each task;
-        None where no task has one for both models.
+        `base` and `adapted` (mean accuracies), `delta`, its `standard_error`, and
+        `metrics`: the accuracy used for each task. None if no task has one for both
+        models.
     """
     chosen = {
         name: primary_metric(
@@ -331,7 +344,10 @@ def mean_delta(tasks: Dict[str, Dict]) -> Optional[Dict]:
     picked = [tasks[name]["metrics"][metric] for name, metric in chosen.items()]
     errors = [metric["standard_error"] for metric in picked]
     return {
-        "delta": float(np.mean([metric["delta"] for metric in picked])),
+        **{
+            name: float(np.mean([metric[name] for metric in picked]))
+            for name in ("base", "adapted", "delta")
+        },
         "standard_error": (
             None
             if None in errors
