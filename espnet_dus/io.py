@@ -49,6 +49,12 @@ def write_text(path: Union[str, Path], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def file_sha256(path: Union[str, Path]) -> str:
+    """Return the sha256 of a file's content as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_name(key: str, suffix: str = "") -> str:
     """Return a file name for a key, such as an utterance id.
 

@@ -1,41 +1,39 @@
 """MODEL of the command line: an experiment, a checkpoint, a pack or a hub id.
 
-No import here loads torch: listing models is to be quick.
+Nothing here imports torch before a model is loaded, so that listing models is quick.
 """
 
 import json
+import logging
 import os
 import zipfile
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
 
 import yaml
 
 from espnet_dus.io import default_cache
-from espnet_dus.zoo import TAG
+from espnet_dus.zoo import FETCHED, PATHS, find_option
 
-IDENTITY = "identity.json"  # of a base LM directory
-# The checkpoint of an experiment directory: the first of these that is there.
+# The checkpoint of an experiment directory: the first of these that exists.
 CHECKPOINTS = ("valid.acc.ave.pth", "train.acc.ave.pth", "model.pth", "latest.pth")
-# Options of a training that name files, relative to the directory that it ran in.
-PATHS = ("base_lm", "bpemodel", "ctc_units", "non_linguistic_symbols")
 WHERE = ("exp", "egs2/*/dus1/exp")
 
 
 class LocalModel(NamedTuple):
-    """A model that is on this machine.
+    """A model on this machine.
 
     Attributes:
-        name: What `--model` takes.
-        what: The arm; of inserted layers their kind and scope.
+        name: The value for `--model`.
+        adaptation: The arm, with kind and scope of added layers.
         base_lm: The base LM's name.
-        trained: How many parameters were trained, if that is known.
+        trained: Number of trained parameters, if known.
     """
 
     name: str
-    what: str
+    adaptation: str
     base_lm: str
     trained: Optional[int] = None
 
@@ -46,14 +44,14 @@ def load(model: str, base_lm: Optional[str] = None, **options: Any):
     Args:
         model: An experiment directory, a checkpoint in one, a pack (.zip), its URL, or
             `user/name[@revision]` on the Hugging Face hub.
-        base_lm: Of a pack or hub id: the base LM's directory; None: it is fetched.
-        options: Those of `Speech2Text`.
+        base_lm: The base LM's directory for a pack or hub id; None: it is fetched.
+        options: Options of `Speech2Text`.
 
     Returns:
-        A `Speech2Text`; it gives word times if the model has a CTC head.
+        A `Speech2Text` that computes word times if the model has a CTC head.
 
     Raises:
-        ValueError: There is no such model, or a file of it is missing.
+        ValueError: The model, or a file of it, does not exist.
         RuntimeError: It could not be fetched, or does not fit its configuration.
     """
     from espnet_dus import Speech2Text
@@ -101,27 +99,30 @@ def experiment_files(path: Union[str, Path]) -> Tuple[Path, Path]:
             return config, directory / name
     there = ", ".join(sorted(p.name for p in directory.glob("*.pth"))) or "none"
     raise ValueError(
-        f"{directory}: no checkpoint {' or '.join(names)}; there are: {there}. Train "
-        "on (stage 11), or name a checkpoint"
+        f"{directory}: no checkpoint {' or '.join(names)}; its checkpoints: {there}. "
+        "Continue the training (stage 11), or name a checkpoint"
     )
 
 
 def training_directory(config: Path) -> Path:
-    """Find the directory that a training ran in, which its paths are relative to.
+    """Find the directory that a training ran in, to which its paths are relative.
 
     Args:
-        config: Its `config.yaml`.
+        config: The `config.yaml` of the training.
 
     Returns:
-        The working directory, or the first one above the file where all is found.
+        The working directory, or the first one above `config`, from which every file
+        named in the configuration exists.
 
     Raises:
-        ValueError: Something that the configuration names is nowhere.
+        ValueError: A file named in the configuration does not exist.
     """
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
-    named = {name: options.get(name) for name in PATHS}
-    named["stats_file"] = (options.get("normalize_conf") or {}).get("stats_file")
-    named = {name: path for name, path in named.items() if path}
+    named = {}
+    for option in PATHS:
+        block, name = find_option(options, option)
+        if path := block.get(name):
+            named[option] = path
     candidates = [Path.cwd(), *config.absolute().parents]
     for directory in candidates:
         if all((directory / path).exists() for path in named.values()):
@@ -132,77 +133,97 @@ def training_directory(config: Path) -> Path:
         if not any((directory / path).exists() for directory in candidates)
     ]
     raise ValueError(
-        f"{config} names files that are not there (looked for from {Path.cwd()} and "
-        f"from the directories above it): {', '.join(missing or map(str, named))}"
+        f"{config} names files that do not exist (searched from {Path.cwd()} and from "
+        f"the directories above {config.name}): {', '.join(missing or named)}"
     )
 
 
 def find_models(root: Union[str, Path] = ".") -> List[LocalModel]:
     """List the models on this machine.
 
+    Files of other programs are passed over; for a file that is damaged, a warning is
+    logged.
+
     Args:
-        root: Experiments and packs are looked for in its `exp` and `egs2/*/dus1/exp`;
-            models that were fetched once, in their cache.
+        root: Directory whose `exp` and `egs2/*/dus1/exp` are searched for experiments
+            and packs. Fetched models are in their cache.
 
     Returns:
         Experiments with a checkpoint, then packs, then fetched models.
     """
-    found: List[LocalModel] = []
     root = Path(root)
-    for pattern in WHERE:
-        for config in sorted(root.glob(f"{pattern}/*/config.yaml")):
-            found += _experiment(config)
-    for pattern in WHERE:
-        for archive in sorted(root.glob(f"{pattern}/**/*.zip")):
-            found += _pack(archive)
+    fetched = (default_cache() / "models").glob(f"*/{FETCHED}")
+    found = [
+        *_described(_experiment, _inside(root, "*/config.yaml")),
+        *_described(_pack, _inside(root, "**/*.zip")),
+    ]
     names = {os.path.abspath(model.name) for model in found}
-    return found + [model for model in _fetched() if model.name not in names]
+    cached = _described(_fetched, sorted(fetched))
+    return found + [model for model in cached if model.name not in names]
 
 
-def _experiment(config: Path) -> Iterator[LocalModel]:
-    try:
-        experiment_files(config.parent)
-    except ValueError:  # not trained yet
-        return
+def _inside(root: Path, pattern: str) -> List[Path]:
+    return [path for exp in WHERE for path in sorted(root.glob(f"{exp}/{pattern}"))]
+
+
+def _described(
+    describe: Callable[[Path], Optional[LocalModel]], paths: List[Path]
+) -> List[LocalModel]:
+    found = []
+    for path in paths:
+        try:
+            model = describe(path)
+        except (
+            *(ValueError, LookupError, TypeError, AttributeError, OSError),
+            *(yaml.YAMLError, zipfile.BadZipFile),
+        ) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            logging.warning(f"{path} is skipped, it cannot be read: {reason}")
+        else:
+            found += [model] if model else []
+    return found
+
+
+def _experiment(config: Path) -> Optional[LocalModel]:
+    if not any((config.parent / name).is_file() for name in CHECKPOINTS):
+        return None  # not trained yet
     params = config.with_name("params.json")
     counts = json.loads(params.read_text("utf-8")) if params.is_file() else {}
     name = (counts.get("base_lm") or {}).get("name")
-    yield from _model(str(config.parent), config.read_text("utf-8"), name, counts)
+    text = config.read_text("utf-8")
+    return _model(str(config.parent), text, name, counts.get("trained"))
 
 
-def _pack(archive: Path) -> Iterator[LocalModel]:
+def _pack(archive: Path) -> Optional[LocalModel]:
     if not zipfile.is_zipfile(archive):
-        return
+        return None
     with zipfile.ZipFile(archive) as members:
         if "meta.yaml" not in members.namelist():
-            return
+            return None
         meta = yaml.safe_load(members.read("meta.yaml"))
+        if "base_lm" not in meta:
+            return None  # a pack of another task of ESPnet
         config = members.read(meta["yaml_files"]["asr_train_config"]).decode("utf-8")
-    yield from _model(str(archive), config, meta["base_lm"]["name"])
+    return _model(str(archive), config, meta["base_lm"]["name"])
 
 
-def _fetched() -> Iterator[LocalModel]:
-    """Give the models fetched before, by what they were fetched by."""
-    for path in sorted((default_cache() / "models").glob(f"*/{TAG}")):
-        identity = json.loads(path.with_name("base_lm").joinpath(IDENTITY).read_text())
-        config = path.with_name("config.yaml").read_text("utf-8")
-        yield from _model(path.read_text("utf-8"), config, identity["name"])
+def _fetched(path: Path) -> Optional[LocalModel]:
+    fetched = json.loads(path.read_text("utf-8"))
+    config = path.with_name("config.yaml").read_text("utf-8")
+    return _model(fetched["model"], config, fetched["base_lm"])
 
 
 def _model(
-    name: str,
-    config: str,
-    base_lm: Optional[str],
-    counts: Optional[Dict[str, Any]] = None,
-) -> Iterator[LocalModel]:
-    """Describe a model by its configuration; nothing, if it is not one of ours."""
+    name: str, config: str, base_lm: Optional[str], trained: Optional[int] = None
+) -> Optional[LocalModel]:
+    """Describe a model by its configuration; None if it is not of this package."""
     options = yaml.safe_load(config)
     if not isinstance(options, dict) or not {"adaptation", "base_lm"} <= set(options):
-        return
-    what = options["adaptation"]
-    if what == "dus":
+        return None
+    adaptation = options["adaptation"]
+    if adaptation == "dus":
         conf = options.get("adaptation_conf") or {}
-        kind, scope = conf.get("kind", "e_branchformer"), conf.get("scope", "speech")
-        what = f"dus {kind} {scope}"
+        chosen = (conf.get(key) for key in ("kind", "scope"))
+        adaptation = " ".join(filter(None, ("dus", *chosen)))
     base_lm = base_lm or os.path.basename(str(options["base_lm"]))
-    yield LocalModel(name, what, base_lm, (counts or {}).get("trained"))
+    return LocalModel(name, adaptation, base_lm, trained)

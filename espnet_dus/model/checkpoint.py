@@ -5,9 +5,11 @@ ESPnet's Trainer, averaging, `--init_param` and packing all go through `state_di
 """
 
 import json
+import pickle
 import re
 from dataclasses import asdict
-from typing import Callable, Dict, Set
+from pathlib import Path
+from typing import Callable, Dict, Set, Union
 
 import torch
 from espnet2.torch_utils.load_pretrained_model import safe_torch_load
@@ -93,6 +95,40 @@ def record_identity(
         state[prefix + key] = getattr(module, key)
 
     module.register_load_state_dict_pre_hook(check_saved)
+
+
+def checkpoint_identity(path: Union[str, Path]) -> Identity:
+    """Read the identity of a checkpoint's base LM; no code in the file is run.
+
+    Memory-mapped: of a checkpoint that holds a whole LM, only the identity is read.
+
+    Raises:
+        ValueError: The file is missing, damaged, holds more than tensors, or is not a
+            checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, it holds more than tensors, which may be code: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path}: not a whole checkpoint; remove it and fetch it again"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(
+        code := state.get(IDENTITY_KEY), torch.Tensor
+    ):
+        raise ValueError(
+            f"{path}: it does not say which base LM it belongs to; expected a "
+            "checkpoint such as valid.acc.ave.pth or 3epoch.pth (checkpoint.pth is for "
+            "resuming only)"
+        )
+    return Identity(**json.loads(bytes(code.to(torch.uint8).tolist())))
 
 
 def parameter_counts(model: torch.nn.Module) -> Dict[str, int]:

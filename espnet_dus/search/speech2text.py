@@ -1,6 +1,5 @@
 """A trained model as one Python object: waveforms in, transcripts out."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
@@ -16,6 +15,7 @@ from espnet_dus.data.lengths import (
     position_times,
     sampling_rate,
 )
+from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.upscaling import inserted_layers
@@ -75,8 +75,8 @@ class Speech2Text:
             _set_precision(self.model, dtype)
         self.device = device
         self.origin = {
-            "train_config": _sha256(asr_train_config),
-            "model_file": _sha256(asr_model_file),
+            "train_config": file_sha256(asr_train_config),
+            "model_file": file_sha256(asr_model_file),
             "dtype": dtype,
         }
         self.min_length = min_length(self.train_args)
@@ -305,8 +305,3 @@ def _set_precision(model: ESPnetDUSModel, dtype: str) -> None:
     for parameter in model.lm.parameters():
         if id(parameter) not in added:
             parameter.data = parameter.data.to(model.compute_dtype)
-
-
-def _sha256(path: Union[str, Path]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

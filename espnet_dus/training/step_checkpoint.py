@@ -20,7 +20,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
-from espnet_dus.io import atomic_path, write_text
+from espnet_dus.io import atomic_path, file_sha256, write_text
 
 
 class StepCheckpoints:
@@ -176,6 +176,4 @@ def differs_from_checksum(path: Path) -> bool:
     checksum = Path(f"{path}.sha256")
     if not checksum.is_file():
         return False
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return found != checksum.read_text(encoding="utf-8").split()[0]
+    return file_sha256(path) != checksum.read_text(encoding="utf-8").split()[0]

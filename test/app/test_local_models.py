@@ -71,9 +71,13 @@ def test_a_checkpoint_stands_for_its_experiment(root):
         config,
         directory / "3epoch.pth",
     )
-    with pytest.raises(ValueError, match="no checkpoint 4epoch.pth; there are: 3epoch"):
+    with pytest.raises(
+        ValueError, match="no checkpoint 4epoch.pth; its checkpoints: 3epoch"
+    ):
         experiment_files(directory / "4epoch.pth")
-    with pytest.raises(ValueError, match="untrained: no checkpoint .*are: none"):
+    with pytest.raises(
+        ValueError, match="untrained: no checkpoint .*checkpoints: none"
+    ):
         experiment_files(directory.with_name("untrained"))
     with pytest.raises(ValueError, match="no config.yaml there"):
         experiment_files(root)
@@ -88,9 +92,7 @@ def test_a_file_that_the_configuration_names_and_that_is_gone_is_named(root):
     config.write_text(yaml.safe_dump(options))
     assert training_directory(config) == recipe
     shutil.rmtree(recipe / "data")
-    with pytest.raises(
-        ValueError, match="files that are not there .*: ctc_units: data"
-    ):
+    with pytest.raises(ValueError, match="files that do not exist .*: ctc_units: data"):
         training_directory(config)
 
 
@@ -109,3 +111,31 @@ def test_trained_experiments_and_packs_are_listed(root):
         LocalModel(str(exp / "dus_toy"), "dus transformer all", "tiny", 12),
         LocalModel(str(exp / "dus_toy" / "model.zip"), "lora", "SmolLM2"),
     ]
+
+
+def test_files_of_others_are_passed_over_and_damaged_ones_named(root, caplog):
+    exp = root / "egs2/toy/dus1/exp"
+    listed = find_models(root)
+    packs = {
+        # a pack of another task, one without what it names, one of something else
+        "espnet": {"files": {}, "yaml_files": {"asr_train_config": "c.yaml"}},
+        "damaged": {"yaml_files": {}, "base_lm": {"name": "x"}},
+        "number": 3,
+    }
+    for name, meta in packs.items():
+        with zipfile.ZipFile(exp / "asr" / f"{name}.zip", "w") as pack:
+            pack.writestr("meta.yaml", yaml.safe_dump(meta))
+    for name, content in {"tab": b"a: 1\n\tb: [\n", "latin": b"a: \xe9\n"}.items():
+        (exp / name).mkdir()
+        (exp / name / "config.yaml").write_bytes(content)
+        (exp / name / "latest.pth").touch()
+    (exp / "asr" / "config.yaml").write_text("")
+    assert find_models(root) == listed
+    skipped = {message.split(" is skipped")[0] for message in caplog.messages}
+    assert skipped == {
+        str(exp / name)
+        for name in (
+            *("asr/damaged.zip", "asr/number.zip"),
+            *("tab/config.yaml", "latin/config.yaml"),
+        )
+    }

@@ -56,7 +56,6 @@ def experiment(tmp_path_factory, tiny_options, tiny_model, tiny_base_lm_dir, ran
         model = randomise(tiny_model(**paths), seed=3)
         torch.save(model.state_dict(), exp / "valid.acc.ave_2best.pth")
         config = vars(tiny_options(**paths))
-        config["bpemodel"] = config["base_lm"]
         config["output_dir"] = str(exp)
         config["config"] = "conf/train_dus.yaml"
         config["train_data_path_and_name_and_type"] = [["dump/text", "text", "text"]]

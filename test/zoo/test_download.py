@@ -1,5 +1,6 @@
 """A published model loads as it was, from wherever it comes; a tampered one never."""
 
+import errno
 import functools
 import http.server
 import io
@@ -69,6 +70,37 @@ def test_a_new_pack_of_the_same_name_is_not_taken_for_the_old_one(
     assert first["asr_model_file"] != second["asr_model_file"]
 
 
+def test_a_pack_zipped_again_in_another_way_is_the_same_model(
+    packed, cache, tmp_path, tiny_base_lm_dir, transcribe, expected
+):
+    """Without entries of directories, its members the other way round."""
+    path = tmp_path / "again.zip"
+    with zipfile.ZipFile(packed) as old, zipfile.ZipFile(path, "w") as new:
+        for info in reversed(old.infolist()):
+            if not info.is_dir():
+                new.writestr(info, old.read(info))
+    speech2text = Speech2Text.from_pretrained(path, base_lm=tiny_base_lm_dir)
+    assert transcribe(speech2text) == expected
+
+
+def test_a_model_in_a_read_only_cache_is_loaded_and_no_other_is_fetched(
+    packed, cache, tmp_path, tiny_base_lm_dir, monkeypatch
+):
+    files = download(packed, tiny_base_lm_dir)
+    other = shutil.copy(packed, tmp_path / "other.zip")
+    with zipfile.ZipFile(other, "a") as archive:
+        archive.writestr("data/more.txt", "more")
+
+    def read_only(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("espnet_dus.io.os.replace", read_only)
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
+    assert download(packed, tiny_base_lm_dir) == files
+    with pytest.raises(RuntimeError, match="cannot be written .*set XDG_CACHE_HOME"):
+        download(other, tiny_base_lm_dir)
+
+
 def test_a_url_is_fetched_once(packed, cache, tiny_base_lm_dir, transcribe, expected):
     asked = []
 
@@ -115,7 +147,7 @@ def test_a_hub_id_with_its_revision_is_the_same_model(
     for tag in ("owner/model", f"owner/model@{snapshot.name}"):
         speech2text = Speech2Text.from_pretrained(tag, base_lm=tiny_base_lm_dir)
         assert transcribe(speech2text) == expected
-    refused("owner/model@v0", "no meta.yaml in it", tiny_base_lm_dir)
+    refused("owner/model@v0", "no meta.yaml at its top", tiny_base_lm_dir)
     refused("owner/gone", "'owner/gone' could not be fetched", None, RuntimeError)
     refused("gone.zip", "gone.zip: no such pack", None)
 

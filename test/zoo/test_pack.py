@@ -59,7 +59,7 @@ def test_no_path_in_it_leads_outside(packed, experiment):
     assert str(experiment.root) not in config and "big_disk" not in config
     assert str(experiment.base_lm) not in config
     config = yaml.safe_load(config)
-    assert config["base_lm"] == config["bpemodel"] == "data/base_lm"
+    assert config["base_lm"] == "data/base_lm"
     assert config["ctc_units"] == "data/ctc_units"
     assert config["normalize_conf"] == {"stats_file": "data/feats_stats.npz"}
     assert config["output_dir"] is None
@@ -89,6 +89,16 @@ def test_a_model_trained_from_shards_is_packed_without_them(in_recipe, tmp_path)
     assert yaml.safe_load(read(tmp_path / "a.zip", CONFIG))["streaming_conf"] == {}
 
 
+def test_the_configuration_of_an_earlier_version_is_packed(in_recipe, tmp_path):
+    config = yaml.safe_load(open(CONFIG))
+    config.update(bpemodel=config["base_lm"], token_list="data/token_list", g2p=None)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    pack(tmp_path / "config.yaml", MODEL, tmp_path / "a.zip")
+    member = f"exp/{tmp_path.name}/config.yaml"
+    packed = yaml.safe_load(read(tmp_path / "a.zip", member))
+    assert packed["base_lm"] == "data/base_lm" and packed["bpemodel"] is None
+
+
 def test_what_does_not_fit_is_an_error_and_no_file_appears(in_recipe, tmp_path):
     out = tmp_path / "a.zip"
 
@@ -107,7 +117,7 @@ def test_what_does_not_fit_is_an_error_and_no_file_appears(in_recipe, tmp_path):
     (tmp_path / "exp").mkdir()
     for change, message in (
         ({"cleaner": str(tmp_path / "exp")}, "the option cleaner names .*/exp, a file"),
-        ({"ctc_units": "data/gone"}, "ctc_units: data/gone is not there"),
+        ({"ctc_units": "data/gone"}, "ctc_units: data/gone does not exist"),
     ):
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump({**config, **change}))
@@ -153,7 +163,7 @@ def test_an_archive_cut_short_or_damaged_is_refused(packed, tmp_path):
         (MODEL, "the file exp/dus_tiny/valid.acc.ave.pth is missing from the pack"),
         (CONFIG, "the file exp/dus_tiny/config.yaml is missing from the pack"),
         ("data/base_lm/config.json", "the file data/base_lm/config.json is missing"),
-        ("meta.yaml", "no meta.yaml in it, so it is not a model's pack"),
+        ("meta.yaml", "no meta.yaml at its top, so it is not a model's pack"),
     ],
 )
 def test_a_missing_file_is_named(tampered, member, message):
@@ -172,7 +182,21 @@ def test_meta_that_names_a_file_outside_is_refused(tampered, place):
         check_archive(tampered(**{"meta.yaml": change}))
 
 
+def test_a_pack_inside_a_folder_of_the_archive_is_refused_with_advice(packed, tmp_path):
+    path = tmp_path / "folder.zip"
+    with zipfile.ZipFile(packed) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(f"model/{name}", old.read(name))
+    with pytest.raises(ValueError, match="there is model/meta.yaml: zip the content"):
+        check_archive(path)
+
+
 def test_the_pack_of_something_else_is_refused(tampered):
-    for meta in ("3", "files: {}", "files: {asr_model_file: x}\nyaml_files: {}"):
+    for meta in (
+        "3",
+        "a: [",
+        "files: {}",
+        "files: {asr_model_file: x}\nyaml_files: {}",
+    ):
         with pytest.raises(ValueError, match="expected a pack made by espnet-dus pack"):
             check_archive(tampered(**{"meta.yaml": lambda _: meta}))

@@ -1,8 +1,6 @@
 """The two LMs of a comparison: their identities, and the LMs, loaded when needed."""
 
 import hashlib
-import json
-import pickle
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +12,7 @@ from transformers import GenerationConfig
 
 from espnet_dus.model.adaptation import unadapted
 from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
-from espnet_dus.model.checkpoint import IDENTITY_KEY
+from espnet_dus.model.checkpoint import checkpoint_identity
 
 DTYPES = ("float32", "bfloat16")
 
@@ -61,21 +59,11 @@ class Models:
             self.sha256["adapted"] = _sha256(self.identity.sha256, config, model_file)
 
     def _check_base(self) -> None:
-        try:
-            # mmap: a checkpoint may hold a whole LM, and only this is read
-            state = torch.load(
-                self.model_file, map_location="cpu", mmap=True, weights_only=True
-            )
-            code = state[IDENTITY_KEY].to(torch.uint8).tolist()
-        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+        expected = checkpoint_identity(self.model_file)
+        if expected.sha256 != self.identity.sha256:
             raise ValueError(
-                f"{self.model_file}: not the checkpoint of a training of dus_train"
-            ) from error
-        expected = json.loads(bytes(code))
-        if expected["sha256"] != self.identity.sha256:
-            raise ValueError(
-                f"{self.model_file} was trained on the base LM {expected['name']} "
-                f"(sha256 {expected['sha256'][:12]}), but {self.directory} has "
+                f"{self.model_file} was trained on the base LM {expected.name} "
+                f"(sha256 {expected.sha256[:12]}), but {self.directory} has "
                 f"{self.identity.sha256[:12]}: compare it with the former (--base_lm)"
             )
 

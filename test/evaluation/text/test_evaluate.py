@@ -302,7 +302,7 @@ def test_file_that_is_no_checkpoint_is_an_error(adapt):
         lambda path: torch.save({"weight": torch.ones(1)}, path),
     ):
         write(arguments["model_file"])
-        with pytest.raises(ValueError, match="1epoch.pth: not the checkpoint of"):
+        with pytest.raises(ValueError, match="1epoch.pth: not a whole checkpoint"):
             evaluate(**arguments)
 
 
