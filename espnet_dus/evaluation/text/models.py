@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import GenerationConfig
 
-from espnet_dus.model.adaptation import unadapted
+from espnet_dus.model.adaptation import drop_added_layers
 from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
 from espnet_dus.model.checkpoint import checkpoint_identity
 
@@ -128,7 +128,7 @@ class Models:
         if not dropped:
             return count_equal_tokens(self.base, self.adapted)
         try:
-            with unadapted(self.adapted):
+            with drop_added_layers(self.adapted):
                 return count_equal_tokens(self.base, self.adapted)
         except ValueError:  # full fine-tuning
             return None
