@@ -50,8 +50,9 @@ class DUSProcessor(ProcessorMixin):
         """Extract the features of one utterance, or of a batch.
 
         Args:
-            speech: Samples (samples,) at the training data's rate, or features (F, M)
-                if the model was trained on features; or a list of such.
+            speech: Samples (samples,) at the training data's rate as a NumPy array, a
+                tensor or a list of floats; an array of features (F, M) if the model was
+                trained on features; or a list of such for a batch.
 
         Returns:
             `input_features` (B, F, M), `feature_lengths` (B,) and `input_ids` (B, N),

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from espnet2.asr.encoder import e_branchformer_encoder
+from espnet2.asr.layers import cgmlp
 
 from espnet_dus.model.features import FeatureModel
-from espnet_dus.model.upscaling import inserted_layers
+from espnet_dus.model.layers import hybrid
+from espnet_dus.model.upscaling import inserted_layers, stack
 
 SECONDS = (1.3, 0.6, 0.98)
 
@@ -62,6 +65,30 @@ def test_the_losses_of_a_batch_are_those_of_its_utterances(model, tiny_batch):
     ):
         expected = sum(w * stats[name] for w, stats in zip(weights, alone))
         torch.testing.assert_close(together[name], expected / weights.sum())
+
+
+@pytest.mark.parametrize("scope", ["all", "speech"])
+@torch.no_grad()
+def test_no_transcript_reaches_the_speech_through_the_convolutions(
+    tiny_model, adaptation_conf, randomise, tiny_batch, monkeypatch, scope
+):
+    conf = dict(cgmlp_conv_kernel=31, merge_conv_kernel=15)
+    conf = adaptation_conf("e_branchformer", scope, (-1, 0), **conf)
+    model = randomise(tiny_model(adaptation_conf=conf).eval(), seed=3)
+    batch = tiny_batch(1.3, 0.6)
+    changed = dict(batch, text=batch["text"].clone())
+    changed["text"][1, :3] += 7
+
+    def shorter(batch):
+        """What the CTC head reads of the shorter utterance."""
+        embedded = model.embed_speech(batch["speech"], batch["speech_lengths"])
+        seq = model.join_text(*embedded, batch["text"], batch["text_lengths"])
+        return model.lower(seq)[1, : embedded[1][1]]
+
+    # whether or not ESPnet masks what follows the speech
+    for module in (cgmlp, e_branchformer_encoder, hybrid):
+        monkeypatch.setattr(module, "mask_padded_frames", lambda x, mask: x)
+    assert torch.equal(shorter(batch), shorter(changed))
 
 
 # -- losses ----------------------------------------------------------------------------
@@ -167,6 +194,45 @@ def test_validation_reports_the_word_error_rate_of_ctc(default_model, tiny_batch
     default_model.ctc.greedy = lambda x_BSD, lengths_B: [[], [], []]
     assert default_model(**batch)[1]["wer_ctc"] == 100
     assert "wer_ctc" not in default_model.train()(**batch)[1]
+
+
+# -- text before the speech ------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_text_before_the_speech_is_read_first_and_shifts_the_losses_only(
+    model, tiny_batch
+):
+    batch = tiny_batch(*SECONDS)
+    before = torch.tensor([[5, 9, 11], [7, 0, 0], [3, 4, 0]]), torch.tensor([3, 1, 2])
+    texts = dict(zip(("text_before", "text_before_lengths"), before))
+    stats = model(**batch, **texts)[1]
+    embed = model.lm.get_input_embeddings()
+    losses, ctc = [], []
+    for b in range(3):
+        one = tiny_batch(*SECONDS, which=[b])
+        speech_BSD, lengths_B = model.embed_speech(one["speech"], one["speech_lengths"])
+        ids = before[0][b, : before[1][b]].tolist()
+        transcript = one["text"][0].tolist() + [model.eos_id]
+        text = torch.tensor([model.prompt_ids + transcript[:-1]])
+        inputs = torch.cat([embed(torch.tensor([ids])), speech_BSD, embed(text)], 1)
+        places = torch.arange(inputs.size(1))[None]
+        mask = (places >= len(ids)) & (places < len(ids) + speech_BSD.size(1))
+        out = model.lm(inputs_embeds=inputs, speech_mask=mask)
+        losses += torch.nn.functional.cross_entropy(
+            out.logits[0, -len(transcript) :],
+            torch.tensor(transcript),
+            reduction="none",
+        ).tolist()
+        view = stack(model.lm, 0, model.ctc_layer + 1, norm=False)
+        heard = view(inputs_embeds=inputs, speech_mask=mask).last_hidden_state
+        units = one["text_ctc"], one["text_ctc_lengths"]
+        ctc.append(model.ctc(heard[mask][None], lengths_B, *units))
+    torch.testing.assert_close(stats["loss_ce"][0], torch.tensor(losses).mean())
+    placed = [(total, count) for total, count in ctc if total > 0]
+    expected = sum(total for total, _ in placed) / sum(count for _, count in placed)
+    torch.testing.assert_close(stats["loss_ctc"][0], expected)
+    assert not torch.isclose(stats["loss_ce"], model(**batch)[1]["loss_ce"])
 
 
 # -- CTC alone -------------------------------------------------------------------------

@@ -85,3 +85,31 @@ def test_the_gradient_reaches_real_positions_and_no_padding():
         for b, length in enumerate(lengths):
             expected = (torch.arange(part.size(1)) < length).float()
             assert torch.equal(part.grad[b, :, 0], expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_text_may_come_before_the_speech(side):
+    before = torch.full((3, 2, 1), NAN)
+    before[0, :2, 0], before[2, :1, 0] = torch.tensor([7.0, 8.0]), 9.0
+    lengths_B = torch.tensor([2, 0, 1])
+    seq = join(*parts(), side, before=(before, lengths_B))
+    rows = [
+        [7, 8, 0, 1, 2, 3, 100],
+        [10, 11, 110, 111, 112],
+        [9, 20, 21, 22],
+    ]
+    masks = [[0, 0, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 1, 1, 1]]
+
+    def padded(row):
+        zeros = [0] * (7 - len(row))
+        return zeros + row if side == "left" else row + zeros
+
+    assert seq.inputs_BTD[..., 0].tolist() == [padded(row) for row in rows]
+    assert seq.speech_mask_BT.int().tolist() == [padded(mask) for mask in masks]
+    ones = [padded([1] * len(row)) for row in rows]
+    assert seq.attention_mask_BT.tolist() == ones
+    assert seq.lengths_B.tolist() == [7, 5, 4]
+    if side == "right":
+        speech_BSD = seq.of_speech(seq.inputs_BTD, 4)[..., 0].tolist()
+        assert speech_BSD[0] == [0, 1, 2, 3]
+        assert speech_BSD[1][:2] == [10, 11] and speech_BSD[2][:3] == [20, 21, 22]

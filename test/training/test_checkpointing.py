@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from espnet_dus.model.upscaling import inserted_layers
+
 
 def gradients(model, batch):
     torch.manual_seed(3)
@@ -50,6 +52,24 @@ def test_gradients_are_equal_and_less_is_kept(
     for layer in model.lm.model.layers:
         if not any(p.requires_grad for p in layer.parameters()):
             assert not any(child.training for child in layer.children())
+
+
+def test_each_layer_is_computed_once_more_and_no_oftener(
+    tiny_model, tiny_batch, adaptation_conf, kind_and_scope
+):
+    model = tiny_model(adaptation_conf=adaptation_conf(*kind_and_scope)).train()
+    model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    runs = {}
+    for index, layer in inserted_layers(model.lm).items():
+        linear = next(m for m in layer.modules() if isinstance(m, torch.nn.Linear))
+        runs[index] = 0
+
+        def count(*_, index=index):
+            runs[index] += 1
+
+        linear.register_forward_hook(count)
+    model.train()(**tiny_batch(0.9, 0.5))[0].backward()
+    assert set(runs.values()) == {2}
 
 
 def test_a_training_with_it_ends_as_one_without(train, tmp_path):

@@ -27,6 +27,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
 from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward import (
     PositionwiseFeedForward,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
 
@@ -154,7 +155,7 @@ def _check_units(name: str, units: int) -> None:
         raise ValueError(f"{name}: {units} is not an even number of 2 or more")
 
 
-class BidirectionalEBranchformer(torch.nn.Module):
+class BidirectionalEBranchformer(GradientCheckpointingLayer):
     """ESPnet's layer as it is, on the frames of whole utterances."""
 
     def __init__(self, layer: EBranchformerEncoderLayer):

@@ -155,8 +155,11 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
             index_BS, mask_BS = found
             index_BSD = index_BS[..., None].expand(-1, -1, x_BTD.size(2))
             global_BSD = global_BTD.gather(1, index_BSD)
-            merged_BSD = self.merge(global_BSD, x_BTD.gather(1, index_BSD), mask_BS)
-            merged_BSD = torch.where(mask_BS[..., None], merged_BSD, global_BSD)
+            mask_BS1 = mask_BS[..., None]
+            # zero on padding: what follows the speech must not reach the convolutions
+            x_BSD = x_BTD.gather(1, index_BSD).masked_fill(~mask_BS1, 0.0)
+            merged_BSD = self.merge(global_BSD, x_BSD, mask_BS)
+            merged_BSD = torch.where(mask_BS1, merged_BSD, global_BSD)
             # autocast may compute the merge in another precision than the attention
             global_BTD = global_BTD.scatter(
                 1, index_BSD, merged_BSD.to(global_BTD.dtype)

@@ -6,7 +6,6 @@ Dimensions: B utterances, T positions of the LLM sequence, S speech positions, D
 from typing import Optional, Tuple
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def speech_positions(
@@ -38,7 +37,7 @@ def speech_positions(
     return order_BT[:, :longest], frames_S[None] < lengths_B[:, None]
 
 
-class SpeechOnlyLayer(GradientCheckpointingLayer):
+class SpeechOnlyLayer(torch.nn.Module):
     """Applies a bidirectional layer to the speech positions of each sequence.
 
     The speech positions are gathered, so that the layer sees an utterance as an encoder
@@ -47,7 +46,9 @@ class SpeechOnlyLayer(GradientCheckpointingLayer):
     speech (text, or a cached decoding step) is returned as it is.
 
     Args:
-        layer: A module with `forward(x_BSD, mask_BS) -> x_BSD`.
+        layer: A module with `forward(x_BSD, mask_BS) -> x_BSD`, which does its own
+            gradient checkpointing. Its input is zero on padding, so that no transcript
+            behind the speech can reach it, whatever its convolutions do there.
     """
 
     def __init__(self, layer: torch.nn.Module):
@@ -80,6 +81,7 @@ class SpeechOnlyLayer(GradientCheckpointingLayer):
         # attention over no frames at all is not a number.
         present_BS = mask_BS.clone()
         present_BS[:, 0] = True
-        y_BSD = self.layer(x_BSD, present_BS)
-        y_BSD = torch.where(mask_BS[..., None], y_BSD, x_BSD)
+        mask_BS1 = mask_BS[..., None]
+        y_BSD = self.layer(x_BSD.masked_fill(~mask_BS1, 0.0), present_BS)
+        y_BSD = torch.where(mask_BS1, y_BSD, x_BSD)
         return x_BTD.scatter(1, index_BSD, y_BSD)

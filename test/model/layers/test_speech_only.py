@@ -36,6 +36,7 @@ def test_the_layer_sees_the_speech_positions_without_gaps_and_in_order():
     assert torch.equal(x_BSD[0, :3], X_BTD[0, [1, 2, 4]])
     assert torch.equal(x_BSD[1], X_BTD[1, :4])
     assert torch.equal(x_BSD[2, :1], X_BTD[2, 5:])
+    assert not x_BSD[~mask_BS].any()  # none of the text that follows the speech
 
 
 def test_speech_positions_are_transformed_and_all_others_leave_as_they_came():
