@@ -8,13 +8,14 @@
 """
 
 import argparse
+import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Iterator, Union
 
 import yaml
 from espnet2.utils import config_argparse
-from espnet3.utils.config_utils import load_config_with_defaults
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +33,8 @@ def load_config(path: Union[str, Path]) -> Dict[str, Any]:
     Raises:
         ValueError: A file is missing, is not a YAML mapping, or names itself.
     """
+    with _without_logging():
+        from espnet3.utils.config_utils import load_config_with_defaults
     try:
         config = load_config_with_defaults(str(Path(path).resolve()))
     except FileNotFoundError as error:
@@ -46,6 +49,19 @@ def load_config(path: Union[str, Path]) -> Dict[str, Any]:
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path}: expected keys with values, found a list")
     return OmegaConf.to_container(config, resolve=True)
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """Keep an import from logging: with no handler, that would configure logging."""
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.removeHandler(handler)
 
 
 class ConfigParser(config_argparse.ArgumentParser):

@@ -7,14 +7,18 @@ comes from a measurement, and what is assumed, are arguments of `Plan`.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 
+from espnet_dus.data.lengths import EMBEDDER_CONF, takes_tokens
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.model.ctc_head import CTCHead
+from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.speech_embedder import SpeechEmbedder
+from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import is_above_base_layer
 from espnet_dus.training.flops import Work, training_flops
 
@@ -35,6 +39,7 @@ BASE_LMS = {
         intermediate_size=8192,
     ),
 }
+OPUSLM = [5000] + [1024] * 8  # tokens of each stream; 50 frames a second
 NUM_MELS = 80
 FRAMES_PER_SECOND = 100
 SUBSAMPLING = {"conv2d": 4, "conv2d8": 8}
@@ -75,7 +80,7 @@ class Arm(NamedTuple):
         name: Of the arm.
         lm: Adapted.
         embedder: The speech embedder.
-        ctc: The CTC head.
+        ctc: The CTC head, or None.
         positions_per_second: Speech positions.
         frozen_bytes: Of a parameter of the base LM.
     """
@@ -84,7 +89,7 @@ class Arm(NamedTuple):
     name: str
     lm: torch.nn.Module
     embedder: torch.nn.Module
-    ctc: torch.nn.Module
+    ctc: Optional[torch.nn.Module]
     positions_per_second: float
     frozen_bytes: int = 2
 
@@ -114,12 +119,19 @@ def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
         with torch.device("meta"):
             lm = LlamaForCausalLM(config).to(torch.bfloat16)
             hidden, conf = config.hidden_size, args.speech_embedder_conf
-            embedder = SpeechEmbedder(NUM_MELS, hidden, 1.0, **conf)
+            if takes_tokens(args):
+                embedder, rate = TokenEmbedder(OPUSLM, hidden, **conf), 50.0
+            else:
+                embedder = SpeechEmbedder(NUM_MELS, hidden, 1.0, **conf)
+                layer = {**EMBEDDER_CONF, **conf}["input_layer"]
+                rate = FRAMES_PER_SECOND / SUBSAMPLING[layer]
         lm = adapt(lm, args.adaptation, **args.adaptation_conf)
-        has_norm = is_above_base_layer(lm, args.model_conf["ctc_layer"])
-        with torch.device("meta"):
-            ctc = CTCHead(hidden, num_ctc_units, has_norm)
-        rate = FRAMES_PER_SECOND / SUBSAMPLING[conf["input_layer"]]
+        model_conf = {**get_default_kwargs(ESPnetDUSModel), **args.model_conf}
+        ctc = None
+        if model_conf["ctc_weight"] > 0:
+            has_norm = is_above_base_layer(lm, model_conf["ctc_layer"])
+            with torch.device("meta"):
+                ctc = CTCHead(hidden, num_ctc_units, has_norm)
         yield Arm(match[1], match[2], lm, embedder, ctc, rate)
 
 
@@ -230,7 +242,8 @@ def _storage_table(arms: List[Arm]) -> str:
 
 
 def _parameters(arm: Arm) -> Dict[str, int]:
-    parts = [parameter_counts(part) for part in (arm.lm, arm.embedder, arm.ctc)]
+    parts = [arm.lm, arm.embedder] + [arm.ctc] * (arm.ctc is not None)
+    parts = [parameter_counts(part) for part in parts]
     return {key: sum(part[key] for part in parts) for key in parts[0]}
 
 

@@ -95,3 +95,12 @@ def test_the_resolved_file_can_be_printed(conf):
     assert yaml.safe_load(printed.stdout) == dict(seed=7, max_epoch=2)
     failed = subprocess.run([*command, "none.yaml"], capture_output=True, text=True)
     assert failed.returncode == 1 and "no such file" in failed.stderr
+
+
+def test_loading_does_not_configure_logging(conf):
+    arm = conf("arm.yaml", seed=1)
+    code = "import logging, espnet_dus.config; logging.root.handlers.clear(); "
+    code += f"espnet_dus.config.load_config({str(arm)!r}); "
+    code += "assert not logging.root.handlers and logging.root.manager.disable == 0"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,7 +6,7 @@ The files are parsed, not imported, which takes a second where torch takes ten.
 import ast
 import re
 from pathlib import Path
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from keys_of_recipes import ROOT, Key
 
@@ -15,12 +15,6 @@ PACKAGE = ROOT / "espnet_dus"
 # Which code reads a block of the configuration: files, and a class or function in each
 # whose arguments are keys (None: all of the file's).
 BLOCKS = {
-    "adaptation_conf": [
-        ("model/upscaling.py", "upscale"),
-        ("model/layers/hybrid.py", "build_hybrid"),
-        ("model/layers/e_branchformer.py", "build_e_branchformer"),
-        ("model/adaptation.py", "lora"),
-    ],
     "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
     "speech_embedder_conf": [
         ("model/speech_embedder.py", "SpeechEmbedder"),
@@ -28,6 +22,19 @@ BLOCKS = {
     ],
     "model_conf": [("model/espnet_model.py", "ESPnetDUSModel")],
     "ctc_conf": [("model/ctc_head.py", "CTCHead")],
+}
+# Options of each method (adaptation_conf): where they are described, by heading.
+METHODS = {
+    "`dus`": ("model/upscaling.py", "upscale"),
+    "`dus`, kind `e_branchformer`, scope `all`": (
+        "model/layers/hybrid.py",
+        "build_hybrid",
+    ),
+    "`dus`, kind `e_branchformer`, scope `speech`": (
+        "model/layers/e_branchformer.py",
+        "build_e_branchformer",
+    ),
+    "`lora`": ("model/adaptation.py", "lora"),
 }
 # Keys of streaming_conf, with their defaults; what they mean stands in these files.
 STREAMING = ("task.py", "STREAMING_CONF")
@@ -142,6 +149,13 @@ def training_keys() -> Iterator[Key]:
                 yield key._replace(name=f"{block}.{key.name}")
     for key in streaming_keys():
         yield key._replace(name=f"streaming_conf.{key.name}")
+
+
+def method_keys() -> Iterator[Tuple[str, List[Key]]]:
+    """Give the keys of `adaptation_conf` by method."""
+    for heading, (file, name) in METHODS.items():
+        keys = arguments(PACKAGE / file, name)
+        yield heading, [k._replace(name=f"adaptation_conf.{k.name}") for k in keys]
 
 
 def decoding_keys() -> Iterator[Key]:

@@ -61,99 +61,55 @@ def corpus_variables() -> Iterator[Key]:
 # -- YAML files ------------------------------------------------------------------------
 
 
-class YamlKey(NamedTuple):
-    """A key of a YAML file: under which heading, and in which file, by its choices."""
-
-    heading: str
-    key: Key
-    choices: Dict[str, str]
-
-
-def configurations(pattern: str) -> List[Path]:
-    """List the YAML files of all recipes, those described best first."""
+def configurations(*patterns: str) -> List[Path]:
+    """List the YAML files of all recipes by pattern, those described best first."""
 
     def order(path: Path):
         recipe = path.relative_to(ROOT / "egs2").parts[0]
         known = RECIPES.index(recipe) if recipe in RECIPES else len(RECIPES)
         return known, str(path)
 
-    paths = (ROOT / "egs2").glob(f"*/dus1/conf/**/{pattern}")
-    return sorted((p for p in paths if not p.is_symlink()), key=order)
+    return [
+        path
+        for pattern in patterns
+        for path in sorted((ROOT / "egs2").glob(f"*/dus1/conf/**/{pattern}"), key=order)
+        if not path.is_symlink()
+    ]
 
 
-def read_yaml_keys(path: Path) -> List[YamlKey]:
-    """Read the keys of a commented YAML file; `a_conf.b` is key b of block a_conf.
-
-    One comment may stand above several keys; it is then that of the first. A block
-    that is no such `_conf` is a key too.
-    """
-    heading, block, comment = "", "", []
-    choices: Dict[str, str] = {}
-    keys: List[YamlKey] = []
+def read_yaml_keys(path: Path) -> Iterator[Key]:
+    """Read the commented keys of a YAML file; `a_conf.b` is key b of block a_conf."""
+    block, scheduler, comment = "", "", []
     for line in path.read_text(encoding="utf-8").splitlines():
-        if found := re.match(r"# -- (.*?) -*$", line):
-            heading, comment = found[1][0].upper() + found[1][1:], []
-        elif line.lstrip().startswith("#"):
+        if re.match(r"\s*#(?! --)", line):
             comment.append(line.strip().lstrip("# "))
-        elif found := re.match(r"( *)([a-z0-9_]+):\s*(.*)$", line):
+            continue
+        if found := re.match(r"( *)([a-z0-9_]+):\s*(.*)$", line):
             indent, name, value = found.groups()
-            if not indent:
-                block = "" if value else name
-            choices[name] = value
-            if name != block or (comment and not name.endswith("_conf")):
-                name = f"{block}.{name}" if indent and block else name
-                key = _describe(name, " ".join(comment))
-                keys.append(YamlKey(heading, key, choices))
-            comment = []
-        elif not line.strip():
-            comment = []
-    return keys
+            block = block if indent else name
+            scheduler = value if name == "scheduler" else scheduler
+            is_key = indent or not name.endswith(("_conf", "defaults"))
+            if comment and is_key:
+                key = _describe(f"{block}.{name}" if indent else name, comment)
+                only = scheduler if block == "scheduler_conf" else ""
+                yield key._replace(only_with=only)
+        comment = []
 
 
-def _describe(name: str, comment: str) -> Key:
+def _describe(name: str, comment: List[str]) -> Key:
     """Take the default out of a comment `What it is. (default 3) When to change.`."""
-    default = re.search(r"\(default:? ([^()]*(?:\([^()]*\)[^()]*)*)\)", comment)
+    text = " ".join(comment)
+    default = re.search(r"\(default:? ([^()]*(?:\([^()]*\)[^()]*)*)\)", text)
     if default is None:
-        return Key(name, comment, "")
-    what = comment.replace(default[0], "").replace("  ", " ").strip()
+        return Key(name, text, "")
+    what = text.replace(default[0], "").replace("  ", " ").strip()
     return Key(name, what, default[1])
 
 
-def _choice(block: str, choices: Dict[str, str]) -> str:
-    """Say what a file chose for a block: its kind of layers, its scheduler, ..."""
-    selector = block.removesuffix("_conf")
-    names = [selector] + ["kind"] * (selector == "adaptation")
-    return " ".join(choices[name] for name in names if name in choices)
-
-
-def yaml_sections(paths: Iterable[Path]) -> Dict[str, List[Key]]:
-    """Merge the keys of YAML files: each once, under its heading.
-
-    A key that only files of some choice have (`rank`: those of arm `lora`) says so.
-    """
-    found: Dict[str, YamlKey] = {}
-    used: Dict[str, set] = {}
-    all_choices: Dict[str, set] = {}
+def yaml_keys(paths: Iterable[Path]) -> List[Key]:
+    """Merge the keys of YAML files: each once, described as in the first file."""
+    found: Dict[str, Key] = {}
     for path in paths:
-        for entry in read_yaml_keys(path):
-            name = entry.key.name
-            block = name.partition(".")[0]
-            choice = _choice(block, entry.choices)
-            used.setdefault(name, set()).add(choice)
-            all_choices.setdefault(block, set()).add(choice)
-            found.setdefault(name, entry)
-    sections: Dict[str, List[Key]] = {}
-    for name, entry in found.items():
-        block = name.partition(".")[0]
-        only_with = ""
-        if "." in name and used[name] < all_choices[block]:
-            only_with = ", ".join(sorted(used[name]))
-        keys = sections.setdefault(entry.heading, [])
-        keys.append(entry.key._replace(only_with=only_with))
-    return {heading: _in_blocks(keys) for heading, keys in sections.items()}
-
-
-def _in_blocks(keys: List[Key]) -> List[Key]:
-    """Let the keys of a block stand together, in the order of their first."""
-    order = list(dict.fromkeys(key.name.partition(".")[0] for key in keys))
-    return sorted(keys, key=lambda key: order.index(key.name.partition(".")[0]))
+        for key in read_yaml_keys(path):
+            found.setdefault(key.name, key)
+    return list(found.values())

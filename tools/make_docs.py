@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Tuple
 
-from keys_of_code import decoding_keys, training_keys
+from keys_of_code import decoding_keys, method_keys, training_keys
 from keys_of_recipes import (
     ROOT,
     TEMPLATE,
@@ -19,9 +19,22 @@ from keys_of_recipes import (
     configurations,
     corpus_variables,
     shell_options,
-    yaml_sections,
+    yaml_keys,
 )
 
+# Headings of configuration.md, with the blocks and keys below; the last has the rest.
+SECTIONS = {
+    "The base LM": ("base_lm_conf", "use_tf32", "gradient_checkpointing"),
+    "Speech in": (
+        *("speech_input", "frontend", "frontend_conf", "specaug", "specaug_conf"),
+        *("normalize", "normalize_conf", "speech_embedder_conf", "token_embedder_conf"),
+    ),
+    "Losses": ("model_conf", "ctc_conf"),
+    "Data": ("streaming_conf", "batch_type", "batch_size", "batch_bins", "num_workers")
+    + ("num_iters_per_epoch", "max_bad_utterances"),
+    "Training": (),
+}
+MARK = "<!-- From here on made by tools/make_docs.py: change the sources it names. -->"
 HEADER = "<!-- Made by tools/make_docs.py: change the sources it names instead. -->\n\n"
 
 
@@ -55,63 +68,71 @@ def table(keys: Iterable[Key], what_it_is: str) -> str:
     return "\n".join(rows)
 
 
-def _with_the_code(
-    sections: Dict[str, List[Key]], known: Iterable[Key]
-) -> Tuple[Dict[str, List[Key]], List[Key]]:
-    """Fill up what no YAML file says from the code; give the code's other keys too."""
-    code: Dict[str, Key] = {}
+def _with_the_code(described: Iterable[Key], known: Iterable[Key]) -> List[Key]:
+    """Merge the keys that YAML files describe with those of the code."""
+    keys: Dict[str, Key] = {}
     for key in known:
-        code.setdefault(key.name, key)
-    result: Dict[str, List[Key]] = {}
-    for heading, keys in sections.items():
-        for key in keys:
-            same = code.pop(key.name, key)
-            key = key._replace(
-                what=key.what or same.what or "See the key above.",
-                default=key.default or same.default,
-            )
-            result.setdefault(heading, []).append(key)
-    rest = [key for key in code.values() if not key.name.endswith("_conf")]
-    return result, rest
+        if not key.name.endswith("_conf"):
+            keys.setdefault(key.name, key)
+    for key in described:
+        default = key.default or keys.get(key.name, key).default
+        keys[key.name] = key._replace(default=default)
+    return list(keys.values())
 
 
-def _configuration(pattern: str, known: Iterable[Key], command: str) -> Iterator[str]:
-    """Write what there is to set in YAML files of a name."""
-    sections, rest = _with_the_code(yaml_sections(configurations(pattern)), known)
-    for heading, keys in sections.items():
-        yield (f"### {heading}\n\n" if heading else "") + table(keys, "key")
+def _set_by_the_recipe(
+    keys: Iterable[Key], described: Iterable[Key]
+) -> Tuple[List[Key], List[Key]]:
+    """Divide keys into those that dus.sh alone sets, by its options, and the others."""
     recipe = (TEMPLATE / "dus.sh").read_text(encoding="utf-8")
     # but for functions that run another command, with options of the same names
     recipe = re.sub(
         r"^\w+\(\) \{(?:(?!^\}).)*?dus_alone.*?^\}", "", recipe, flags=re.M | re.S
     )
-    by_recipe = [key for key in rest if re.search(rf"--{key.name}\b", recipe)]
-    rest = [key for key in rest if key not in by_recipe]
-    if rest:
-        what = f"{command} takes these too; no recipe's YAML file has them."
-        yield f"### Not in the recipes' files\n\n{what}\n\n" + table(rest, "key")
+    parts: Tuple[List[Key], List[Key]] = ([], [])
+    names = {key.name for key in described}
+    for key in keys:
+        alone = key.name not in names and re.search(rf"--{key.name}\b", recipe)
+        parts[0 if alone else 1].append(key)
+    return parts
+
+
+def _training() -> Iterator[str]:
+    """Write what there is to set in a training configuration."""
+    described = yaml_keys(configurations("base*.yaml", "train_*.yaml"))
+    keys = _with_the_code(described, training_keys())
+    by_recipe, keys = _set_by_the_recipe(keys, described)
+    yield "### Method\n\n" + table([k for k in keys if k.name == "adaptation"], "key")
+    for heading, method in method_keys():
+        yield f"### Method {heading}\n\n" + table(method, "key")
+    for heading, blocks in SECTIONS.items():
+        here = [k for k in keys if k.name.partition(".")[0] in blocks]
+        if not blocks:
+            here = [k for k in keys if not k.name.startswith("adaptation")]
+        keys = [key for key in keys if key not in here]
+        here.sort(key=lambda key: key.name.partition(".")[0])
+        yield f"### {heading}\n\n" + table(here, "key")
+    names = ", ".join(f"`{key.name}`" for key in by_recipe)
+    yield f"Set by `dus.sh`, by its own options: {names}."
+
+
+def _decoding() -> Iterator[str]:
+    """Write what there is to set in a decoding configuration."""
+    described = yaml_keys(configurations("decode_*.yaml"))
+    keys = _with_the_code(described, decoding_keys())
+    by_recipe, keys = _set_by_the_recipe(keys, described)
+    yield table(keys, "key")
     names = ", ".join(f"`{key.name}`" for key in by_recipe)
     yield f"Set by `dus.sh`, by its own options: {names}."
 
 
 def configuration_page() -> str:
-    """Write configuration.md."""
-    parts = [
-        HEADER + "# Configuration\n\n"
-        "Made from the comments of the recipes' YAML files and, where no recipe sets a "
-        "key, from the code. A key is set in the YAML file (`--dus_config`, "
-        "`--inference_config`) or, stronger, as an option in `--dus_args` or "
-        "`--inference_args`: `optim_conf.lr` is key `lr` of the block `optim_conf`, "
-        'as an option `--optim_conf lr=2.0e-4`. Remarks such as "2048 here" are those '
-        "of the file that the description comes from. Options of the recipe itself: "
-        "[options.md](options.md).",
-        "## Training\n\nESPnet's own options of a training are known too: "
-        "`python -m espnet_dus.bin.dus_train --help` prints all of them.",
-    ]
-    parts += _configuration("train_*.yaml", training_keys(), "`dus_train`")
-    parts.append("## Decoding")
-    parts += _configuration("decode_*.yaml", decoding_keys(), "`dus_inference`")
-    return "\n\n".join(parts) + "\n"
+    """Write configuration.md: what is above the mark stays as it is."""
+    page = (ROOT / "doc/configuration.md").read_text(encoding="utf-8")
+    parts = [page.partition(MARK)[0], MARK, "## Keys of a training", *_training()]
+    parts.append("## Keys of a decoding")
+    parts += _decoding()
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def pages() -> Dict[Path, str]:

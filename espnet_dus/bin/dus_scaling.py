@@ -17,7 +17,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--config_dir",
         type=Path,
-        default=Path("egs2/TEMPLATE/dus1/conf/tuning"),
+        default=Path("egs2/TEMPLATE/dus1/conf/tuning/paper"),
         help="holds a train_dus_<size>_<arm>.yaml for each arm",
     )
     add("--hours", type=float, default=48000, help="of audio in an epoch")

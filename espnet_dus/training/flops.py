@@ -152,7 +152,7 @@ def _embedder(embedder: torch.nn.Module, work: Work) -> Flops:
     """Convolutions halve time and features: so many outputs to a speech position."""
     forward = backward = 0.0
     convolutions = [m for m in embedder.modules() if isinstance(m, torch.nn.Conv2d)]
-    features = embedder.input_size
+    features = getattr(embedder, "input_size", 0)  # speech tokens are looked up
     for number, conv in enumerate(convolutions):
         features = (features - conv.kernel_size[0]) // conv.stride[0] + 1
         places = features * 2 ** (len(convolutions) - number - 1)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from espnet_dus.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_STEP = ROOT / "tools/benchmarks/train_step.py"
-TUNING = ROOT / "egs2/an4/dus1/conf/tuning"
+TUNING = ROOT / "egs2/an4/dus1/conf/tuning/ours"
 
 
 def load(path):
@@ -42,7 +44,7 @@ def options(tmp_path, tiny_base_lm_dir):
     """Options for AN4's configurations, made small enough for the tiny base LM."""
     for arm in ("e_branchformer_speech", "lora", "full"):
         name = f"train_dus_{arm}.yaml"
-        conf = yaml.safe_load((TUNING / name).read_text(encoding="utf-8"))
+        conf = load_config(TUNING / name)
         conf["base_lm_conf"]["dtype"] = "float32"
         conf["speech_embedder_conf"]["channels"] = 8
         if arm != "e_branchformer_speech":

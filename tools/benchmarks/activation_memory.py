@@ -83,7 +83,7 @@ def main(cmd=None):
     add(
         "--config_dir",
         type=Path,
-        default=ROOT / "egs2/TEMPLATE/dus1/conf/tuning",
+        default=ROOT / "egs2/TEMPLATE/dus1/conf/tuning/paper",
         help="holds a train_dus_<size>_<arm>.yaml for each arm",
     )
     add("--lengths", type=int, nargs=2, default=[64, 160], help="positions")

@@ -29,7 +29,7 @@ die() {
 }
 
 # ---- what was asked for
-arms=(conf/tuning/*.yaml)
+mapfile -t arms < <(find -L conf/tuning -name '*.yaml' | sort)
 test_set=test expdir=exp out_dir='' inference_tag='' dus_args=''
 options=()
 while [ $# -gt 0 ]; do

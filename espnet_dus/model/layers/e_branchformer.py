@@ -44,7 +44,7 @@ def build_e_branchformer(
     *,
     attention_heads: Optional[int] = None,
     attention_layer_type: str = "rel_selfattn",
-    linear_units: int = 1024,
+    linear_units: Optional[int] = None,
     cgmlp_linear_units: Optional[int] = None,
     cgmlp_conv_kernel: int = 31,
     merge_conv_kernel: int = 3,
@@ -59,7 +59,7 @@ def build_e_branchformer(
     Args:
         attention_heads: Number of heads; None: the base LM's.
         attention_layer_type: `rel_selfattn` (relative positions) or `selfattn`.
-        linear_units: Width of the feed-forward networks.
+        linear_units: Width of the feed-forward networks; None: twice the hidden size.
         cgmlp_linear_units: Width of the cgMLP; None: the hidden size.
         cgmlp_conv_kernel: Kernel of the cgMLP's convolution, in frames.
         merge_conv_kernel: Kernel of the convolution before the merge, in frames.
@@ -79,6 +79,7 @@ def build_e_branchformer(
         raise ValueError(
             f"attention_heads: {heads} does not divide the hidden size {size}"
         )
+    linear_units = 2 * size if linear_units is None else linear_units
     _check_units("linear_units", linear_units)
     check_kernel("merge_conv_kernel", merge_conv_kernel)
     attention = ATTENTIONS[attention_layer_type](heads, size, dropout_rate=0.0)
