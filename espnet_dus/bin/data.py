@@ -39,6 +39,7 @@ def add_commands(commands: Commands) -> None:
         help="data directories to make; without it, all (train_960, dev, dev_clean, "
         "dev_other, test_clean, test_other)",
     )
+    command.add_argument("--nj", type=int, default=1, help="number of jobs")
 
     command = commands.add(
         "prepare_corpus",
@@ -195,7 +196,7 @@ def _prepare_an4(corpus, download_dir, out_dir, num_dev):
     prepare_an4(find_corpus(corpus, download_dir), out_dir, num_dev)
 
 
-def _prepare_librispeech(corpus, download_dir, out_dir, sets):
+def _prepare_librispeech(corpus, download_dir, out_dir, sets, nj):
     from espnet_dus.data.corpora.librispeech import (
         SETS,
         find_librispeech,
@@ -208,7 +209,7 @@ def _prepare_librispeech(corpus, download_dir, out_dir, sets):
     wanted = {name: SETS[name] for name in names}
     parts = sorted({part for of_set in wanted.values() for part in of_set})
     root = find_librispeech(corpus, parts, download_dir)
-    prepare_librispeech(root, out_dir, wanted)
+    prepare_librispeech(root, out_dir, wanted, nj)
 
 
 def _prepare_corpus(held_out, **options):

@@ -170,8 +170,6 @@ def read_audio(
         AudioError: The audio cannot be used; the utterance and the file are named.
     """
     try:
-        if not utterance.wav:
-            raise AudioError("wav.scp has no file for it")
         with open_audio(utterance.wav, channel, allow_pipes) as recording:
             samples = recording.read(*_span(utterance, recording))
             # Like sox's `speed`: tempo and pitch rise together. One resampling does

@@ -1,12 +1,13 @@
 """Kaldi data directories: read, check, combine, write."""
 
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
-from espnet_dus.io import read_scp, write_scp, write_text
+from espnet_dus.io import not_empty, read_scp, write_scp, write_text
 
 UTTERANCE_TABLES = (
     "text",
@@ -28,7 +29,7 @@ class Utterance(NamedTuple):
 
     Attributes:
         id: The utterance's key.
-        wav: A path, or a command that ends in `|`, as it stands in wav.scp.
+        wav: A path, or a command that ends in `|`, as in wav.scp.
         start: Start in the recording, in seconds.
         end: End in the recording, in seconds; -1 is the recording's end.
         speed: Speed factor; 1.1 is faster, shorter and higher in pitch.
@@ -63,8 +64,8 @@ class DataDir:
             path: A data directory, or the same after stage 3 or 4.
 
         Raises:
-            ValueError: There is no such directory, a key occurs twice in a table, or
-                a table is not UTF-8.
+            ValueError: There is no such directory, or a line of a table is not valid;
+                the file and the line are named.
         """
         path = Path(path)
         if not path.is_dir():
@@ -72,7 +73,7 @@ class DataDir:
         tables = {}
         for name in TABLES:
             if (path / name).exists():
-                tables[name] = read_scp(path / name)
+                tables[name] = read_scp(path / name, CHECKS.get(name))
         attributes = {
             name: (path / name).read_text(encoding="utf-8-sig").strip()
             for name in ATTRIBUTES
@@ -83,8 +84,8 @@ class DataDir:
     def write(self, path: Union[str, Path]) -> None:
         """Write the tables, sorted, with spk2utt derived from utt2spk.
 
-        `text` is taken away first and written last: while it stands, the whole
-        directory does. Tables of an earlier run that this one lacks are removed.
+        `text` is removed first and written last: while it exists, the directory is
+        whole. Tables of an earlier run that this one lacks are removed.
         """
         path = Path(path)
         (path / "text").unlink(missing_ok=True)
@@ -107,7 +108,7 @@ class DataDir:
         return {speaker: " ".join(ids) for speaker, ids in speakers.items()}
 
     def __len__(self) -> int:
-        """Give the number of utterances."""
+        """Return the number of utterances."""
         return len(self.tables["text"])
 
     def validate(self, empty_text: bool = False) -> None:
@@ -147,31 +148,16 @@ class DataDir:
         for key, words in text.items():
             if not words and not empty_text:
                 yield f"utterance {key} has no transcript in {self.path / 'text'}"
-        for key, speaker in self.tables["utt2spk"].items():
-            if len(speaker.split()) != 1:
-                yield (
-                    f"utterance {key} in {self.path / 'utt2spk'}: expected one "
-                    f"speaker, got '{speaker}'"
-                )
         for key, value in self.tables.get("segments", {}).items():
-            try:
-                recording = parse_segment(value)[0]
-            except ValueError as error:
-                yield f"utterance {key} in {self.path / 'segments'}: {error}"
-                continue
+            recording = parse_segment(value)[0]
             if recording not in self.tables["wav.scp"]:
                 yield (
                     f"utterance {key} in {self.path / 'segments'}: recording "
                     f"{recording} is not in wav.scp"
                 )
-        for key, value in self.tables.get("utt2speed", {}).items():
-            try:
-                parse_speed(value)
-            except ValueError as error:
-                yield f"utterance {key} in {self.path / 'utt2speed'}: {error}"
 
     def utterances(self) -> List[Utterance]:
-        """Say where the audio of every utterance is, sorted by key."""
+        """Return where the audio of every utterance is, sorted by key."""
         wav_scp, segments = self.tables["wav.scp"], self.tables.get("segments")
         speeds = self.tables.get("utt2speed", {})
         utterances = []
@@ -184,7 +170,7 @@ class DataDir:
         return utterances
 
     def subset(self, keys: Iterable[str]) -> "DataDir":
-        """Keep only the utterances `keys`, in all tables alike."""
+        """Return a copy with only the utterances `keys`, in every table."""
         keys = set(keys)
         tables = {
             name: {key: value for key, value in table.items() if key in keys}
@@ -201,7 +187,7 @@ class DataDir:
         return replace(self, tables=tables)
 
     def prefixed(self, prefix: str) -> "DataDir":
-        """Copy with `prefix` before every utterance and speaker.
+        """Return a copy with `prefix` before every utterance and speaker.
 
         Recordings of segments keep their names: they are the same recordings.
         """
@@ -220,8 +206,8 @@ class DataDir:
     def combine(parts: Sequence["DataDir"]) -> "DataDir":
         """Join directories.
 
-        Where only some have `segments` or `utt2speed`, the others get the entries that
-        change nothing; any other table that not all have is left out.
+        Where only some have `segments` or `utt2speed`, the others get entries that
+        change nothing; any other table that some lack is left out.
 
         Raises:
             ValueError: An utterance occurs in two parts, or a recording does with
@@ -257,7 +243,8 @@ def parse_segment(value: str) -> Tuple[str, float, float]:
     fields = value.split()
     try:
         recording, start, end = fields[0], float(fields[1]), float(fields[2])
-        well_formed = len(fields) == 3 and 0 <= start and (end == -1 or start < end)
+        well_formed = len(fields) == 3 and 0 <= start < math.inf
+        well_formed &= end == -1 or start < end < math.inf
     except (IndexError, ValueError):
         well_formed = False
     if not well_formed:
@@ -269,7 +256,7 @@ def parse_segment(value: str) -> Tuple[str, float, float]:
 
 
 def parse_speed(value: Union[str, float]) -> float:
-    """Read a speed factor; what is beyond 0.5 to 2 is no longer speech."""
+    """Read a speed factor; beyond 0.5 to 2 it is no longer speech."""
     try:
         speed = float(value)
     except ValueError:
@@ -279,8 +266,32 @@ def parse_speed(value: Union[str, float]) -> float:
     return speed
 
 
+def _parse_count(value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"expected a number of samples or frames, got '{value}'")
+    return int(value)
+
+
+def _parse_speaker(value: str) -> str:
+    if len(value.split()) != 1:
+        raise ValueError(f"expected one speaker, got '{value}'")
+    return value
+
+
+# What a value must be, by table.
+CHECKS = {
+    "wav.scp": not_empty,
+    "feats.scp": not_empty,
+    "utt2spk": _parse_speaker,
+    "segments": parse_segment,
+    "utt2speed": parse_speed,
+    "utt2num_samples": _parse_count,
+    "utt2num_frames": _parse_count,
+}
+
+
 def first_few(heading: str, faults: Sequence[str], few: int = 10) -> str:
-    """Put many faults in one message: their number and the first of them."""
+    """Return one message for many faults: their number and the first of them."""
     lines = [f"{heading}: {len(faults)} fault{'s' if len(faults) > 1 else ''}"]
     lines += [f"  {fault}" for fault in faults[:few]]
     if len(faults) > few:
@@ -300,5 +311,5 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"{os.strerror(error.errno)} while writing {path.name} in {path.parent}; "
-            "mend that and run the same again: what is finished stays",
+            "fix that and run the same command again: it resumes",
         ) from error

@@ -24,8 +24,8 @@ from espnet_dus.data.data_dir import (
     explain_write_errors,
     first_few,
 )
-from espnet_dus.data.parallel import Progress, run_blocks
-from espnet_dus.io import atomic_path, file_name, write_scp, write_text
+from espnet_dus.data.parallel import run_blocks
+from espnet_dus.io import atomic_path, file_name, progress, write_scp, write_text
 
 # The frontend of the recipes: training on `raw` computes the same features itself. Not
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
@@ -173,14 +173,15 @@ def format_data(
             stray.unlink()
         first_ark = 1 + max(map(_ark_number, recorded.values()), default=0)
         work = functools.partial(_dump_block, dump=dump, digests=digests)
-        progress = Progress(str(out_dir), len(pending))
         # Closed, so that an error here also ends the processes.
         with closing(run_blocks(work, _blocks(pending, first_ark, nj), nj)) as finished:
-            for new, bad in finished:
-                _append_journal(journal, new)
-                done.update(new)
-                faults.update(bad)
-                progress.add(len(new), len(bad))
+            with progress(what=str(out_dir), total=len(pending)) as bar:
+                for new, bad in finished:
+                    _append_journal(journal, new)
+                    done.update(new)
+                    faults.update(bad)
+                    bar.set_postfix_str(f"{len(faults)} bad", refresh=False)
+                    bar.update(len(new) + len(bad))
     _report_faults(faults, out_dir, len(utterances), max_bad_utterances)
     _write_tables(data, done, dump)
     _tidy(journal, recorded, done, out_dir)

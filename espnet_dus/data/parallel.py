@@ -1,17 +1,12 @@
-"""Many blocks of work in several processes, with progress."""
+"""Many blocks of work in several processes."""
 
-import logging
 import multiprocessing
 import os
 import threading
-import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from datetime import timedelta
 from itertools import islice
-from typing import Any, Callable, Iterable, Iterator, Optional
-
-SECONDS_BETWEEN_REPORTS = 10
+from typing import Any, Callable, Iterable, Iterator
 
 
 def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
@@ -19,11 +14,11 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
 
     Args:
         work: The function; it and the blocks must pickle if `nj` is more than 1.
-        blocks: They may be many: few more are taken than are being worked on.
+        blocks: Read lazily, a few ahead of the work.
         nj: Number of processes.
 
     Yields:
-        What `work` returns, as it is finished.
+        The results, in the order in which they are finished.
 
     Raises:
         RuntimeError: A process was killed.
@@ -45,8 +40,8 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
                 yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a process was killed, most likely for want of memory; run again with a "
-            "smaller nj: what is finished stays"
+            "a process was killed, most likely because memory ran out; run again with "
+            "a smaller nj: finished work is kept"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -55,43 +50,10 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
 def _start_worker() -> None:
     # Each of nj processes would start a thread per core for its small matrices.
     os.environ["OMP_NUM_THREADS"] = "1"
-    # When the main process is killed, the pool's processes would wait for ever.
+    # When the main process is killed, the pool's processes would wait forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-class Progress:
-    """Say now and then how far the work is and how long it will take.
-
-    Args:
-        what: What is being made.
-        total: Number of utterances; None: not known.
-    """
-
-    def __init__(self, what: str, total: Optional[int]):
-        self.what, self.total = what, total
-        self.count = self.bad = 0
-        self.start = self.reported = time.monotonic()
-
-    def add(self, good: int, bad: int) -> None:
-        """Count finished utterances, and faulty ones."""
-        self.count += good + bad
-        self.bad += bad
-        now = time.monotonic()
-        if now - self.reported < SECONDS_BETWEEN_REPORTS and self.count != self.total:
-            return
-        self.reported = now
-        rate = self.count / max(now - self.start, 1e-3)
-        of_all = left = ""
-        if self.total is not None:
-            of_all = f" of {self.total}"
-            seconds = round((self.total - self.count) / max(rate, 1e-3))
-            left = f", {timedelta(seconds=seconds)} left"
-        logging.info(
-            f"{self.what}: {self.count}{of_all} utterances, {self.bad} bad, "
-            f"{rate:.0f}/s{left}"
-        )

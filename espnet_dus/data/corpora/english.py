@@ -1,72 +1,34 @@
-"""Public English corpora to shards: prepared by lhotse, without what is held out.
+"""Public English corpora as shards, without the utterances that are held out.
 
-Each corpus is prepared alone, so that all can be prepared side by side.
+Each corpus is prepared alone, so that several can be prepared in parallel.
 """
 
 import hashlib
-import importlib
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple, Union
+from typing import Dict, Iterator, List, Tuple, Union
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from espnet_dus.data.corpora.held_out import HeldOut
+from espnet_dus.data.corpora.lhotse_corpus import LhotseCorpus
 from espnet_dus.data.corpora.normalize import normalize_text
 from espnet_dus.data.shards.shar import SHUFFLE_SEED, write_shards
 
-Manifests = Dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """How lhotse prepares a corpus.
-
-    Attributes:
-        recipe: The function `prepare_<recipe>` of `lhotse.recipes`.
-        train: Where the training part stands in what it returns.
-        options: Of the function.
-        librivox: Whether speakers are numbered as LibriVox's readers are.
-    """
-
-    recipe: str
-    train: Tuple[str, ...]
-    options: Dict[str, Any] = field(default_factory=dict)
-    librivox: bool = False
-
-    def prepare(self, corpus_dir: Path, manifest_dir: Path, nj: int) -> Manifests:
-        """Give recordings and supervisions of the training part.
-
-        Raises:
-            ValueError: They are not there.
-        """
-        recipes = importlib.import_module("lhotse.recipes")
-        function = getattr(recipes, f"prepare_{self.recipe}")
-        prepared = function(
-            corpus_dir, output_dir=manifest_dir, num_jobs=nj, **self.options
-        )
-        for key in self.train:
-            if key not in prepared:
-                raise ValueError(
-                    f"{corpus_dir}: no part {'/'.join(self.train)} was found there"
-                )
-            prepared = prepared[key]
-        return prepared
-
-
 CORPORA = {
-    "mls": Corpus("mls", ("english", "train"), {"opus": False}, librivox=True),
-    "mls_opus": Corpus("mls", ("english", "train"), {"opus": True}, librivox=True),
-    "voxpopuli": Corpus("voxpopuli", ("train",), {"task": "asr", "lang": "en"}),
-    "tedlium3": Corpus("tedlium", ("train",), {"dataset_parts": "train"}),
-    "commonvoice": Corpus(
+    "mls": LhotseCorpus("mls", ("english", "train"), {"opus": False}, librivox=True),
+    "mls_opus": LhotseCorpus(
+        "mls", ("english", "train"), {"opus": True}, librivox=True
+    ),
+    "voxpopuli": LhotseCorpus("voxpopuli", ("train",), {"task": "asr", "lang": "en"}),
+    "tedlium3": LhotseCorpus("tedlium", ("train",), {"dataset_parts": "train"}),
+    "commonvoice": LhotseCorpus(
         "commonvoice", ("en", "train"), {"languages": "en", "splits": ["train"]}
     ),
-    "gigaspeech": Corpus("gigaspeech", ("XL",), {"dataset_parts": "XL"}),
-    "peoples_speech": Corpus("peoples_speech", ("train/clean",)),
+    "gigaspeech": LhotseCorpus("gigaspeech", ("XL",), {"dataset_parts": "XL"}),
+    "peoples_speech": LhotseCorpus("peoples_speech", ("train/clean",)),
 }
 
 
@@ -88,23 +50,23 @@ def prepare_corpus(
         name: One of `CORPORA`.
         corpus_dir: The corpus, as its archives make it.
         out_dir: The directory of shards to write.
-        manifest_dir: For lhotse's manifests; found again by a second run.
-        held_out: What must not be trained on.
+        manifest_dir: For lhotse's manifests, which a second run reads.
+        held_out: Speakers and sentences that must not be trained on.
         nj: Number of processes.
         shard_size: Utterances in a shard.
-        max_bad_utterances: So many unreadable ones may be left out.
+        max_bad_utterances: Number of unreadable utterances that may be left out.
         min_duration: Shorter utterances are left out (seconds).
         max_duration: Longer utterances are left out (seconds).
 
     Raises:
-        ValueError: There is no such corpus, or nothing is left of it.
+        ValueError: The corpus is unknown or missing, or nothing is left of it.
         TooManyBadUtterances: More are unreadable.
     """
     if name not in CORPORA:
         raise ValueError(f"corpus {name!r}: not among {', '.join(CORPORA)}")
     if not Path(corpus_dir).is_dir():
         raise ValueError(
-            f"{name}: {str(corpus_dir)!r} is no directory: name the corpus in db.sh"
+            f"{name}: {str(corpus_dir)!r} is not a directory: set it in db.sh"
         )
     corpus = CORPORA[name]
     manifests = corpus.prepare(Path(corpus_dir), Path(manifest_dir), nj)
@@ -144,7 +106,7 @@ def _cuts(
     durations: Tuple[float, float],
     counts: Counter,
 ) -> Iterator[MonoCut]:
-    """Give a cut for each utterance that may be trained on; count the others."""
+    """Yield a cut for each utterance that may be trained on; count the others."""
     shortest, longest = durations
     for said in supervisions:
         if not shortest <= said.duration <= longest:

@@ -1,14 +1,15 @@
-"""LibriSpeech's own directory layout to Kaldi data directories."""
+"""LibriSpeech as Kaldi data directories, prepared by lhotse."""
 
 import logging
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
 
 from espnet_dus.data.corpora.download import download, extract_one
+from espnet_dus.data.corpora.lhotse_corpus import LhotseCorpus
 from espnet_dus.data.data_dir import DataDir
 
 URL = "https://www.openslr.org/resources/12"
-# MD5 of the archives, as OpenSLR gives them.
+# MD5 of the archives, from OpenSLR.
 ARCHIVES = {
     "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
     "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
@@ -18,7 +19,7 @@ ARCHIVES = {
     "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
     "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
 }
-# Data directory -> the corpus's parts. dev: both, for validation.
+# Parts of the corpus by data directory. `dev` is for validation.
 SETS = {
     "train_960": ["train-clean-100", "train-clean-360", "train-other-500"],
     "dev": ["dev-clean", "dev-other"],
@@ -32,19 +33,19 @@ SETS = {
 def find_librispeech(
     corpus: str, parts: Sequence[str], download_dir: Union[str, Path], url: str = URL
 ) -> Path:
-    """Find the corpus; without a place for it, its parts are downloaded.
+    """Find the corpus, or download its parts.
 
     Args:
-        corpus: LibriSpeech's directory, or the one that it is in; "": download.
-        parts: What is needed, such as `dev-clean`.
-        download_dir: For the archives and what is in them; 60 GB and as much again.
+        corpus: LibriSpeech's directory, or its parent; "": download.
+        parts: The parts needed, such as `dev-clean`.
+        download_dir: For the archives and their contents: 60 GB each.
         url: Where the archives are.
 
     Returns:
         The directory with the parts.
 
     Raises:
-        ValueError: A part is not there, or an archive is damaged.
+        ValueError: A part is missing, or an archive is damaged.
         RuntimeError: A download fails.
     """
     if corpus:
@@ -73,19 +74,21 @@ def prepare_librispeech(
     root: Union[str, Path],
     out_dir: Union[str, Path],
     sets: Dict[str, List[str]] = SETS,
+    nj: int = 1,
 ) -> Dict[str, DataDir]:
     """Write data directories.
 
-    A speaker and chapter, as in ESPnet's recipe, is a Kaldi speaker. Transcripts are in
+    A reader in a chapter is a Kaldi speaker, as in ESPnet's recipe. Transcripts are in
     lower case, whose words the base LM knows.
 
     Args:
         root: LibriSpeech's directory.
         out_dir: Where the data directories go.
-        sets: Which parts each of them holds.
+        sets: Parts of the corpus by data directory.
+        nj: Number of jobs that read audio headers.
 
     Returns:
-        What was written, by name.
+        The data directories, by name.
 
     Raises:
         ValueError: A transcript or an audio file is not as expected.
@@ -94,7 +97,7 @@ def prepare_librispeech(
     for name, parts in sets.items():
         for part in parts:
             if part not in known:
-                known[part] = _read_part(Path(root, part))
+                known[part] = _read_part(Path(root), part, nj)
         data = DataDir.combine([known[part] for part in parts])
         data.write(Path(out_dir, name))
         logging.info("%s: %d utterances", Path(out_dir, name), len(data))
@@ -102,10 +105,24 @@ def prepare_librispeech(
     return written
 
 
-def _read_part(path: Path) -> DataDir:
+def _read_part(root: Path, part: str, nj: int) -> DataDir:
+    _check_transcripts(root / part)  # lhotse leaves out what lacks its audio
+    corpus = LhotseCorpus("librispeech", (part,), {"dataset_parts": [part]})
     text, wav_scp, utt2spk = {}, {}, {}
+    for segment in corpus.prepare(root, nj=nj)["supervisions"]:
+        chapter = segment.id.rpartition("-")[0]  # <reader>-<chapter>
+        audio = root.joinpath(part, *chapter.split("-"), f"{segment.id}.flac")
+        text[segment.id] = segment.text.lower()
+        wav_scp[segment.id] = str(audio)
+        utt2spk[segment.id] = chapter
+    data = DataDir(root / part, {"text": text, "wav.scp": wav_scp, "utt2spk": utt2spk})
+    data.validate()
+    return data
+
+
+def _check_transcripts(path: Path) -> None:
     for table in sorted(path.glob("*/*/*.trans.txt")):
-        chapter = table.name.removesuffix(".trans.txt")  # <reader>-<chapter>
+        chapter = table.name.removesuffix(".trans.txt")
         lines = table.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):
             key, _, words = line.partition(" ")
@@ -117,9 +134,3 @@ def _read_part(path: Path) -> DataDir:
                 )
             if not audio.is_file():
                 raise ValueError(f"{table}:{number}: {audio}: no such file")
-            text[key] = words.strip().lower()
-            wav_scp[key] = str(audio)
-            utt2spk[key] = chapter
-    data = DataDir(path, {"text": text, "wav.scp": wav_scp, "utt2spk": utt2spk})
-    data.validate()
-    return data

@@ -29,8 +29,8 @@ from lhotse.shar.writers.tar import TarWriter
 from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.data_dir import DataDir, explain_write_errors
 from espnet_dus.data.dataset import BadUtterances
-from espnet_dus.data.parallel import Progress, run_blocks
-from espnet_dus.io import atomic_path, write_text
+from espnet_dus.data.parallel import run_blocks
+from espnet_dus.io import atomic_path, progress, write_text
 
 SHUFFLE_SEED = 0
 
@@ -247,16 +247,19 @@ def write_shards(
         fs=fs,
         bad=BadUtterances(partial / "bad_utterances.txt", max_bad_utterances),
     )
-    progress = Progress(str(out_dir), total)
     num_shards = num_utterances = 0
     seconds = 0.0
+    num_bad = 0
     # Closed, so that an error here also ends the processes.
     with closing(run_blocks(work, _blocks(cuts, shard_size), nj)) as finished:
-        for utterances, duration, bad in finished:
-            num_shards += utterances > 0
-            num_utterances += utterances
-            seconds += duration
-            progress.add(utterances, bad)
+        with progress(what=str(out_dir), total=total) as bar:
+            for utterances, duration, bad in finished:
+                num_shards += utterances > 0
+                num_utterances += utterances
+                seconds += duration
+                num_bad += bad
+                bar.set_postfix_str(f"{num_bad} bad", refresh=False)
+                bar.update(utterances + bad)
     if not num_utterances:
         raise ValueError(f"{out_dir}: no utterance is left")
     info = ShardInfo(source, num_shards, num_utterances, round(seconds, 3))

@@ -139,7 +139,7 @@ def test_an_unreadable_file_is_named(mls, test_set, tmp_path, capsys):
 def test_a_wrong_name_or_place_is_an_error(test_set, tmp_path, capsys):
     for corpus, place, message in (
         ("mlss", tmp_path, "corpus 'mlss': not among mls, "),
-        ("mls", tmp_path / "nowhere", "is no directory: name the corpus in db.sh"),
+        ("mls", tmp_path / "nowhere", "is not a directory: set it in db.sh"),
         ("mls", test_set, "no part english/train was found there"),
     ):
         with pytest.raises(SystemExit):
