@@ -92,7 +92,11 @@ class DUSTask(AbsTask):
             help="dtype: auto, float32, bfloat16; attn_implementation: sdpa, eager",
         )
         group.add_argument(
-            "--adaptation", default="dus", choices=list(ARMS), help="the arm"
+            "--adaptation",
+            default="dus",
+            choices=list(ARMS),
+            help="dus: trained layers are added. lora: low-rank updates. full: the "
+            "whole LM. frozen: the speech embedder only",
         )
         group.add_argument(
             "--adaptation_conf", action=NestedDictAction, default={}, help="its options"
