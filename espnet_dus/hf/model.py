@@ -12,7 +12,7 @@ joined sequence, V vocabulary.
 
 import copy
 from contextlib import nullcontext
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
@@ -33,6 +33,7 @@ from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.speech_lm import Encoded, SpeechLM
+from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import upscale
 
 
@@ -43,8 +44,11 @@ class DUSConfig(PreTrainedConfig):
         text_config: The base LM's configuration, or that as a dictionary.
         depth_up_scaling: `kind`, `scope`, `positions` and `layer_conf` of the added
             layers (see `upscale`), or None where there are none.
-        input_size: Features per frame (M).
-        speech_embedder_conf: Other options of `SpeechEmbedder`.
+        input_size: Features per frame (M); None where the input is speech tokens.
+        token_vocab_sizes: Number of different speech tokens of each stream; None where
+            the input is features.
+        speech_tokenizer: Name and sha256 of the speech tokenizer, for the record.
+        speech_embedder_conf: Other options of `SpeechEmbedder` or `TokenEmbedder`.
         num_prompt_embeddings: Number of trained prompt embeddings. They replace those
             of the first tokens of the text behind speech. 0: none was trained.
         ctc_compression: `token_ids` and `embedding_rms` of `CTCCompression`, or None
@@ -60,7 +64,9 @@ class DUSConfig(PreTrainedConfig):
         self,
         text_config: Union[PreTrainedConfig, Dict[str, Any], None] = None,
         depth_up_scaling: Optional[Dict[str, Any]] = None,
-        input_size: int = 80,
+        input_size: Optional[int] = 80,
+        token_vocab_sizes: Optional[Sequence[int]] = None,
+        speech_tokenizer: Optional[Dict[str, str]] = None,
         speech_embedder_conf: Optional[Dict[str, Any]] = None,
         num_prompt_embeddings: int = 0,
         ctc_compression: Optional[Dict[str, Any]] = None,
@@ -74,6 +80,8 @@ class DUSConfig(PreTrainedConfig):
         self.text_config = text_config
         self.depth_up_scaling = depth_up_scaling
         self.input_size = input_size
+        self.token_vocab_sizes = token_vocab_sizes
+        self.speech_tokenizer = speech_tokenizer
         self.speech_embedder_conf = speech_embedder_conf or {}
         self.num_prompt_embeddings = num_prompt_embeddings
         self.ctc_compression = ctc_compression
@@ -101,13 +109,7 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
             ctc = CTCHead(hidden_size, len(compression.token_ids), has_norm=False)
         super().__init__(
             lm,
-            # embedding_rms: where training starts; the weights are loaded
-            SpeechEmbedder(
-                config.input_size,
-                hidden_size,
-                embedding_rms=1.0,
-                **config.speech_embedder_conf,
-            ),
+            _embedder(config, hidden_size),
             # only their number counts: `input_ids` begin with them
             prompt_ids=[0] * config.num_prompt_embeddings,
             eos_id=config.eos_token_id,
@@ -124,6 +126,8 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
         """As Hugging Face's."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.depth_up_scaling is None:
+            model.lm.requires_grad_(False)  # arm frozen
         for module in model.modules():
             # Hugging Face builds models without memory, and this table is not a buffer
             # that it knows of: it is built again at the first use.
@@ -147,7 +151,8 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, N) text, behind the speech where there is any.
-            input_features: (B, F, M), or None for text alone.
+            input_features: (B, F, M), speech tokens (B, F, streams), or None for text
+                alone.
             feature_lengths: (B,) number of frames.
             attention_mask: (B, N), 1 on real tokens, which are on the left.
             kwargs: The LM's, such as `added_layers`.
@@ -179,7 +184,7 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, N).
-            input_features: (B, F, M), or None for text alone.
+            input_features: As in `forward`.
             feature_lengths: (B,).
             attention_mask: (B, N).
             added_layers: `kept`, `dropped`, or `auto`: text alone is the base LM's.
@@ -204,9 +209,10 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
     def _encode(
         self, input_features: torch.Tensor, feature_lengths: torch.Tensor
     ) -> Encoded:
-        dtype = self.get_input_embeddings().weight.dtype
-        embedded = self.speech_embedder(input_features.to(dtype), feature_lengths)
-        return self.encode(*embedded)
+        if input_features.is_floating_point():
+            dtype = self.get_input_embeddings().weight.dtype
+            input_features = input_features.to(dtype)
+        return self.encode(*self.speech_embedder(input_features, feature_lengths))
 
     def _join(
         self,
@@ -225,3 +231,11 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
             attention_mask.sum(1) - num_prompt,
             pad_side,
         )
+
+
+def _embedder(config: DUSConfig, hidden_size: int) -> torch.nn.Module:
+    conf = config.speech_embedder_conf
+    if config.token_vocab_sizes is not None:
+        return TokenEmbedder(config.token_vocab_sizes, hidden_size, **conf)
+    # embedding_rms: where training starts; the weights are loaded
+    return SpeechEmbedder(config.input_size, hidden_size, embedding_rms=1.0, **conf)

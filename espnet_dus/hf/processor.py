@@ -1,4 +1,4 @@
-"""Waveforms and a prompt to what an exported model takes, and its tokens to text."""
+"""Turns waveforms into the input of an exported model, and its tokens into text."""
 
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -18,13 +18,14 @@ class DUSProcessor(ProcessorMixin):
     """The tokenizer, and ESPnet's feature extraction as in training.
 
     Args:
-        tokenizer: The base LM's.
+        tokenizer: The base LM's tokenizer.
         prompt: Text between speech and transcript.
         frontend_conf: Options of ESPnet's `DefaultFrontend`; None: the model takes
-            features, which pass as they are.
-        mean: Of each feature, subtracted (global normalization); or None.
-        std: Of each feature, divided by; or None.
+            features or tokens, which are not changed.
+        mean: Mean of each feature, which is subtracted (global normalization), or None.
+        std: Standard deviation of each feature, which divides it, or None.
         utterance_mvn: Options of ESPnet's `UtteranceMVN`, or None.
+        takes_tokens: The model takes speech tokens.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class DUSProcessor(ProcessorMixin):
         mean: Optional[List[float]] = None,
         std: Optional[List[float]] = None,
         utterance_mvn: Optional[Dict[str, Any]] = None,
+        takes_tokens: bool = False,
     ):
         super().__init__(tokenizer)
         self.prompt = prompt
         self.frontend_conf = frontend_conf
         self.mean, self.std = mean, std
         self.utterance_mvn = utterance_mvn
+        self.takes_tokens = takes_tokens
         self.frontend = None
         if frontend_conf is not None:
             self.frontend = DefaultFrontend(**frontend_conf)
@@ -51,18 +54,20 @@ class DUSProcessor(ProcessorMixin):
 
         Args:
             speech: Samples (samples,) at the training data's rate as a NumPy array, a
-                tensor or a list of floats; an array of features (F, M) if the model was
-                trained on features; or a list of such for a batch.
+                tensor or a list of floats; an array of features (F, M) or of speech
+                tokens (F, streams) if the model was trained on these; or a list of such
+                for a batch.
 
         Returns:
-            `input_features` (B, F, M), `feature_lengths` (B,) and `input_ids` (B, N),
-            the prompt: the arguments of the model's `generate`.
+            The arguments of the model's `generate`: `input_features` (B, F, M or
+            streams), `feature_lengths` (B,) and `input_ids` (B, N), the prompt.
         """
         is_batch = isinstance(speech, (list, tuple)) and not np.isscalar(speech[0])
         batch = speech if is_batch else [speech]
         if self.frontend is not None:
             batch = [as_waveform(s) for s in batch]
-        batch = [torch.as_tensor(s, dtype=torch.float32) for s in batch]
+        dtype = torch.long if self.takes_tokens else torch.float32
+        batch = [torch.as_tensor(s, dtype=dtype) for s in batch]
         lengths_B = torch.tensor([len(s) for s in batch])
         feats_BFM = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
         if self.frontend is not None:

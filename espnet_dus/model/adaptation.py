@@ -172,8 +172,7 @@ def drop_added_layers(lm: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 def has_base_lm(lm: torch.nn.Module) -> bool:
     """Return whether the base LM is inside an adapted one: not in arm `full`."""
-    added = {id(p) for module in _added(lm) for p in module.parameters()}
-    return not any(p.requires_grad and id(p) not in added for p in lm.parameters())
+    return bool(_added(lm)) or not any(p.requires_grad for p in lm.parameters())
 
 
 def _added(lm: torch.nn.Module) -> List[torch.nn.Module]:

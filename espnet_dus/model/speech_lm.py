@@ -73,8 +73,8 @@ class SpeechLM(torch.nn.Module):
         module_args: For the next class in the order of inheritance.
 
     Attributes:
-        text_generation_config: The base LM's own generation settings, for text. The
-            LM's are neutral: a search must not take sampling or penalties from them.
+        generation_config: The base LM's own generation settings, for text. Those of
+            `lm` are neutral: no search takes sampling or penalties from them.
 
     Raises:
         ValueError: Contradictory options.
@@ -94,7 +94,7 @@ class SpeechLM(torch.nn.Module):
         **module_args: Any,
     ):
         super().__init__(**module_args)
-        self.text_generation_config = _with_end(lm.generation_config, eos_id)
+        self.generation_config = _with_end(lm.generation_config, eos_id)
         lm.generation_config = GenerationConfig()
         self.lm = lm
         self.speech_embedder = speech_embedder
@@ -311,7 +311,7 @@ class SpeechLM(torch.nn.Module):
         drop = added_layers == "dropped"
         if attention_mask is None:
             attention_mask = torch.ones_like(ids_BN)
-        config = copy.deepcopy(self.text_generation_config)
+        config = copy.deepcopy(self.generation_config)
         # what is no setting, such as a streamer, is an argument of `generate`
         arguments = config.update(**generation)
         with drop_added_layers(self.lm) if drop else nullcontext(), self.autocast():

@@ -45,10 +45,7 @@ class TokenEmbedder(torch.nn.Module):
             )
         if num_time_mask < 0:
             raise ValueError(f"num_time_mask: {num_time_mask} is below 0")
-        sizes_K = torch.tensor(list(vocab_sizes))
-        self.register_buffer("sizes_K", sizes_K, persistent=False)
-        offsets_K = sizes_K.cumsum(0) - sizes_K
-        self.register_buffer("offsets_K", offsets_K, persistent=False)
+        self.vocab_sizes = tuple(vocab_sizes)
         self.table = torch.nn.EmbeddingBag(sum(vocab_sizes), hidden_size, mode="sum")
         self.mask_time = None
         if num_time_mask:
@@ -69,7 +66,7 @@ class TokenEmbedder(torch.nn.Module):
         every_token_V = torch.arange(embed.num_embeddings, device=embed.weight.device)
         text_VD = embed(every_token_V).float().to(self.table.weight.device)
         mean_D, std_D = text_VD.mean(0), text_VD.std(0)
-        num_streams = len(self.sizes_K)
+        num_streams = len(self.vocab_sizes)
         self.table.weight.normal_().mul_(std_D * num_streams**-0.5)
         self.table.weight.add_(mean_D / num_streams)
         if self.mask_time is not None:
@@ -92,17 +89,19 @@ class TokenEmbedder(torch.nn.Module):
                 table.
         """
         tokens_BSK = tokens_BSK[:, : int(lengths_B.max())].long()
-        if tokens_BSK.dim() != 3 or tokens_BSK.size(2) != len(self.sizes_K):
+        if tokens_BSK.dim() != 3 or tokens_BSK.size(2) != len(self.vocab_sizes):
             raise ValueError(
                 f"speech tokens of shape {tuple(tokens_BSK.shape)}: expected "
-                f"(utterances, frames, {len(self.sizes_K)} streams)"
+                f"(utterances, frames, {len(self.vocab_sizes)} streams)"
             )
+        sizes_K = torch.tensor(self.vocab_sizes, device=tokens_BSK.device)
+        offsets_K = sizes_K.cumsum(0) - sizes_K
         frames_S = torch.arange(tokens_BSK.size(1), device=tokens_BSK.device)
         real_BS1 = (frames_S[None] < lengths_B[:, None])[..., None]
-        unknown_BSK = (tokens_BSK < 0) | (tokens_BSK >= self.sizes_K)
+        unknown_BSK = (tokens_BSK < 0) | (tokens_BSK >= sizes_K)
         if (unknown_BSK & real_BS1).any():
             self._refuse(tokens_BSK, unknown_BSK & real_BS1)
-        rows_BSK = (tokens_BSK + self.offsets_K).masked_fill(~real_BS1, 0)
+        rows_BSK = (tokens_BSK + offsets_K).masked_fill(~real_BS1, 0)
         x_BSD = self.table(rows_BSK.flatten(0, 1)).unflatten(0, rows_BSK.shape[:2])
         if self.training and self.mask_time is not None:
             kept_BS1 = self.mask_time(torch.ones_like(x_BSD[..., :1]))[0].bool()
@@ -114,6 +113,6 @@ class TokenEmbedder(torch.nn.Module):
         raise ValueError(
             f"speech token {int(tokens_BSK[b, s, k])} (utterance {b} of the batch, "
             f"frame {s}, stream {k}) is not in the table: the tokenizer's tokens of "
-            f"this stream go from 0 to {int(self.sizes_K[k]) - 1}. Were the data made "
+            f"this stream go from 0 to {self.vocab_sizes[k] - 1}. Were the data made "
             "with another tokenizer (--speech_tokenizer)?"
         )

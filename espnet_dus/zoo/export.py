@@ -4,8 +4,8 @@
     arm lora                                     a PEFT adapter
     everything else                              a model of `espnet_dus.hf`
 
-The first two hold the text side alone, for runtimes that know nothing of speech; the
-third holds the whole model, and loads where `espnet_dus` is installed.
+The first two hold the text side only, for runtimes without speech. The third holds the
+whole model and loads where `espnet_dus` is installed.
 """
 
 import logging
@@ -17,6 +17,8 @@ from typing import Union
 import torch
 from espnet2.layers.global_mvn import GlobalMVN
 
+from espnet_dus.data.lengths import takes_tokens
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.task import DUSTask
 
@@ -32,15 +34,15 @@ def export(
     Args:
         asr_train_config: The `config.yaml` of the training.
         asr_model_file: A checkpoint of it.
-        out_dir: The directory, which is made. It appears when it is complete.
-        dtype: Precision of the weights: `float32` keeps every value, `bfloat16` takes
-            half the space.
+        out_dir: The directory to create. It appears when it is complete.
+        dtype: Precision of the weights: `float32` keeps every value, `bfloat16` halves
+            the size.
 
     Returns:
-        What it is: `model`, `adapter` or `espnet_dus`.
+        The kind of export: `model`, `adapter` or `espnet_dus`.
 
     Raises:
-        ValueError: `out_dir` is there already, or the precision is unknown.
+        ValueError: `out_dir` exists, or the precision is unknown.
     """
     out_dir = Path(out_dir)
     if dtype not in ("float32", "bfloat16"):
@@ -74,13 +76,13 @@ def export(
 
 
 def _save_plain(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> None:
-    """Save the LM as what it is: a model of the base LM's type with more layers."""
+    """Save the LM as a plain model of the base LM's type, with more layers."""
     from transformers import AutoModelForCausalLM
 
     config = _plain_config(model.lm, len(model.lm.model.layers))
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.lm.state_dict())
-    plain.generation_config = model.text_generation_config
+    plain.generation_config = model.generation_config
     plain.to(dtype).save_pretrained(out_dir)
 
 
@@ -89,7 +91,7 @@ def _save_adapter(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> N
     from safetensors.torch import save_file
 
     state = get_peft_model_state_dict(model.lm, save_embedding_layers=False)
-    weights = {  # PEFT's files name the parameters as seen from its own wrapper
+    weights = {  # PEFT's files name parameters as seen from its own wrapper
         f"base_model.model.{name}": value.to(dtype).contiguous()
         for name, value in state.items()
     }
@@ -102,17 +104,21 @@ def _save_adapter(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> N
 
 
 def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) -> None:
-    """Save LM, embedder and feature extraction; the CTC head where it compresses."""
+    """Save the whole model and its feature extraction."""
     from espnet_dus.hf import DUSConfig, DUSForCausalLM, DUSProcessor
 
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
     num_inserted = len(upscaled["positions"]) if upscaled else 0
     num_layers = len(model.lm.model.layers) - num_inserted
     frontend, normalize = model.frontend, model.normalize
+    size = args.input_size if frontend is None else frontend.output_size()
+    tokens = TokenizerInfo.read(args.speech_tokenizer) if takes_tokens(args) else None
     config = DUSConfig(
         text_config=_plain_config(model.lm, num_layers),
         depth_up_scaling=upscaled,
-        input_size=args.input_size if frontend is None else frontend.output_size(),
+        input_size=size,
+        token_vocab_sizes=tokens and tokens.vocab_sizes,
+        speech_tokenizer=tokens and tokens.identity,
         speech_embedder_conf=args.speech_embedder_conf,
         num_prompt_embeddings=(
             0 if model.prompt_embeddings is None else len(model.prompt_embeddings)
@@ -126,7 +132,7 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
     tensors = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers())
     whole.load_state_dict({name: tensors[name] for name in whole.state_dict()})
-    whole.generation_config = model.text_generation_config
+    whole.generation_config = model.generation_config
     whole.to(dtype).save_pretrained(out_dir)
 
     mean = std = None
@@ -143,11 +149,12 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         utterance_mvn=(
             args.normalize_conf if args.normalize == "utterance_mvn" else None
         ),
+        takes_tokens=tokens is not None,
     ).save_pretrained(out_dir)
 
 
 def _plain_config(lm: torch.nn.Module, num_layers: int):
-    """Give the LM's configuration without what was added to it here."""
+    """Return the LM's configuration without what was added to it here."""
     config = lm.config.to_dict()
     for key in ("depth_up_scaling", "dtype", "_name_or_path"):
         config.pop(key, None)

@@ -1,6 +1,7 @@
 """Exported models: what they are, and that they compute what was trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from espnet_dus.app import cli
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.zoo.export import export
 
 IDS = torch.arange(3, 40)[None]
@@ -265,3 +267,108 @@ def test_a_directory_that_is_there_is_not_written_to(tmp_path):
         export("config.yaml", "x.pth", tmp_path)
     with pytest.raises(ValueError, match="dtype: 'int8' is not one of float32"):
         export("config.yaml", "x.pth", tmp_path / "x", dtype="int8")
+
+
+# -- generation ------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_transcript_is_generated_to_the_end_of_the_speech(
+    trained, tmp_path, auto, noises
+):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained = trained("dus", "transformer", "speech")
+    export(*trained.files, tmp_path / "exported")
+    model, processor = auto(tmp_path / "exported")
+    speech = noises(2.4, 0.9)
+    inputs = processor(speech)
+    search = dict(repetition=0, no_speech=0.0)
+    found = Speech2Text(*trained.files, search=search)(speech)
+    assert len(found[0].token_int) > 20  # Hugging Face's own default
+    for ours, theirs in zip(model.generate(**inputs).tolist(), found):
+        assert ours[: len(theirs.token_int)] == theirs.token_int
+    assert model.generate(**inputs, max_new_tokens=3).size(1) <= 3
+    # a list of floats is one utterance
+    assert torch.equal(
+        model.generate(**processor(speech[0].tolist())),
+        model.generate(**processor(speech[0])),
+    )
+
+
+@pytest.fixture
+def two_ends(tmp_path, tiny_base_lm_dir):
+    """A base LM that ends its text at either of two tokens, and repeats no bigram."""
+    from transformers import GenerationConfig
+
+    directory = shutil.copytree(tiny_base_lm_dir, tmp_path / "two_ends")
+    GenerationConfig(eos_token_id=[11, 2], no_repeat_ngram_size=2).save_pretrained(
+        directory
+    )
+    return directory
+
+
+@pytest.mark.parametrize("kind, what", [("transformer", "model"), (None, "espnet_dus")])
+@torch.no_grad()
+def test_the_base_lms_generation_settings_are_kept(
+    trained, tmp_path, auto, two_ends, kind, what
+):
+    arm = ("dus", kind, "all") if kind else ("frozen",)
+    trained = trained(*arm, base_lm=str(two_ends))
+    assert trained.model.lm.generation_config.no_repeat_ngram_size is None
+    out = tmp_path / "exported"
+    assert export(*trained.files, out) == what
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.generation_config.eos_token_id == [11, 2]
+    assert model.generation_config.no_repeat_ngram_size == 2
+    if what == "espnet_dus":
+        base = AutoModelForCausalLM.from_pretrained(two_ends, dtype=torch.float32)
+        theirs = base.generate(IDS, max_new_tokens=12, pad_token_id=2)
+        assert torch.equal(model.generate(IDS, max_new_tokens=12), theirs)
+
+
+@torch.no_grad()
+def test_text_alone_is_the_base_lms_unless_the_layers_are_kept(
+    trained, tmp_path, auto, tiny_lm
+):
+    trained = trained("dus", "e_branchformer", "all")
+    export(*trained.files, tmp_path / "exported")
+    model, _ = auto(tmp_path / "exported")
+    options = dict(max_new_tokens=8, eos_token_id=[])
+    theirs = tiny_lm[0].generate(IDS, pad_token_id=2, **options)
+    assert torch.equal(model.generate(IDS, **options), theirs)
+    assert torch.equal(model.generate(IDS, added_layers="dropped", **options), theirs)
+    kept = model.generate(IDS, added_layers="kept", **options)
+    assert not torch.equal(kept, theirs)
+
+
+@torch.no_grad()
+def test_a_model_of_speech_tokens_takes_arrays_of_them(trained, tmp_path, auto):
+    info = TokenizerInfo("test", {"kind": "test"}, 50.0, 16000, (5, 3))
+    info = info.write(tmp_path / "tokenizer")
+    trained = trained(
+        "dus",
+        "e_branchformer",
+        "all",
+        speech_input="tokens",
+        speech_tokenizer=str(tmp_path / "tokenizer"),
+        speech_embedder_conf={},
+        frontend_conf={},
+    )
+    export(*trained.files, tmp_path / "exported")
+    model, processor = auto(tmp_path / "exported")
+    assert model.config.speech_tokenizer == info.identity
+    tokens = [np.array([[0, 2], [4, 0], [1, 1]] * 4), np.array([[3, 1], [2, 0]])]
+    inputs = processor(tokens)
+    assert inputs["input_features"].shape == (2, 12, 2)
+    lengths = torch.tensor([12, 2])
+    assert torch.equal(inputs["feature_lengths"], lengths)
+    speech = trained.model.embed_speech(inputs["input_features"], lengths)
+    text = inputs["input_ids"][:, :0], torch.zeros(2, dtype=torch.long)
+    seq = trained.model.join_text(*speech, *text)
+    hidden = trained.model.upper(trained.model.lower(seq), seq)
+    expected = trained.model.lm.lm_head(hidden)
+    logits = model(**inputs).logits
+    for ours, theirs, length in zip(logits, expected, seq.lengths_B):
+        close(ours[:length], theirs[:length])
+    assert model.generate(**inputs, eos_token_id=[]).shape == (2, 12)
