@@ -1,18 +1,18 @@
-"""Silero's voice activity detection, whose weights come in the package `silero-vad`."""
+"""Silero's voice activity detection; its weights come in the package `silero-vad`."""
 
 import warnings
 
 import torch
 
 RATE = 16000  # Hz
-WINDOW = 512  # samples, 32 ms: what one call is given
+WINDOW = 512  # samples per call, 32 ms
 
 
 def load_vad() -> torch.nn.Module:
-    """Load the detector: called with a window and the rate, it gives a probability.
+    """Load the detector, which maps a window and the rate to a speech probability.
 
-    It keeps a state from window to window: whoever reads audio needs one of their own,
-    or `reset_states()` before.
+    It keeps a state from window to window: each reader of audio needs its own, or has
+    to call `reset_states()` first.
     """
     threads = torch.get_num_threads()
     with warnings.catch_warnings():

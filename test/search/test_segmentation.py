@@ -10,7 +10,7 @@ import torch
 
 from espnet_dus.data.audio import AudioError
 from espnet_dus.data.corpora.an4 import find_corpus
-from espnet_dus.search.segmentation import SILENCE_SECONDS, merge, regions, segments
+from espnet_dus.search.segmentation import segments
 
 RATE = 16000
 
@@ -66,8 +66,8 @@ def test_segments_cover_the_speech_and_leave_out_the_silence(write, speech):
     assert len(found) == 2
     for segment, (start, end) in zip(found, (spans[1], spans[3])):
         # AN4 has up to half a second of silence around the speech itself
-        assert start - SILENCE_SECONDS < segment.start < start + 0.7
-        assert end - 0.7 < segment.end < end + SILENCE_SECONDS
+        assert start - 0.2 < segment.start < start + 0.7
+        assert end - 0.7 < segment.end < end + 0.2
 
 
 def test_utterances_near_each_other_are_one_segment_while_it_fits(write, speech):
@@ -116,9 +116,7 @@ def test_other_rates_and_channels_and_formats_give_the_same_segments(write, spee
         assert one.end == pytest.approx(two.end, abs=0.1)
 
 
-def test_the_segments_of_a_long_recording_are_found_as_they_are_asked_for(
-    write, speech, monkeypatch
-):
+def test_a_long_recording_is_read_by_block_and_by_segment(write, speech, monkeypatch):
     minute = [piece for s in speech[:3] for piece in (s, silence(20 - len(s) / RATE))]
     path, _ = write(*minute, *minute)
     read = []
@@ -129,12 +127,8 @@ def test_the_segments_of_a_long_recording_are_found_as_they_are_asked_for(
         return whole(file, frames, *args, **kwargs)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", count)
-    found = segments(path, RATE)
-    next(found)
-    assert 0 < sum(read) <= 65 * RATE  # two blocks of 30 s and a segment
-    assert max(read) <= 30 * RATE
-    assert len(list(found)) == 5
-    assert max(read) <= 30 * RATE
+    assert len(list(segments(path, RATE))) == 6
+    assert max(read) <= 30 * RATE and len(read) == 4 + 6
 
 
 def test_the_threads_of_torch_are_left_alone(write, speech, monkeypatch):
@@ -163,46 +157,3 @@ def test_bad_files_and_options_are_errors(tmp_path, write, speech):
     soundfile.write(tmp_path / "nan.wav", broken, RATE, subtype="FLOAT")
     with pytest.raises(ValueError, match="nan.wav: has samples that are NaN"):
         next(segments(tmp_path / "nan.wav", RATE))
-
-
-# -- regions and their merging, on frames of 32 ms -------------------------------------
-
-
-def frames(pattern, powers=None):
-    probabilities = [{"#": 0.9, "-": 0.4, ".": 0.1}[c] for c in pattern]
-    return zip(probabilities, powers or [1.0] * len(pattern))
-
-
-def test_a_region_ends_with_ten_frames_of_silence():
-    speech = "####"
-    assert list(regions(frames("..." + speech + "." * 9 + speech), 99)) == [(3, 20)]
-    assert list(regions(frames("..." + speech + "." * 10 + speech), 99)) == [
-        (3, 7),
-        (17, 21),
-    ]
-
-
-def test_doubtful_frames_go_on_with_speech_but_do_not_start_it():
-    assert list(regions(frames("---####---." + "." * 9), 99)) == [(3, 10)]
-    assert list(regions(frames("-" * 30), 99)) == []
-
-
-def test_a_click_is_no_region():
-    assert list(regions(frames("##" + "." * 12 + "###"), 99)) == [(14, 17)]
-
-
-def test_a_long_region_is_cut_where_it_is_quietest():
-    powers = [1.0] * 100
-    powers[3:6] = [0.0] * 3  # too early
-    powers[31:34] = [0.1] * 3
-    powers[57:60] = [0.2] * 3
-    found = list(regions(frames("#" * 100, powers), 40))
-    assert found == [(0, 32), (32, 58), (58, 77), (77, 100)]
-
-
-def test_regions_are_merged_while_they_fit_and_are_near():
-    assert list(merge([(0, 10), (20, 30), (40, 50)], 100)) == [(0, 50)]
-    assert list(merge([(0, 10), (20, 30), (40, 50)], 30)) == [(0, 30), (40, 50)]
-    assert list(merge([(0, 10), (42, 52)], 100)) == [(0, 10), (42, 52)]
-    assert list(merge([(0, 10), (41, 52)], 100)) == [(0, 52)]
-    assert list(merge([], 100)) == []
