@@ -159,6 +159,12 @@ class DUSTask(AbsTask):
             default=dict(STREAMING_CONF),
             help="data of --iterator_type task: shards, max_tokens, batch_sizes, ...",
         )
+        group.add_argument(
+            "--freeze_frontend",
+            type=str2bool,
+            default=True,
+            help="do not train the frontend's pretrained model, nor save it",
+        )
         for class_choices in cls.class_choices_list:
             class_choices.add_arguments(group)
 

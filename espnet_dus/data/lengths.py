@@ -4,18 +4,55 @@ samples --frontend--> frames --speech embedder--> speech positions
 """
 
 import argparse
-from typing import NamedTuple, Tuple
+import math
+from typing import Any, Dict, List, NamedTuple
 
 import humanfriendly
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
-# Options of the speech embedder and their defaults.
-
+# Options of the speech embedder of features and their defaults.
 EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
 
-# `input_layer` of the speech embedder -> fewest frames that give one position
-FEWEST_FRAMES = {"conv2d": 7, "conv2d8": 15}
+
+class Subsampling(NamedTuple):
+    """How a speech embedder makes positions of feature frames.
+
+    Attributes:
+        fewest: Frames below the first position: the fewest that give one.
+        factor: Frames from one position to the next.
+    """
+
+    fewest: int
+    factor: int
+
+
+# by `input_layer` of the speech embedder
+SUBSAMPLING = {
+    "conv2d": Subsampling(7, 4),
+    "conv2d8": Subsampling(15, 8),
+    "linear": Subsampling(1, 1),
+    "linear2": Subsampling(2, 2),
+    "linear4": Subsampling(4, 4),
+}
+
+
+class Framing(NamedTuple):
+    """How a frontend makes frames of samples: shift and window in samples."""
+
+    hop: int
+    window: int
+    center: bool
+
+
+# Pretrained frontends, all at 50 frames a second of 16 kHz audio, each with its own
+# number of frames at the end.
+PRETRAINED_FRAMINGS = {
+    "s3prl": Framing(320, 1, False),
+    "huggingface": Framing(320, 400, False),
+    "espnet_ssl": Framing(320, 400, False),
+    "whisper": Framing(320, 160, False),
+}
 
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
 LENGTH_MULTIPLE = 16
@@ -28,30 +65,18 @@ def takes_tokens(args: argparse.Namespace) -> bool:
     return getattr(args, "speech_input", "features") == "tokens"
 
 
-def fewest_frames(input_layer: str) -> int:
-    """Give the fewest frames that give one speech position.
+def subsampling(input_layer: str) -> Subsampling:
+    """Return what an `input_layer` makes of frames.
 
     Raises:
-        ValueError: An unknown `input_layer`.
+        ValueError: It is unknown.
     """
-    if input_layer not in FEWEST_FRAMES:
+    if input_layer not in SUBSAMPLING:
         raise ValueError(
             f"speech_embedder_conf: input_layer {input_layer!r} is not one of "
-            f"{', '.join(FEWEST_FRAMES)}"
+            f"{', '.join(SUBSAMPLING)}"
         )
-    return FEWEST_FRAMES[input_layer]
-
-
-def num_positions(input_layer: str, frames: int) -> int:
-    """Give the speech positions of some frames.
-
-    Raises:
-        ValueError: An unknown `input_layer`.
-    """
-    # each convolution has kernel 3 and stride 2
-    for _ in range(fewest_frames(input_layer).bit_length() - 1):
-        frames = (frames - 1) // 2
-    return max(frames, 0)
+    return SUBSAMPLING[input_layer]
 
 
 def sampling_rate(args: argparse.Namespace) -> int:
@@ -64,35 +89,63 @@ def min_length(args: argparse.Namespace) -> int:
     """Return the fewest samples, or frames, that give one speech position."""
     if takes_tokens(args):
         return 1
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    frames = fewest_frames(embedder_conf["input_layer"])
+    frames = _subsampling(args).fewest
     if args.input_size is not None:
         return frames
-    hop, window, center = _framing(args)
-    return frames * hop if center else (frames - 1) * hop + window
+    # the transform of a centred window takes more than half of it
+    centred = any(framing.center for framing in _framings(args))
+    return _samples(args, frames + centred)
 
 
 def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
-    """Give the speech positions that samples become, with these options."""
-    hop, window, center = _framing(args)
-    frames = 1 + (num_samples if center else num_samples - window) // hop
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    return num_positions(embedder_conf["input_layer"], frames)
+    """Return the number of speech positions of samples, with these options."""
+    shift, framings = _shift(args), _framings(args)
+    frames = min(
+        (1 + (num_samples - (0 if center else window)) // hop) * (hop // shift)
+        for hop, window, center in framings
+    )
+    fewest, factor = _subsampling(args)
+    return max(0, (frames - fewest) // factor + 1)
 
 
 def samples_of_positions(args: argparse.Namespace, positions: int) -> int:
-    """Give the fewest samples that become so many speech positions."""
-    hop, window, center = _framing(args)
+    """Return the fewest samples that become this number of speech positions."""
+    fewest, factor = _subsampling(args)
+    return _samples(args, fewest + (positions - 1) * factor)
+
+
+def _samples(args: argparse.Namespace, frames: int) -> int:
+    """Return the fewest samples of a number of frames."""
+    shift = _shift(args)
+    return max(
+        (-(-frames * shift // hop) - 1) * hop + (0 if center else window)
+        for hop, window, center in _framings(args)
+    )
+
+
+def _subsampling(args: argparse.Namespace) -> Subsampling:
     embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    # the first position takes 2n - 1 frames, each further one n
-    frames = fewest_frames(embedder_conf["input_layer"])
-    frames += (positions - 1) * (frames + 1) // 2
-    return (frames - 1) * hop + (0 if center else window)
+    return subsampling(embedder_conf["input_layer"])
 
 
-def _framing(args: argparse.Namespace) -> Tuple[int, int, bool]:
-    conf = {**get_default_kwargs(DefaultFrontend), **args.frontend_conf}
-    return conf["hop_length"], conf["n_fft"], conf["center"]
+def _shift(args: argparse.Namespace) -> int:
+    """Return the samples from one frame to the next; a fused frontend's common ones."""
+    return math.gcd(*(framing.hop for framing in _framings(args)))
+
+
+def _framings(args: argparse.Namespace) -> List[Framing]:
+    """Return how the frontend makes frames; a fused one has several ways."""
+    parts = [{**args.frontend_conf, "frontend_type": args.frontend}]
+    if args.frontend == "fused":
+        parts = args.frontend_conf["frontends"]
+    return [_framing(part) for part in parts]
+
+
+def _framing(conf: Dict[str, Any]) -> Framing:
+    if conf["frontend_type"] in PRETRAINED_FRAMINGS:
+        return PRETRAINED_FRAMINGS[conf["frontend_type"]]
+    conf = {**get_default_kwargs(DefaultFrontend), **conf}
+    return Framing(conf["hop_length"], conf["n_fft"], conf["center"])
 
 
 class PositionTimes(NamedTuple):
@@ -115,13 +168,11 @@ def position_times(args: argparse.Namespace) -> PositionTimes:
     features, whose windows are unknown, each frame is taken for the middle of its
     shift.
     """
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    frames = fewest_frames(embedder_conf["input_layer"])  # that the first one hears
+    fewest, factor = _subsampling(args)
     if args.input_size is not None:
         shift, middle = 1 / FRAMES_PER_SECOND, 0.5 / FRAMES_PER_SECOND
     else:
         fs = sampling_rate(args)
-        hop, window, center = _framing(args)
-        shift, middle = hop / fs, 0.0 if center else window / 2 / fs
-    step = (frames + 1) // 2 * shift
-    return PositionTimes((frames - 1) / 2 * shift + middle, step)
+        _, window, center = _framings(args)[0]
+        shift, middle = _shift(args) / fs, 0.0 if center else window / 2 / fs
+    return PositionTimes((fewest - 1) / 2 * shift + middle, factor * shift)

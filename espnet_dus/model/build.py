@@ -2,11 +2,11 @@
 
 import argparse
 import inspect
+import json
 import re
 from typing import Any, Dict, Iterable, Optional
 
 import torch
-from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.specaug.specaug import SpecAug
 from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
@@ -21,14 +21,12 @@ from espnet_dus.model.base_lm import embedding_rms, load_base_lm
 from espnet_dus.model.checkpoint import record_identity
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.model.features import FeatureModel
+from espnet_dus.model.features import FRONTENDS, FeatureModel, freeze_pretrained
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import is_above_base_layer
 
-frontend_choices = ClassChoices(
-    "frontend", {"default": DefaultFrontend}, None, "default"
-)
+frontend_choices = ClassChoices("frontend", FRONTENDS, None, "default")
 specaug_choices = ClassChoices("specaug", {"specaug": SpecAug}, optional=True)
 normalize_choices = ClassChoices(
     "normalize",
@@ -53,7 +51,7 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
     if takes_tokens(args):
         _refuse_features(args)
     elif input_size is None:
-        frontend = _build(frontend_choices, args)
+        frontend = _build_frontend(args)
         input_size = frontend.output_size()
     if frontend is None:
         args.frontend, args.frontend_conf = None, {}
@@ -91,6 +89,32 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
             "model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)
         ),
     )
+
+
+def _build_frontend(args: argparse.Namespace) -> torch.nn.Module:
+    try:
+        frontend = _build(frontend_choices, args)
+    except ImportError as error:
+        raise ValueError(
+            f"frontend: {args.frontend} needs a package that is not installed: {error}"
+        ) from error
+    if not getattr(args, "freeze_frontend", True):
+        return frontend
+    sha256 = freeze_pretrained(frontend)
+    if sha256:
+        name = f"{args.frontend} {json.dumps(args.frontend_conf, sort_keys=True)}"
+
+        def check(saved: Dict[str, str]) -> None:
+            if saved["sha256"] != sha256:
+                raise RuntimeError(
+                    f"this checkpoint was trained with the frontend {saved['name']} "
+                    f"(sha256 {saved['sha256'][:12]}), but the one loaded is {name} "
+                    f"(sha256 {sha256[:12]}): load the former (--frontend_conf)"
+                )
+
+        identity = {"name": name, "sha256": sha256}
+        record_identity(frontend, "pretrained_identity", identity, check)
+    return frontend
 
 
 def _build_embedder(

@@ -15,6 +15,7 @@ import torch
 from espnet2.torch_utils.load_pretrained_model import safe_torch_load
 
 from espnet_dus.model.base_lm import Identity
+from espnet_dus.model.features import pretrained_parts
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
 
 IDENTITY_KEY = "base_lm_identity"
@@ -22,7 +23,7 @@ FORMER_HYBRID = r"\.layers\.\d+\.layer\.cgmlp\."  # keys of the layer it replace
 
 
 def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) -> None:
-    """Make a model save and load without the frozen base LM.
+    """Make a model save and load without its frozen base LM and frontend.
 
     Args:
         model: The ESPnet model, its trainable parameters chosen. Changed in place.
@@ -149,7 +150,11 @@ def _not_saved(model: torch.nn.Module, lm_name: str) -> Set[str]:
     frozen = {n for n, p in lm.named_parameters() if not p.requires_grad}
     unique = {name for name, _ in lm.named_parameters()}
     tied = {n for n, _ in lm.named_parameters(remove_duplicate=False)} - unique
-    return {f"{lm_name}.{name}" for name in frozen | tied}
+    left_out = {f"{lm_name}.{name}" for name in frozen | tied}
+    for part, module in pretrained_parts(getattr(model, "frontend", None)).items():
+        if not any(p.requires_grad for p in module.parameters()):
+            left_out |= {f"frontend.{part}.{key}" for key in module.state_dict()}
+    return left_out
 
 
 def _describe(identity: Identity) -> str:

@@ -1,28 +1,77 @@
-"""Features of raw speech, and the model that collects their statistics."""
+"""Features of raw speech: frontends, and the model that collects their statistics."""
 
+import hashlib
 from typing import Dict, Optional, Tuple
 
 import torch
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.frontend.espnet_ssl import ESPnetSSLFrontend
+from espnet2.asr.frontend.fused import FusedFrontends
+from espnet2.asr.frontend.huggingface import HuggingFaceFrontend
+from espnet2.asr.frontend.s3prl import S3prlFrontend
+from espnet2.asr.frontend.whisper import WhisperFrontend
 from espnet2.train.abs_espnet_model import AbsESPnetModel
+
+FRONTENDS = {
+    "default": DefaultFrontend,
+    "s3prl": S3prlFrontend,
+    "huggingface": HuggingFaceFrontend,
+    "espnet_ssl": ESPnetSSLFrontend,
+    "whisper": WhisperFrontend,
+    "fused": FusedFrontends,
+}
+# Attributes of these frontends that hold a pretrained model.
+PRETRAINED = ("upstream", "encoder", "whisper")
+
+
+def pretrained_parts(frontend: Optional[torch.nn.Module]) -> Dict[str, torch.nn.Module]:
+    """Return the pretrained models of a frontend, by name; a fused one has several."""
+    found: Dict[str, torch.nn.Module] = {}
+    for name, module in [] if frontend is None else frontend.named_modules():
+        nested = name.startswith(tuple(f"{outer}." for outer in found))
+        if name.rpartition(".")[2] in PRETRAINED and not nested:
+            found[name] = module
+    return found
+
+
+def freeze_pretrained(frontend: torch.nn.Module) -> str:
+    """Freeze the pretrained models of a frontend.
+
+    Returns:
+        A SHA-256 over the names, types, shapes and values of their weights; "" where
+        there are none.
+    """
+    for module in frontend.modules():
+        # a second copy of the weights, for initializations that overwrite them
+        vars(module).pop("pretrained_params", None)
+    digest = hashlib.sha256()
+    parts = pretrained_parts(frontend)
+    for part, module in parts.items():
+        module.requires_grad_(False)
+        for name, tensor in sorted(module.state_dict().items()):
+            shape = tuple(tensor.shape)
+            digest.update(f"{part}.{name} {tensor.dtype} {shape}\n".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if parts else ""
 
 
 class FeatureModel(AbsESPnetModel):
-    """The frontend alone, for collecting statistics: no base LM need be loaded."""
+    """The frontend alone, for collecting statistics without loading a base LM."""
 
     def __init__(self, frontend: Optional[torch.nn.Module]):
         super().__init__()
         self.frontend = frontend
-        # ESPnet builds an optimizer in this stage too, and it wants a parameter
+        # ESPnet builds an optimizer in this stage too, which needs a parameter
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, **batch):
-        """Not to be trained."""
+        """Refuse to be trained."""
         raise RuntimeError("this model only collects statistics")
 
     def collect_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_
     ) -> Dict[str, torch.Tensor]:
-        """Give features (B, F, M) and their lengths (B,)."""
+        """Return features (B, F, M) and their lengths (B,)."""
         feats, lengths = extract_features(self.frontend, speech, speech_lengths)
         return {"feats": feats, "feats_lengths": lengths}
 
@@ -32,7 +81,7 @@ def extract_features(
     speech: torch.Tensor,
     speech_lengths: torch.Tensor,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Give features (B, F, M), longest first-dimension trimmed, and their lengths."""
+    """Return features (B, F, M), no longer than the longest, and their lengths."""
     speech = speech[:, : int(speech_lengths.max())]
     if frontend is None:
         return speech, speech_lengths

@@ -13,21 +13,23 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     TooShortUttError,
 )
 
-from espnet_dus.data.lengths import fewest_frames
+from espnet_dus.data.lengths import subsampling
 
 # as ESPnet's `input_layer`
-SUBSAMPLING = {"conv2d": Conv2dSubsampling, "conv2d8": Conv2dSubsampling8}
+CONVOLUTIONS = {"conv2d": Conv2dSubsampling, "conv2d8": Conv2dSubsampling8}
 
 
 class SpeechEmbedder(torch.nn.Module):
-    """ESPnet's convolutional subsampling, then a projection. Trained in every arm.
+    """Subsampling of feature frames, then a projection. Trained in every arm.
 
     Args:
         input_size: Features per frame (M).
         hidden_size: The base LM's hidden size (D).
         embedding_rms: Root mean square of the base LM's token embeddings: the speech
-            embeddings start at this scale, which is what its first layers know.
-        input_layer: `conv2d` (4 frames to a position) or `conv2d8` (8).
+            embeddings start at this scale, which its first layers expect.
+        input_layer: `conv2d` (4 frames to a position) or `conv2d8` (8): ESPnet's
+            convolutions. `linear`, `linear2`, `linear4`: 1, 2 or 4 frames, one behind
+            the other, for a frontend that is at 50 frames a second already.
         channels: Channels of the convolutions.
         dropout_rate: Dropout on the embeddings.
 
@@ -46,14 +48,20 @@ class SpeechEmbedder(torch.nn.Module):
     ):
         super().__init__()
         self.input_size = input_size
-        self.min_frames = fewest_frames(input_layer)
-        subsampling = SUBSAMPLING[input_layer]
-        # positions are the base LM's business: no positional encoding here
-        self.subsample = subsampling(input_size, channels, 0.0, torch.nn.Identity())
-        self.norm = torch.nn.LayerNorm(channels)
-        self.project = torch.nn.Linear(channels, hidden_size)
+        self.min_frames, factor = subsampling(input_layer)
+        if input_layer in CONVOLUTIONS:
+            # the base LM encodes positions: no positional encoding here
+            self.subsample = CONVOLUTIONS[input_layer](
+                input_size, channels, 0.0, torch.nn.Identity()
+            )
+            size = channels
+        else:
+            self.subsample = StackedFrames(factor)
+            size = input_size * factor
+        self.norm = torch.nn.LayerNorm(size)
+        self.project = torch.nn.Linear(size, hidden_size)
         self.dropout = torch.nn.Dropout(dropout_rate)
-        torch.nn.init.normal_(self.project.weight, std=embedding_rms * channels**-0.5)
+        torch.nn.init.normal_(self.project.weight, std=embedding_rms * size**-0.5)
         torch.nn.init.zeros_(self.project.bias)
 
     def forward(
@@ -86,3 +94,23 @@ class SpeechEmbedder(torch.nn.Module):
         x_BSD = self.dropout(self.project(self.norm(x_BSC)))
         lengths_B = mask_B1S.squeeze(1).sum(1)
         return x_BSD[:, : int(lengths_B.max())], lengths_B
+
+
+class StackedFrames(torch.nn.Module):
+    """Joins frames into one, without overlap; what does not fill one is left out.
+
+    Args:
+        factor: Number of frames (N).
+    """
+
+    def __init__(self, factor: int):
+        super().__init__()
+        self.factor = factor
+
+    def forward(
+        self, x_BFM: torch.Tensor, mask_B1F: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Join (B, F, M) under a mask (B, 1, F) to (B, S, N M) under one (B, 1, S)."""
+        num = x_BFM.size(1) // self.factor
+        x_BSN = x_BFM[:, : num * self.factor].unflatten(1, (num, self.factor))
+        return x_BSN.flatten(2), mask_B1F[..., self.factor - 1 :: self.factor]

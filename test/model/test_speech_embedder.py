@@ -4,7 +4,8 @@ import pytest
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-from espnet_dus.model.speech_embedder import SUBSAMPLING, SpeechEmbedder
+from espnet_dus.data.lengths import SUBSAMPLING
+from espnet_dus.model.speech_embedder import SpeechEmbedder
 
 NUM_MELS = 20
 
@@ -20,9 +21,10 @@ def features(*lengths):
     return feats, torch.tensor(lengths)
 
 
-@pytest.mark.parametrize("input_layer, factor", [("conv2d", 4), ("conv2d8", 8)])
+@pytest.mark.parametrize("input_layer, factor", SUBSAMPLING.items())
 @torch.no_grad()
 def test_frames_are_subsampled_by_the_factor(input_layer, factor):
+    factor = factor.factor
     x_BSD, lengths_B = embedder(input_layer)(*features(400, 203))
     assert x_BSD.shape == (2, int(lengths_B.max()), 64)
     for got, frames in zip(lengths_B.tolist(), (400, 203)):
@@ -48,12 +50,22 @@ def test_an_utterance_has_the_same_embeddings_alone_and_in_a_batch(input_layer):
 @pytest.mark.parametrize("input_layer", SUBSAMPLING)
 def test_the_fewest_frames_give_one_position_and_one_less_is_an_error(input_layer):
     model = embedder(input_layer)
-    fewest = SUBSAMPLING[input_layer][1]
+    fewest = SUBSAMPLING[input_layer].fewest
     assert model(*features(fewest))[1].tolist() == [1]
     with pytest.raises(
         TooShortUttError, match=f"{fewest - 1} frames, {fewest} are the"
     ):
         model(*features(200, fewest - 1))
+
+
+@torch.no_grad()
+def test_a_linear_input_layer_projects_frames_one_behind_the_other():
+    model = embedder("linear2")
+    feats, lengths_B = features(7)
+    x_BSD, lengths_B = model(feats, lengths_B)
+    assert lengths_B.tolist() == [3]  # the seventh frame has no second one
+    pairs_SM = torch.cat([feats[0, 0:6:2], feats[0, 1:6:2]], dim=-1)
+    torch.testing.assert_close(x_BSD[0], model.project(model.norm(pairs_SM)))
 
 
 @pytest.mark.parametrize("rms", [0.02, 1.0])
@@ -71,5 +83,7 @@ def test_dropout_is_on_in_training_only():
 
 
 def test_an_unknown_input_layer_is_an_error_that_names_the_known():
-    with pytest.raises(ValueError, match="'conv2d6' is not one of conv2d, conv2d8"):
+    with pytest.raises(
+        ValueError, match="'conv2d6' is not one of conv2d, conv2d8, linear"
+    ):
         embedder("conv2d6")
