@@ -101,7 +101,7 @@ def test_the_command_writes_what_training_reads(
     from espnet_dus.data.shards.cut_stream import read_batch_sizes
 
     config, out = tmp_path / "train.yaml", tmp_path / "sizes.yaml"
-    conf = dict(attention_heads=4, linear_units=16, cgmlp_linear_units=16)
+    conf = dict(cgmlp_linear_units=16)
     config.write_text(
         yaml.safe_dump(
             dict(

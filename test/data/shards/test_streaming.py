@@ -179,7 +179,7 @@ def test_a_model_is_trained_from_shards(
     corpora, tmp_path, tiny_base_lm_dir, ctc_units_dirs
 ):
     config = tmp_path / "train.yaml"
-    small = dict(attention_heads=4, linear_units=16, cgmlp_linear_units=16)
+    small = dict(cgmlp_linear_units=16)
     config.write_text(
         yaml.safe_dump(
             dict(
