@@ -330,6 +330,27 @@ def test_stated_numbers_of_trained_parameters_are_true(path):
     assert stated.groups() == (f"{trained:,}", more)
 
 
+@pytest.mark.parametrize(
+    "arm, trained, total",  # in billions
+    [
+        ("360m_interleaved", 0.199, 0.513),
+        ("360m_e_branchformer_interleaved", 0.225, 0.540),
+        ("1.7b_full", 1.867, 1.867),
+        ("1.7b_interleaved", 0.659, 2.270),
+        ("1.7b_e_branchformer_interleaved", 0.748, 2.358),
+    ],
+)
+def test_parameters_are_those_of_the_paper(arm, trained, total):
+    (path,) = (p for p in PAPER if p.stem == f"train_dus_{arm}")
+    lm, hidden = adapted(path), SMOLLM2[size_of(path)]["hidden"]
+    # an input table with 13,448 rows of speech, and another such table as the LM head
+    new_in_all = (13448 + 49152 + 13448) * hidden
+    new_trained = new_in_all + 49152 * hidden * ("full" not in arm)
+    assert round((num_trained(lm) + new_trained) / 1e9, 3) == trained
+    in_all = sum(p.numel() for p in lm.parameters())
+    assert round((in_all + new_in_all) / 1e9, 3) == total
+
+
 @pytest.mark.parametrize("path", [p for p in PAPER if "lora" in p.name], ids=name)
 def test_lora_has_the_stated_rank(path):
     rank = adapted(path).model.layers[0].self_attn.q_proj.r["default"]
@@ -405,7 +426,7 @@ def tf32_as_it_was():
         backend.allow_tf32 = value
 
 
-@pytest.mark.parametrize("path", TRAIN, ids=name)
+@pytest.mark.parametrize("path", [p for p in TRAIN if "1.7b" not in p.name], ids=name)
 def test_dry_run_builds_model_optimizer_and_scheduler(
     path, thin_base_lm, ctc_units_dirs, tmp_path, tf32_as_it_was
 ):
