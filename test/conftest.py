@@ -130,7 +130,7 @@ def kind_and_scope(request):
 
 @pytest.fixture(scope="session")
 def randomise():
-    """Give a function that puts trained parameters into "any training state"."""
+    """Return a function that puts trained parameters into "any training state"."""
     import torch
 
     def randomise(module, seed=0, std=0.1):
@@ -146,7 +146,7 @@ def randomise():
 
 @pytest.fixture
 def upscaled(tiny_lm, randomise):
-    """Give a function that makes an up-scaled copy of the tiny LM, in eval mode.
+    """Return a function that makes an up-scaled copy of the tiny LM, in eval mode.
 
     With a seed, its inserted layers are in some training state.
     """
@@ -194,7 +194,7 @@ def ctc_units_dirs(tmp_path_factory, tiny_base_lm_dir):
 
 @pytest.fixture(scope="session")
 def adaptation_conf():
-    """Give a function that makes the options of tiny inserted layers."""
+    """Return a function that makes the options of tiny inserted layers."""
 
     def make(kind, scope, positions=(0, 2), **conf):
         conf = {**LAYER_CONF[kind, scope], **conf}
@@ -205,7 +205,7 @@ def adaptation_conf():
 
 @pytest.fixture(scope="session")
 def tiny_options(tiny_base_lm_dir, ctc_units_dirs, adaptation_conf):
-    """Give a function that makes the options of a tiny model, as the parser does."""
+    """Return a function that makes the options of a tiny model, as the parser does."""
     from espnet_dus.task import DUSTask
 
     def make(**options):
@@ -230,7 +230,7 @@ def tiny_options(tiny_base_lm_dir, ctc_units_dirs, adaptation_conf):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_options):
-    """Give a function that builds a tiny ESPnetDUSModel from options."""
+    """Return a function that builds a tiny ESPnetDUSModel from options."""
     import torch
 
     from espnet_dus.task import DUSTask
@@ -245,7 +245,7 @@ def tiny_model(tiny_options):
 
 @pytest.fixture(scope="session")
 def noises():
-    """Give a function that makes white noise (samples,) at 16 kHz for each duration."""
+    """Return a function that makes white noise (samples,) at 16 kHz per duration."""
     import numpy as np
 
     def make(*seconds, seed=0):
@@ -260,7 +260,7 @@ def noises():
 
 @pytest.fixture(scope="session")
 def tiny_batch(tiny_options, noises):
-    """Give a function that makes a batch of utterances of some durations.
+    """Return a function that makes a batch of utterances of some durations.
 
     `which` picks some of them: the same utterances as in the whole batch.
     """
@@ -285,7 +285,7 @@ def tiny_batch(tiny_options, noises):
 
 @pytest.fixture
 def make_experiment(tmp_path):
-    """Give a function that makes an experiment directory as stages 11 to 13 leave it.
+    """Return a function that makes an experiment directory as stages 11 to 13 leave it.
 
     `errors` of `utterances` have one wrong word of three; `delta` is that of the task
     piqa or, without tasks, that of the perplexity.

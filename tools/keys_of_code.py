@@ -1,4 +1,4 @@
-"""What the code says of its options and keys: docstrings, signatures, add_argument.
+"""Options and keys as the code describes them: docstrings, signatures, add_argument.
 
 The files are parsed, not imported, which takes a second where torch takes ten.
 """
@@ -12,8 +12,8 @@ from keys_of_recipes import ROOT, Key
 
 PACKAGE = ROOT / "espnet_dus"
 
-# Which code reads a block of the configuration: files, and a class or function in each
-# whose arguments are keys (None: all of the file's).
+# The code that reads a block of the configuration: files, and a class or function in
+# each whose arguments are keys (None: all of the file's).
 BLOCKS = {
     "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
     "speech_embedder_conf": [
@@ -36,7 +36,7 @@ METHODS = {
     ),
     "`lora`": ("model/adaptation.py", "lora"),
 }
-# Keys of streaming_conf, with their defaults; what they mean stands in these files.
+# Keys of streaming_conf with their defaults; these files describe them.
 STREAMING = ("task.py", "STREAMING_CONF")
 STREAMING_FILES = ("mix.py", "augment.py", "cut_stream.py", "streaming.py")
 ESPNETS = "As ESPnet's option of this name."
@@ -56,7 +56,7 @@ def _literal(node: Optional[ast.expr]) -> str:
 
 
 def added_arguments(path: Path) -> Iterator[Key]:
-    """Give the options that a file adds to a parser."""
+    """Yield the options that a file adds to a parser."""
     for node in ast.walk(_parse(path)):
         if not isinstance(node, ast.Call) or not node.args:
             continue
@@ -81,7 +81,7 @@ def _definitions(path: Path, name: Optional[str]) -> Iterator[ast.AST]:
 
 
 def arguments(path: Path, name: Optional[str]) -> Iterator[Key]:
-    """Give the arguments of a function or class that have a default, as keys."""
+    """Yield the arguments with a default of a function or class, as keys."""
     for node in _definitions(path, name):
         described = documented_arguments(node)
         for function in ast.walk(node):
@@ -111,7 +111,7 @@ def documented_arguments(node: ast.AST, title: str = "Args") -> Dict[str, str]:
 
 
 def search_options() -> Iterator[Key]:
-    """Give the fields of `SearchConfig`."""
+    """Yield the fields of `SearchConfig`."""
     path = PACKAGE / "search/config.py"
     if not path.is_file():
         return
@@ -123,7 +123,7 @@ def search_options() -> Iterator[Key]:
 
 
 def streaming_keys() -> Iterator[Key]:
-    """Give the keys of `streaming_conf`."""
+    """Yield the keys of `streaming_conf`."""
     described: Dict[str, str] = {}
     files = [PACKAGE / "data/shards" / file for file in STREAMING_FILES]
     for title in ("Args", "Attributes"):
@@ -140,7 +140,7 @@ def streaming_keys() -> Iterator[Key]:
 
 
 def training_keys() -> Iterator[Key]:
-    """Give all keys of the training that our code reads."""
+    """Yield all keys of the training that this package reads."""
     for file in (PACKAGE / "task.py", PACKAGE / "training/trainer.py"):
         yield from added_arguments(file)
     for block, sources in BLOCKS.items():
@@ -152,13 +152,13 @@ def training_keys() -> Iterator[Key]:
 
 
 def method_keys() -> Iterator[Tuple[str, List[Key]]]:
-    """Give the keys of `adaptation_conf` by method."""
+    """Return the keys of `adaptation_conf` by method."""
     for heading, (file, name) in METHODS.items():
         keys = arguments(PACKAGE / file, name)
         yield heading, [k._replace(name=f"adaptation_conf.{k.name}") for k in keys]
 
 
 def decoding_keys() -> Iterator[Key]:
-    """Give all keys of the decoding."""
+    """Yield all keys of the decoding."""
     yield from added_arguments(PACKAGE / "bin/dus_inference.py")
     yield from search_options()

@@ -1,4 +1,4 @@
-"""What the recipes say of their own options and keys: dus.sh, db.sh, YAML files."""
+"""Options and keys as the recipes describe them: dus.sh, db.sh, YAML files."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ RECIPES = ("TEMPLATE", "an4", "mini_an4", "librispeech")
 
 
 class Key(NamedTuple):
-    """A key or option: its name, what it is, its default, and where it counts."""
+    """A key or option: name, description, default, and the choice it belongs to."""
 
     name: str
     what: str
@@ -24,7 +24,7 @@ class Key(NamedTuple):
 
 
 def shell_options() -> Iterator[Tuple[str, List[Key]]]:
-    """Give the options of dus.sh by the headings that they stand under."""
+    """Yield the options of dus.sh by heading."""
     text = (TEMPLATE / "dus.sh").read_text(encoding="utf-8")
     text = text.partition("# Options:")[2].partition("# End of options")[0]
     heading, keys = "", []
@@ -44,7 +44,7 @@ def shell_options() -> Iterator[Tuple[str, List[Key]]]:
 
 
 def corpus_variables() -> Iterator[Key]:
-    """Give the variables of db.sh, which say where corpora are."""
+    """Yield the variables of db.sh, which name the places of corpora."""
     comment: List[str] = []
     for line in (TEMPLATE / "db.sh").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):

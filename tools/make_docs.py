@@ -85,7 +85,7 @@ def _set_by_the_recipe(
 ) -> Tuple[List[Key], List[Key]]:
     """Divide keys into those that dus.sh alone sets, by its options, and the others."""
     recipe = (TEMPLATE / "dus.sh").read_text(encoding="utf-8")
-    # but for functions that run another command, with options of the same names
+    # except functions that run another command with options of the same names
     recipe = re.sub(
         r"^\w+\(\) \{(?:(?!^\}).)*?dus_alone.*?^\}", "", recipe, flags=re.M | re.S
     )

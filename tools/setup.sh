@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment tools/venv (or $DUS_VENV) with espnet_dus and everything
 # it needs, in the tested versions of tools/constraints.txt. Safe to call at any time: it
-# does nothing when the environment is up to date, and goes on after an interruption.
+# does nothing when the environment is up to date, and resumes after an interruption.
 # $PYTHON names the Python 3.12 or 3.13 to use; without it, one is looked for.
 set -euo pipefail
 

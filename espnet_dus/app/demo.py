@@ -1,6 +1,6 @@
 """A demo for the browser: speech to text, and the text ability that the LLM keeps.
 
-Nothing is fetched from the network: no analytics, no fonts; the page works offline.
+Nothing is loaded from the network, neither analytics nor fonts: it works offline.
 """
 
 import html
@@ -19,10 +19,10 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
     """Build the page.
 
     Args:
-        speech2text: The model that it shows.
+        speech2text: The model to demonstrate.
 
     Returns:
-        The page; its `launch` serves it.
+        The page, served by its method `launch`.
     """
 
     def on_audio(path: str) -> str:
@@ -54,8 +54,8 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
                     buttons=["download"],  # not "share", which sends it away
                 )
                 gr.Markdown(
-                    "What was said, each word with its time in seconds: green where "
-                    "the model is sure, red where it is not."
+                    "The transcript, each word with its time in seconds: from green "
+                    "(confident) to red (uncertain)."
                 )
                 transcript = gr.HTML()
             with gr.Column():
@@ -74,10 +74,10 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
 
 
 def transcript_html(transcript: Transcript) -> str:
-    """Show a transcript: from red to green by confidence, times below each word.
+    """Return a transcript as HTML: from red to green by confidence, times below words.
 
     Args:
-        transcript: What was said; nothing in it is taken for HTML.
+        transcript: The transcript. Its text is escaped.
     """
     if not transcript.words:
         return f"<p>(no words in {transcript.seconds:.1f} s of audio)</p>"
@@ -105,8 +105,8 @@ def _headline(speech2text: Speech2Text) -> str:
     what = args.adaptation
     if shape := getattr(model.lm.config, "depth_up_scaling", None):
         layers = len(shape["positions"])
-        what = f"{layers} inserted {shape['kind']} layers, scope {shape['scope']}"
+        what = f"{layers} added {shape['kind']} layers, scope {shape['scope']}"
     return (
-        f"## {model.identity.name} that listens\n{what}; {counts['trained']:,} "
+        f"## {model.identity.name} with speech input\n{what}; {counts['trained']:,} "
         f"parameters trained, {share:.1%} of {counts['total']:,}"
     )

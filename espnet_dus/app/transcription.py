@@ -16,10 +16,9 @@ class Word(NamedTuple):
     """A word of a transcript.
 
     Attributes:
-        word: As it stands there.
-        confidence: The probability that the LLM gives it, from 0 to 1.
-        start: In seconds from the start of the recording; None where the model has no
-            CTC head, to place words with.
+        word: The word, with its punctuation.
+        confidence: Its probability under the LLM, from 0 to 1.
+        start: Seconds from the start of the recording; None without a CTC head.
         end: Likewise.
     """
 
@@ -30,12 +29,12 @@ class Word(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What was said in a recording.
+    """The transcript of a recording.
 
     Attributes:
-        file: The recording.
-        seconds: Its length.
-        text: The transcript.
+        file: Path of the recording.
+        seconds: Duration of the recording.
+        text: The text.
         words: Its words.
     """
 
@@ -51,9 +50,10 @@ def transcribe(
     """Transcribe a recording.
 
     Args:
-        speech2text: The model; whether words have times is its search's `word_times`.
+        speech2text: The model. Words have times if its search has `word_times`.
         path: A file that libsndfile reads, of any length and sampling rate.
-        segment_seconds: It is cut at pauses into segments of at most so many seconds.
+        segment_seconds: Maximum duration of the segments into which the recording is
+            cut at pauses.
 
     Raises:
         ValueError: See `Speech2Text.transcribe_long`.
@@ -66,23 +66,23 @@ def transcribe(
 
 
 def check_kind(speech2text: Speech2Text, kind: str) -> None:
-    """Check that a model can give what `render` is to write, before it sets to work.
+    """Check, before any work, that a model provides what `render` writes.
 
     Raises:
-        ValueError: Subtitles are asked for, and it gives no word times.
+        ValueError: Subtitles need word times, which the model does not compute.
     """
     if kind == "srt" and not speech2text.search.word_times:
         raise ValueError(
-            "subtitles need word times, and those a CTC head, which this model was "
-            "trained without (no ctc_units in its config.yaml)"
+            "subtitles need word times, which need a CTC head; this model was trained "
+            "without one (no ctc_units in its config.yaml)"
         )
 
 
 def render(transcript: Transcript, kind: str) -> str:
-    """Write a transcript down.
+    """Return a transcript as text.
 
     Args:
-        transcript: What to write.
+        transcript: The transcript.
         kind: `txt`, `json` (one line) or `srt`, for which the words must have times.
     """
     if kind == "txt":

@@ -81,8 +81,8 @@ class Commands:
 
         Args:
             name: Its name.
-            run: Called with its options as keywords. If it has an argument `others`,
-                it is given all words that the parser does not know.
+            run: Called with its options as keywords, and with all words unknown to the
+                parser as `others`, if it has such an argument.
             description: One sentence.
             parents: Parsers whose options it shares.
             options: Further arguments of `ArgumentParser`.

@@ -48,7 +48,7 @@ def export(
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: {dtype!r} is not one of float32, bfloat16")
     if out_dir.exists():
-        raise ValueError(f"{out_dir} is there already: give another, or move it away")
+        raise ValueError(f"{out_dir} exists: choose another directory, or move it away")
     model, args = DUSTask.build_model_from_file(asr_train_config, asr_model_file)
     model.eval()
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
@@ -154,7 +154,7 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
 
 
 def _plain_config(lm: torch.nn.Module, num_layers: int):
-    """Return the LM's configuration without what was added to it here."""
+    """Return the LM's configuration without the entries of this package."""
     config = lm.config.to_dict()
     for key in ("depth_up_scaling", "dtype", "_name_or_path"):
         config.pop(key, None)

@@ -12,13 +12,12 @@ from espnet_dus.io import write_text
 from espnet_dus.zoo.pack import check_archive
 
 WHAT = {
-    "dus": "multimodal depth up-scaling: new layers in a text LLM whose own weights "
-    "stay as they are",
+    "dus": "multimodal depth up-scaling: trained layers added to a frozen text LLM",
     "lora": "low-rank updates (LoRA) of a text LLM",
-    "full": "a text LLM all of whose weights were trained further",
-    "frozen": "a speech embedder in front of a text LLM that stays as it is",
+    "full": "full fine-tuning of a text LLM",
+    "frozen": "a speech embedder in front of a frozen text LLM",
 }
-# What models that come in a package are called on the hub.
+# Hub ids of models that a package carries.
 HUB_IDS = {"SmolLM2-135M-Instruct-Q4_1": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 CARD = """\
 # {repo_id}
@@ -94,22 +93,22 @@ def upload(
 ) -> Dict[str, int]:
     """Send a pack's content and a model card to the Hugging Face hub.
 
-    An upload that was interrupted goes on where it was when it is started again. The
-    user must have logged in (`hf auth login`) or set `HF_TOKEN`.
+    An interrupted upload resumes when it is started again. The user must have logged in
+    (`hf auth login`) or set `HF_TOKEN`.
 
     Args:
         pack: Made by stage 14.
-        repo_id: `user/name`. It is made if it is not there.
+        repo_id: `user/name`. It is created if it does not exist.
         dataset: Name of the training data, for the card.
-        lang: Language of the speech as ISO 639 code; `noinfo` stands for none.
+        lang: Language of the speech as ISO 639 code; `noinfo`: none.
         license: Of the trained parameters, as the hub names it.
-        dry_run: Only say what would be sent.
+        dry_run: Only log what would be sent.
 
     Returns:
-        What was sent, or would be: sizes in bytes by file.
+        Sizes in bytes of the files that were sent, or would be.
 
     Raises:
-        ValueError: The pack or the repository's name is not what it should be.
+        ValueError: The pack or the repository's name is not valid.
         RuntimeError: The hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -151,7 +150,7 @@ def upload(
         except Exception as error:  # of whichever HTTP library the hub's client uses
             raise RuntimeError(
                 f"upload to {repo_id}: {error}\nIf you are not logged in: hf auth "
-                "login. Started again, the upload goes on where it was."
+                "login. Started again, the upload resumes."
             ) from error
     logging.info(f"uploaded: {api.endpoint}/{repo_id}")
     return sizes
@@ -167,7 +166,7 @@ def model_card(
 ) -> str:
     """Write the model card of an unpacked pack; see `upload`.
 
-    The tables of word errors and of text degradation are those of `RESULTS.md`.
+    Its tables of word errors and of text degradation are those of `RESULTS.md`.
     """
     from huggingface_hub import ModelCardData
 
@@ -188,7 +187,7 @@ def model_card(
     )
     results = config_path.with_name("RESULTS.md")
     if results.is_file():
-        # one level deeper: the page has a title of its own
+        # one level deeper: the page has its own title
         lines = results.read_text("utf-8").splitlines()
         text = "\n".join("#" + line if line[:1] == "#" else line for line in lines)
     else:
@@ -204,7 +203,7 @@ def model_card(
         name=base_lm["name"],
         revision=f"revision {base_lm['revision']} " if base_lm["revision"] else "",
         sha256=base_lm["sha256"][:12],
-        source=f"`{base_lm['source']}`" if base_lm["source"] else "where you have it",
+        source=f"`{base_lm['source']}`" if base_lm["source"] else "your own copy",
         results=text.strip() + "\n",
         config=config_text,
     )

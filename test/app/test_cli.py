@@ -12,7 +12,7 @@ from espnet_dus.app.transcription import transcribe
 
 @pytest.fixture
 def run(capsys, monkeypatch, loaded):
-    """Give a function that runs the command with the model already in memory."""
+    """Return a function that runs the command with the model already in memory."""
     import espnet_dus.app.local_models
 
     monkeypatch.setattr(espnet_dus.app.local_models, "load", lambda *_, **__: loaded)

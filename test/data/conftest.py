@@ -7,7 +7,7 @@ import soundfile
 
 @pytest.fixture(scope="session")
 def noise():
-    """Give a function that makes white noise in 16-bit samples."""
+    """Return a function that makes white noise in 16-bit samples."""
 
     def make(seconds, fs=16000, seed=0):
         generator = np.random.default_rng(seed)
@@ -18,7 +18,7 @@ def noise():
 
 @pytest.fixture
 def make_data_dir(tmp_path, noise):
-    """Give a function that makes tmp_path/data/<name> from durations by utterance."""
+    """Return a function that makes tmp_path/data/<name> from durations by utterance."""
 
     def make(durations, name="train", fs=16000, suffix="wav"):
         path = tmp_path / "data" / name

@@ -31,7 +31,7 @@ class Checkout:
         activate.write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
 
     def recipe(self, corpus: str) -> Path:
-        """Give a recipe's directory."""
+        """Return a recipe's directory."""
         return self.root / "egs2" / corpus / "dus1"
 
     def start(self, corpus: str, *options: object) -> subprocess.Popen:
@@ -49,7 +49,7 @@ class Checkout:
         )
 
     def run(self, corpus: str, *options: object, succeeds: bool = True) -> str:
-        """Run run.sh of a recipe and give what it printed."""
+        """Run run.sh of a recipe and return its output."""
         process = self.start(corpus, *options)
         output, _ = process.communicate()
         assert (process.returncode == 0) == succeeds, output[-5000:]

@@ -1,4 +1,4 @@
-"""compare.sh with a stand-in for run.sh, which leaves finished experiments behind."""
+"""compare.sh with a fake run.sh, which makes finished experiments."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ class Recipe:
         return self.directory / "conf" / "tuning" / f"train_dus_{name}.yaml"
 
     def compare(self, *options, code=0):
-        """Run compare.sh; gives what it printed and the calls of run.sh it made."""
+        """Run compare.sh; return its output and its calls of run.sh."""
         calls = self.directory / "calls"
         calls.write_text("")
         environment = dict(os.environ)

@@ -378,7 +378,7 @@ def test_decoding_configuration_is_known(path):
 
 @pytest.fixture(scope="session")
 def thin_base_lm(tmp_path_factory, tiny_base_lm_dir):
-    """Give a function: a base LM with the layers and heads of a SmolLM2, but thin."""
+    """Return a function that makes a thin base LM of a SmolLM2's layers and heads."""
     import json
     import shutil
 

@@ -169,9 +169,7 @@ def test_bad_utterance_stops_the_training_unless_it_may_be_left_out(
 
 def test_unknown_configuration_key_is_named(checkout, prepared, tiny, tmp_path):
     config = tmp_path / "train.yaml"
-    config.write_text(
-        f"defaults: [{prepared}/conf/train_dus.yaml]\nwarmup_stepz: 3\n"
-    )
+    config.write_text(f"defaults: [{prepared}/conf/train_dus.yaml]\nwarmup_stepz: 3\n")
     train = [*tiny, "--stage", 11, "--stop-stage", 11, "--dus_exp", "exp/unknown"]
     checkout.run("mini_an4", *train, "--dus_config", config, succeeds=False)
     assert "warmup_stepz" in (prepared / "exp/unknown/train.log").read_text()

@@ -1,4 +1,4 @@
-"""The shell of the recipes, with a stand-in for Python that records what it is told."""
+"""The shell of the recipes, with a fake Python that records its arguments."""
 
 import json
 import os
@@ -565,7 +565,7 @@ if name == "launch":
 @pytest.mark.parametrize(
     "stops, code, restarts, expected",
     [(2, 0, 5, 3), (2, 1, 5, 3), (9, 0, 2, 3), (0, 1, 5, 1)],
-    ids=["goes on", "then fails", "too often", "fails"],
+    ids=["resumes", "then fails", "too often", "fails"],
 )
 def test_training_stopped_by_the_scheduler_is_started_again(
     recipe, stops, code, restarts, expected

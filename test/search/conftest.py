@@ -35,7 +35,7 @@ def arm(request):
 
 @pytest.fixture(scope="session")
 def make_arm(tiny_model, adaptation_conf, randomise):
-    """Give a function that makes a tiny model of an arm, in some training state.
+    """Return a function that makes a tiny model of an arm, in some training state.
 
     With `trained` false it is as training begins.
     """
@@ -78,7 +78,7 @@ def experiment(tiny_model, tiny_options, randomise, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def encode_all():
-    """Give a function that encodes waveforms as one batch, with CTC."""
+    """Return a function that encodes waveforms as one batch, with CTC."""
 
     def encode_all(model, speeches, with_ctc=True):
         speeches = [torch.as_tensor(speech) for speech in speeches]
@@ -91,7 +91,7 @@ def encode_all():
 
 @pytest.fixture(scope="session")
 def full_logits():
-    """Give a function: the logits (N, V) of N tokens by one pass over the whole.
+    """Return a function that computes the logits (N, V) of N tokens in one pass.
 
     Without search and cache; those of the first stand before it.
     """
@@ -116,7 +116,7 @@ def full_logits():
 
 @pytest.fixture(scope="session")
 def config():
-    """Give a function that makes a SearchConfig without the guards against loops."""
+    """Return a function that makes a SearchConfig without the guards against loops."""
 
     def config(**options):
         return SearchConfig(**{"repetition": 0, **options})

@@ -1,4 +1,4 @@
-"""The documentation: up to date, and nothing named in it that is not there."""
+"""The documentation is up to date, and everything it names exists."""
 
 import ast
 import functools
@@ -91,7 +91,7 @@ def test_a_key_is_described_from_its_comment(tools, tmp_path):
 
 
 def anchors(path):
-    """Give the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE)
     words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
     return {heading.replace(" ", "-") for heading in words}
@@ -115,7 +115,7 @@ def dus_sh_options():
 
 @functools.lru_cache
 def all_options():
-    """Give the options of every command, and the keys that a YAML file may have."""
+    """Return the options of every command, and the keys that a YAML file may have."""
     known = set(dus_sh_options()) | NOT_OURS
     compare = text_of(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
     known |= set(re.findall(r"^  --([a-z_]+)", compare, re.MULTILINE))
@@ -136,7 +136,7 @@ def all_options():
 
 
 def commands(text):
-    """Give the lines of a page, continued ones as one."""
+    """Return the lines of a page, joined where they are continued."""
     return text.replace("\\\n", " ").splitlines()
 
 
@@ -148,14 +148,14 @@ def test_options_exist(path):
         named = {option.replace("-", "_") for option in named}
         assert not named - {o.replace("-", "_") for o in known}, line
         if re.match(r"\s*(\S*/run\.sh|\$run) ", line):
-            # a value in quotes holds a command's options, and may go on below
+            # a value in quotes holds a command's options, and may continue below
             own = re.sub(r'"[^"]*("|$)', "", line.partition(" # ")[0])
             own = re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", own)
             assert not {o.replace("-", "_") for o in own} - of_recipe, line
 
 
 def is_there(dotted):
-    """Tell whether a dotted name is a module, or what a module defines."""
+    """Return whether a dotted name is a module or is defined in one."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:length])
@@ -199,7 +199,7 @@ def test_every_stage_and_command_is_described():
 
 
 def messages():
-    """Give the messages of the package, with … for what is put in."""
+    """Yield the messages of the package, with … for the values in them."""
     for path in ROOT.glob("espnet_dus/**/*.py"):
         for node in ast.walk(ast.parse(text_of(path))):
             if isinstance(node, ast.JoinedStr):

@@ -97,8 +97,8 @@ def test_what_is_no_espnet_checkout_is_refused(ours, espnet, tmp_path):
     for arguments, message in (
         ([], "expected one argument"),
         ([tmp_path / "nothing"], "nothing: no such directory"),
-        ([tmp_path], "is no ESPnet checkout: espnet2 is missing"),
-        ([ours], "is no ESPnet checkout: espnet2 is missing"),
+        ([tmp_path], "is not an ESPnet checkout: espnet2 is missing"),
+        ([ours], "is not an ESPnet checkout: espnet2 is missing"),
     ):
         done = port(ours, *arguments)
         assert done.returncode == 1 and message in done.stderr
@@ -110,5 +110,5 @@ def test_a_recipe_that_stands_there_is_not_replaced(ours, espnet):
     other.mkdir(parents=True)
     done = port(ours, espnet)
     assert done.returncode == 1
-    assert f"{other} is there and is not a link to {ours}" in done.stderr
+    assert f"{other} exists and is not a link to {ours}" in done.stderr
     assert links(espnet) == {}

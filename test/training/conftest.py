@@ -27,7 +27,7 @@ def corpus(tmp_path_factory, noises, transcripts):
 
 @pytest.fixture(scope="session")
 def train_command(corpus, tiny_options):
-    """Give a function that writes a configuration and gives the command's options."""
+    """Return a function that writes a configuration and gives the command's options."""
 
     def make(out_dir, shape_file="speech_shape", dropout_rate=0.1, **options):
         kept = ("base_lm", "base_lm_conf", "adaptation_conf", "frontend_conf")
@@ -81,7 +81,7 @@ def train_command(corpus, tiny_options):
 
 @pytest.fixture(scope="session")
 def train(train_command):
-    """Give a function that trains for four epochs, in this process."""
+    """Return a function that trains for four epochs, in this process."""
 
     def run(out_dir, **options):
         DUSTask.main(cmd=train_command(out_dir, **options))

@@ -93,7 +93,7 @@ def packed(experiment, tmp_path_factory):
 
 @pytest.fixture
 def tampered(packed, tmp_path):
-    """Give a function that makes a pack in which something is other than it was.
+    """Return a function that makes a pack with changed members.
 
     Members by name; a function changes what was there, None leaves it out.
     """
@@ -118,7 +118,7 @@ def rewrite(source, path, changes):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Where everything that is fetched goes; the hub is not there."""
+    """The cache of fetched files; the hub cannot be reached."""
     import huggingface_hub.constants
 
     home = tmp_path / "home"
@@ -134,7 +134,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def transcribe(noises):
-    """Give a function that says what a Speech2Text makes of some speech.
+    """Return a function that transcribes some speech with a Speech2Text.
 
     The transcripts, which may be short, and the best token at every position.
     """

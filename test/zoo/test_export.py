@@ -27,7 +27,7 @@ IDS = torch.arange(3, 40)[None]
 
 @pytest.fixture
 def trained(tiny_options, tiny_model, adaptation_conf, randomise, tmp_path):
-    """Give a function that makes a trained model: the model, and its two files."""
+    """Return a function that makes a trained model: the model, and its two files."""
 
     def make(
         arm="dus",
@@ -263,7 +263,7 @@ def test_half_the_space_is_bfloat16(trained, tmp_path, auto):
 
 
 def test_a_directory_that_is_there_is_not_written_to(tmp_path):
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists: choose another"):
         export("config.yaml", "x.pth", tmp_path)
     with pytest.raises(ValueError, match="dtype: 'int8' is not one of float32"):
         export("config.yaml", "x.pth", tmp_path / "x", dtype="int8")

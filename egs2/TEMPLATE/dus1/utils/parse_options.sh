@@ -18,7 +18,7 @@ while [ $# -gt 0 ] && [[ $1 == --* ]]; do
     fi
     option_name=${1#--}
     option_name=${option_name//-/_}
-    # Lower case only: PATH and its like are no options.
+    # Lower case only: PATH and the like are not options.
     if ! [[ ${option_name} =~ ^[a-z][a-z0-9_]*$ ]] || [ -z "${!option_name+set}" ]; then
         parse_options_error "unknown option $1"
     fi

@@ -18,8 +18,8 @@ name) becomes the job's number in the log's name and in the arguments. If a job 
 the end of its log is shown and the exit code is 1.
 
 options:
-  --max-jobs-run N   at most N jobs at once (default: as many as the cores hold, or the
-                     GPUs with --gpu)
+  --max-jobs-run N   at most N jobs at once (default: what the cores or, with --gpu,
+                     the GPUs allow)
   --num-threads N    each job takes N cores (default: 1)
   --gpu N            each job takes N GPUs and sees no others (default: 0)
   --mem M, --name X, --time T, --config C
@@ -114,7 +114,7 @@ class Job:
         self.file.flush()
 
     def ended(self):
-        """Tell whether the command has ended; complete its log if so."""
+        """Return whether the command has ended; complete its log if so."""
         if self.file.closed:
             return True
         self.code = 127 if self.process is None else self.process.poll()

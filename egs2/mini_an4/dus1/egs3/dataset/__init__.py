@@ -16,10 +16,10 @@ DOWNLOADS = "downloads"
 
 
 class DatasetBuilder(Builder):
-    """Makes the data directories of the seven utterances in the espnet package."""
+    """Makes data directories of the seven utterances in the espnet package."""
 
     def is_source_prepared(self, recipe_dir, **_):
-        """Tell whether the archive was extracted."""
+        """Return whether the archive was extracted."""
         return Path(recipe_dir, DOWNLOADS, "an4", "etc").is_dir()
 
     def prepare_source(self, recipe_dir, **_):
@@ -27,7 +27,7 @@ class DatasetBuilder(Builder):
         find_corpus("espnet", Path(recipe_dir, DOWNLOADS))
 
     def is_built(self, recipe_dir, **_):
-        """Tell whether the last of the data directories stands."""
+        """Return whether the last data directory exists."""
         return Path(recipe_dir, DATA, "test", "wav.scp").is_file()
 
     def build(self, recipe_dir, **_):
@@ -55,7 +55,7 @@ class Dataset(BaseDataset):
         return len(self.texts)
 
     def __getitem__(self, index):
-        """Give the waveform (samples,) and the transcript."""
+        """Return the waveform (samples,) and the transcript."""
         key, text = self.texts[int(index)]
         speech, _ = soundfile.read(self.wavs[key], dtype="float32")
         return {"speech": np.asarray(speech), "text": text}
