@@ -85,6 +85,37 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--out_dir", required=True, help="data directory to write")
 
     command = commands.add(
+        "make_tokenizer",
+        _make_tokenizer,
+        "Make a speech tokenizer, with k-means learned on a training set (stage 3).",
+    )
+    command.add_argument("--data_dir", required=True, help="the training set")
+    command.add_argument("--out_dir", required=True, help="tokenizer directory")
+    command.add_argument(
+        "--tokenizer",
+        required=True,
+        help="logmel, whisper_tiny_en, opuslm, a YAML file with the options of an "
+        "encoder, or the directory of a tokenizer to copy",
+    )
+    command.add_argument("--num_clusters", type=int, help="of k-means (default: 500)")
+    command.add_argument(
+        "--remove_repeats",
+        type=boolean,
+        default=False,
+        help="leave out tokens that repeat the one before (single streams)",
+    )
+    command.add_argument(
+        "--kmeans_hours",
+        type=float,
+        default=5.0,
+        help="hours of audio, drawn at random, to learn k-means on; they take 0.7 MB "
+        "of memory an hour for each dimension of the encoder",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of k-means")
+    command.add_argument("--nj", type=int, default=1, help="number of processes")
+    _add_reading_options(command)
+
+    command = commands.add(
         "format_data",
         _format_data,
         "Dump a data directory's audio or features in one format (stage 3).",
@@ -93,9 +124,13 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--out_dir", required=True, help="directory to write")
     command.add_argument(
         "--feats_type",
-        choices=["raw", "fbank"],
+        choices=["raw", "fbank", "tokens"],
         default="raw",
-        help="raw: audio files; fbank: the frontend's log-mel features as Kaldi ark",
+        help="raw: audio files; fbank: the frontend's log-mel features as Kaldi ark; "
+        "tokens: speech tokens as Kaldi ark",
+    )
+    command.add_argument(
+        "--speech_tokenizer", help="directory of the tokenizer (feats_type tokens)"
     )
     command.add_argument("--fs", default="16k", help="sampling rate, 16k or 16000")
     command.add_argument(
@@ -111,18 +146,7 @@ def add_commands(commands: Commands) -> None:
         default=0,
         help="number of utterances that may be left out because their audio is faulty",
     )
-    command.add_argument(
-        "--allow_pipes",
-        type=boolean,
-        default=False,
-        help="run the commands in wav.scp ('... |'). They can do whatever you can: "
-        "only for data that you trust",
-    )
-    command.add_argument(
-        "--channel",
-        help="channel to take of multi-channel audio: an index from 0, or mean; "
-        "without it, several channels are a fault",
-    )
+    _add_reading_options(command)
 
     command = commands.add(
         "filter_data",
@@ -174,6 +198,21 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--cleaner", default="none", help="ESPnet's text cleaner")
 
 
+def _add_reading_options(command) -> None:
+    command.add_argument(
+        "--allow_pipes",
+        type=boolean,
+        default=False,
+        help="run the commands in wav.scp ('... |'). They can do whatever you can: "
+        "only for data that you trust",
+    )
+    command.add_argument(
+        "--channel",
+        help="channel to take of multi-channel audio: an index from 0, or mean; "
+        "without it, several channels are a fault",
+    )
+
+
 def _add_shard_options(command) -> None:
     command.add_argument(
         "--shard_size",
@@ -219,12 +258,23 @@ def _prepare_corpus(held_out, **options):
     prepare_corpus(held_out=HeldOut.read(held_out), **options)
 
 
+def _make_tokenizer(channel, **options):
+    from espnet_dus.data.speech_tokens.kmeans import make_tokenizer
+
+    make_tokenizer(channel=_parse_channel(channel), **options)
+
+
 def _format_data(fs, channel, **options):
-    from espnet_dus.data.audio import parse_channel, parse_fs
+    from espnet_dus.data.audio import parse_fs
     from espnet_dus.data.format import format_data
 
-    channel = None if channel is None else parse_channel(channel)
-    format_data(fs=parse_fs(fs), channel=channel, **options)
+    format_data(fs=parse_fs(fs), channel=_parse_channel(channel), **options)
+
+
+def _parse_channel(channel):
+    from espnet_dus.data.audio import parse_channel
+
+    return None if channel is None else parse_channel(channel)
 
 
 def _tokens(base_lm, text, shards, out_dir, ctc_token_type, nbpe, cleaner):

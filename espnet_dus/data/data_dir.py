@@ -15,13 +15,14 @@ UTTERANCE_TABLES = (
     "segments",
     "utt2speed",
     "feats.scp",
+    "run_lengths.scp",
     "utt2num_samples",
     "utt2num_frames",
 )
 # wav.scp is keyed by recording, which is the utterance where there are no segments.
 TABLES = (*UTTERANCE_TABLES, "wav.scp")
 # One-line files that hold for the whole directory; stage 3 writes them.
-ATTRIBUTES = ("feats_type", "audio_format", "feats_dim", "fs")
+ATTRIBUTES = ("feats_type", "audio_format", "feats_dim", "fs", "tokenizer")
 
 
 class Utterance(NamedTuple):

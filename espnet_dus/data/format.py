@@ -1,4 +1,4 @@
-"""Stage 3: dump audio, or the frontend's features, in one format and at one rate.
+"""Stage 3: dump audio, the frontend's features or speech tokens, at one rate.
 
 The layout is that of ESPnet's stage 3. What is finished is noted utterance by utterance
 in the journal `.done`, so that a second run does only what is missing or has changed.
@@ -9,12 +9,23 @@ import hashlib
 import io
 import logging
 import os
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Tuple, Union
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import kaldiio
+import numpy as np
 import soundfile
 
 from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
@@ -25,12 +36,15 @@ from espnet_dus.data.data_dir import (
     first_few,
 )
 from espnet_dus.data.parallel import run_blocks
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.io import atomic_path, file_name, progress, write_scp, write_text
 
 # The frontend of the recipes: training on `raw` computes the same features itself. Not
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
 FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
 BLOCK_SIZE = 1000  # utterances in one ark, and what an interruption loses at most
+GROUP_SECONDS = 3600  # of audio in memory at a time: batches are made of these
+FEATS_TYPES = ("raw", "fbank", "tokens")
 
 
 class Record(NamedTuple):
@@ -38,7 +52,7 @@ class Record(NamedTuple):
 
     Attributes:
         num_samples: Length in samples at the dump's rate.
-        num_frames: Length in feature frames, 0 for audio.
+        num_frames: Length in feature frames or tokens, 0 for audio.
         size: Bytes of the file that holds it.
         location: The file below the dump directory; in an ark, with `:offset`.
         digest: Of all that the result depends on. It stands last, so that a line that
@@ -67,11 +81,13 @@ class Dump:
 
     Attributes:
         out_dir: The dump directory.
-        feats_type: `raw` or `fbank`.
+        feats_type: `raw`, `fbank` or `tokens`.
         fs: Sampling rate in Hz.
         audio_format: `flac` or `wav`, for `raw`.
         allow_pipes: Whether commands in wav.scp are run.
         channel: See `open_audio`.
+        tokenizer_dir: The speech tokenizer's directory, for `tokens`.
+        tokenizer: Its description.
     """
 
     out_dir: Path
@@ -80,6 +96,14 @@ class Dump:
     audio_format: str
     allow_pipes: bool
     channel: Channel
+    tokenizer_dir: Optional[Path] = None
+    tokenizer: Optional[TokenizerInfo] = None
+
+    @property
+    def arks(self) -> List[str]:
+        """Names of the arks of a block: the features first."""
+        has_runs = self.tokenizer is not None and self.tokenizer.remove_repeats
+        return ["feats", "run_lengths"] if has_runs else ["feats"]
 
     def samples(self, utterance: Utterance):
         """Read an utterance as 16-bit samples, the same for audio and features."""
@@ -88,6 +112,8 @@ class Dump:
     def digests(self, utterances: List[Utterance]) -> Dict[str, str]:
         """Digest the sources (path, size, time of change) and options by utterance."""
         kind = self.audio_format if self.feats_type == "raw" else str(FBANK_CONF)
+        if self.tokenizer is not None:
+            kind = f"tokens {self.tokenizer.sha256}"
         if self.channel is not None:
             kind += f" channel {self.channel}"
 
@@ -118,18 +144,20 @@ def format_data(
     max_bad_utterances: int = 0,
     allow_pipes: bool = False,
     channel: Channel = None,
+    speech_tokenizer: Optional[Union[str, Path]] = None,
 ) -> None:
     """Dump a data directory.
 
     Segments are cut, speeds applied, rates converted. `raw` writes 16-bit audio files
     and wav.scp; `fbank` writes log-mel features (frames x 80, float32) and feats.scp,
-    and no audio. Both write utt2num_samples. Faulty audio is listed in full in
-    `out_dir`/bad_utterances.
+    and no audio. `tokens` writes speech tokens (int32 vectors of frames x streams,
+    frame by frame) and feats.scp, and run_lengths.scp where repeats are removed. All
+    write utt2num_samples. Faulty audio is listed in full in `out_dir`/bad_utterances.
 
     Args:
         data_dir: The Kaldi data directory.
         out_dir: The dump directory.
-        feats_type: `raw` or `fbank`.
+        feats_type: `raw`, `fbank` or `tokens`.
         fs: Sampling rate in Hz.
         audio_format: `flac` or `wav`, for `raw`.
         nj: Number of processes.
@@ -138,17 +166,20 @@ def format_data(
         allow_pipes: Whether to run the commands in wav.scp.
         channel: The channel to take of audio with several: an index from 0, or `mean`
             for the mean of all; None: several channels are a fault.
+        speech_tokenizer: A tokenizer directory, for `tokens`.
 
     Raises:
         ValueError: The data directory is not valid, an option is out of range, or too
             many utterances are faulty.
         OSError: A file cannot be written.
     """
-    if feats_type not in ("raw", "fbank") or audio_format not in ("flac", "wav"):
+    if feats_type not in FEATS_TYPES or audio_format not in ("flac", "wav"):
         raise ValueError(
-            "expected feats_type raw or fbank and audio_format flac or wav, got "
-            f"{feats_type} and {audio_format}"
+            f"expected feats_type {', '.join(FEATS_TYPES)} and audio_format flac or "
+            f"wav, got {feats_type} and {audio_format}"
         )
+    if (feats_type == "tokens") != (speech_tokenizer is not None):
+        raise ValueError("feats_type tokens and a speech_tokenizer go together")
     if nj < 1:
         raise ValueError(f"expected a number of processes (nj) from 1 on, got {nj}")
     out_dir = Path(out_dir)
@@ -157,6 +188,17 @@ def format_data(
     data = DataDir.read(data_dir)
     data.validate(empty_text=True)
     dump = Dump(out_dir, feats_type, fs, audio_format, allow_pipes, channel)
+    if speech_tokenizer is not None:
+        from espnet_dus.data.speech_tokens.encoders import num_jobs  # torch
+
+        info = TokenizerInfo.read(speech_tokenizer)
+        if info.sampling_rate != fs:
+            raise ValueError(
+                f"the speech tokenizer {info.name} takes audio of {info.sampling_rate} "
+                f"Hz, not {fs} (--fs)"
+            )
+        dump = replace(dump, tokenizer_dir=Path(speech_tokenizer), tokenizer=info)
+        nj = num_jobs(nj)
 
     utterances = data.utterances()
     digests = dump.digests(utterances)
@@ -196,13 +238,28 @@ def _write_tables(data: DataDir, done: Done, dump: Dump) -> None:
         attributes["audio_format"] = dump.audio_format
         index = "wav.scp"
     else:
-        attributes["feats_dim"] = str(FBANK_CONF["n_mels"])
         tables["utt2num_frames"] = {key: str(done[key].num_frames) for key in done}
         index = "feats.scp"
+    if dump.feats_type == "fbank":
+        attributes["feats_dim"] = str(FBANK_CONF["n_mels"])
+    if dump.tokenizer is not None:
+        attributes["tokenizer"] = " ".join(dump.tokenizer.identity.values())
+        if dump.tokenizer.remove_repeats:
+            tables["run_lengths.scp"] = {
+                key: f"{dump.out_dir / _of_run_lengths(done[key].location)}"
+                for key in done
+            }
     tables[index] = {key: f"{dump.out_dir / done[key].location}" for key in done}
     DataDir(dump.out_dir, tables, attributes).write(dump.out_dir)
     seconds = sum(record.num_samples for record in done.values()) / dump.fs
-    logging.info("%s: %d utterances, %.2f h", dump.out_dir, len(done), seconds / 3600)
+    frames = sum(record.num_frames for record in done.values())
+    logging.info(
+        "%s: %d utterances, %.2f h%s",
+        dump.out_dir,
+        len(done),
+        seconds / 3600,
+        f", {frames} frames" if frames else "",
+    )
 
 
 def _report_faults(faults: Faults, out_dir: Path, total: int, allowed: int) -> None:
@@ -275,6 +332,7 @@ def _tidy(journal: Path, recorded: Done, done: Done, out_dir: Path) -> None:
     needed = {record.file for record in done.values()}
     for file in {record.file for record in recorded.values()} - needed:
         (out_dir / file).unlink(missing_ok=True)
+        (out_dir / _of_run_lengths(file)).unlink(missing_ok=True)
     with explain_write_errors(journal):
         write_text(journal, _journal_lines(done))
 
@@ -305,7 +363,7 @@ def _dump_block(
     number, utterances = block
     if dump.feats_type == "raw":
         return _dump_audio(utterances, dump, digests)
-    return _dump_fbank(utterances, f"data/feats.{number}.ark", dump, digests)
+    return _dump_arks(utterances, number, dump, digests)
 
 
 def _dump_audio(
@@ -336,53 +394,101 @@ def _dump_audio(
     return done, faults
 
 
-def _dump_fbank(
-    utterances: List[Utterance], ark: str, dump: Dump, digests: Dict[str, str]
+def _dump_arks(
+    utterances: List[Utterance], number: int, dump: Dump, digests: Dict[str, str]
 ) -> Tuple[Done, Faults]:
     done, faults = {}, {}
-    features_of = _frontend(dump.fs)
-    path = dump.out_dir / ark
-    with explain_write_errors(path), atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            for utterance in utterances:
-                try:
-                    samples = dump.samples(utterance)
-                    features = features_of(utterance, samples)
-                except AudioError as error:
-                    faults[utterance.id] = str(error)
-                    continue
-                offset = file.tell() + len(f"{utterance.id} ".encode())
-                kaldiio.save_ark(file, {utterance.id: features})
+    sha256 = dump.tokenizer.sha256 if dump.tokenizer else ""
+    encode = _encoder(dump.fs, dump.tokenizer_dir, sha256)
+    ark = f"data/feats.{number}.ark"
+    with ExitStack() as stack:
+        files = []
+        for name in reversed(dump.arks):  # entered last, renamed first: the features
+            path = dump.out_dir / f"data/{name}.{number}.ark"
+            stack.enter_context(explain_write_errors(path))
+            temporary = stack.enter_context(atomic_path(path))
+            files.insert(0, stack.enter_context(temporary.open("wb")))
+        for group in _groups(utterances, dump, faults):
+            vectors = encode([samples for _, samples in group])
+            for (utterance, samples), arrays in zip(group, vectors):
+                offset = files[0].tell() + len(f"{utterance.id} ".encode())
+                for file, array in zip(files, arrays):
+                    kaldiio.save_ark(file, {utterance.id: array})
                 done[utterance.id] = Record(
                     len(samples),
-                    len(features),
+                    len(arrays[0]) // (dump.tokenizer.streams if dump.tokenizer else 1),
                     0,
                     f"{ark}:{offset}",
                     digests[utterance.id],
                 )
-            size = file.tell()
+        size = files[0].tell()
     if not done:
-        path.unlink()
+        for name in dump.arks:
+            (dump.out_dir / f"data/{name}.{number}.ark").unlink()
     return {key: record._replace(size=size) for key, record in done.items()}, faults
 
 
+def _of_run_lengths(location: str) -> str:
+    """Return where run lengths are: as many, and as long, as the tokens they are of."""
+    return location.replace("data/feats.", "data/run_lengths.", 1)
+
+
+def _groups(
+    utterances: List[Utterance], dump: Dump, faults: Faults
+) -> Iterator[List[Tuple[Utterance, np.ndarray]]]:
+    """Read utterances, about an hour of audio at a time."""
+    group: List[Tuple[Utterance, np.ndarray]] = []
+    length = 0
+    for utterance in utterances:
+        try:
+            samples = dump.samples(utterance)
+            if dump.feats_type == "fbank" and len(samples) < FBANK_CONF["n_fft"]:
+                raise AudioError(
+                    f"utterance {utterance.id}: {utterance.wav}: {len(samples)} "
+                    "samples are too few for one feature frame"
+                )
+        except AudioError as error:
+            faults[utterance.id] = str(error)
+            continue
+        group.append((utterance, samples))
+        length += len(samples)
+        if length >= GROUP_SECONDS * dump.fs:
+            yield group
+            group, length = [], 0
+    yield group
+
+
+Encode = Callable[[List[np.ndarray]], Iterable[Tuple[np.ndarray, ...]]]
+
+
 @functools.lru_cache(maxsize=1)
-def _frontend(fs: int) -> Callable:
-    """Make the function that turns 16-bit samples into features (frames x mels)."""
+def _encoder(fs: int, tokenizer_dir: Optional[Path], sha256: str) -> Encode:
+    """Make the function that turns 16-bit samples into what the arks hold.
+
+    The `sha256` of the tokenizer is a part of the cache's key alone.
+    """
+    if tokenizer_dir is not None:
+        from espnet_dus.data.speech_tokens.encoders import device_of_process  # torch
+        from espnet_dus.data.speech_tokens.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(tokenizer_dir, device_of_process())
+
+        def encode(waveforms):
+            for tokens_FK, run_lengths_F in tokenizer.tokenize(waveforms):
+                yield (tokens_FK.reshape(-1), run_lengths_F)
+
+        return encode
+
     import torch
     from espnet2.asr.frontend.default import DefaultFrontend
 
     frontend = DefaultFrontend(fs=fs, **FBANK_CONF).eval()
 
-    def features_of(utterance: Utterance, samples):
-        if len(samples) < FBANK_CONF["n_fft"]:
-            raise AudioError(
-                f"utterance {utterance.id}: {utterance.wav}: {len(samples)} samples "
-                "are too few for one feature frame"
-            )
-        speech = torch.from_numpy(samples).float()[None] / 32768.0
-        with torch.no_grad():
-            features, _ = frontend(speech, torch.tensor([len(samples)]))
-        return features[0].numpy()
+    def encode(waveforms):
+        for samples in waveforms:
+            speech = torch.from_numpy(samples).float()[None] / 32768.0
+            with torch.no_grad():
+                features, _ = frontend(speech, torch.tensor([len(samples)]))
+            yield (features[0].numpy(),)
 
-    return features_of
+    return encode

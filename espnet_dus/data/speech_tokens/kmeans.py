@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from espnet_dus.data.audio import AudioError, read_audio, to_pcm16
+from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
 from espnet_dus.data.data_dir import DataDir, Utterance, first_few
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.encoders import (
@@ -41,6 +41,7 @@ def make_tokenizer(
     seed: int = 0,
     nj: int = 1,
     allow_pipes: bool = False,
+    channel: Channel = None,
 ) -> TokenizerInfo:
     """Make a tokenizer directory, unless it is there and nothing has changed.
 
@@ -56,7 +57,8 @@ def make_tokenizer(
             MB of memory for each dimension of the encoder.
         seed: Of the draw and of k-means.
         nj: Number of processes.
-        allow_pipes: Whether to run commands that stand in wav.scp.
+        allow_pipes: Whether to run the commands in wav.scp.
+        channel: The channel to take of audio with several, as stage 3 does.
 
     Returns:
         The tokenizer's description.
@@ -82,6 +84,7 @@ def make_tokenizer(
         "num_clusters": num_clusters,
         "kmeans_hours": kmeans_hours,
         "seed": seed,
+        "channel": channel,
         "utterances": len(utterances),
         "data": _digest(utterances),
     }
@@ -105,7 +108,7 @@ def make_tokenizer(
     else:
         num_clusters = num_clusters or 500
         frames_FD, learned_on = _frames(
-            utterances, spec, encoder, kmeans_hours, seed, nj, allow_pipes
+            utterances, spec, encoder, kmeans_hours, seed, nj, (allow_pipes, channel)
         )
         centres = learn_centres(frames_FD, num_clusters, seed)
         vocab_sizes = (num_clusters,)
@@ -175,14 +178,14 @@ def _frames(
     hours: float,
     seed: int,
     nj: int,
-    allow_pipes: bool,
+    reading: Tuple[bool, Channel],
 ) -> Tuple[np.ndarray, Dict[str, Any]]:
     """Compute frames of utterances drawn at random, until there are enough."""
     drawn = list(utterances)
     random.Random(seed).shuffle(drawn)
     most = int(hours * 3600 * encoder.sampling_rate / encoder.frame_shift)
     work = functools.partial(
-        _frames_of_block, spec=spec, fs=encoder.sampling_rate, allow_pipes=allow_pipes
+        _frames_of_block, spec=spec, fs=encoder.sampling_rate, reading=reading
     )
     parts: Dict[int, List[np.ndarray]] = {}
     faults: List[str] = []
@@ -224,13 +227,13 @@ def _frames_of_block(
     block: Tuple[int, Sequence[Utterance]],
     spec: Dict[str, Any],
     fs: int,
-    allow_pipes: bool,
+    reading: Tuple[bool, Channel],
 ) -> Tuple[int, List[np.ndarray], List[str]]:
     number, utterances = block
     waveforms, faults = [], []
     for utterance in utterances:
         try:
-            waveforms.append(to_pcm16(read_audio(utterance, fs, allow_pipes)))
+            waveforms.append(to_pcm16(read_audio(utterance, fs, *reading)))
         except AudioError as error:
             faults.append(str(error))
     encoder = _encoder(json.dumps(spec))
