@@ -20,12 +20,14 @@ from espnet_dus.data.dataset import (
     FaultTolerantDataset,
     NonEmptyBatches,
     check_sampling_rate,
+    check_speech_tokenizer,
 )
 from espnet_dus.data.lengths import (
     min_length,
     sampling_rate,
     speech_positions,
     takes_tokens,
+    tokenizer_info,
 )
 from espnet_dus.io import read_scp
 from espnet_dus.model.adaptation import ARMS
@@ -204,15 +206,17 @@ class DUSTask(AbsTask):
             ctc_units=load_ctc_units(args),
             bad_utterances=_bad_utterances(args),
             min_length=min_length(args),
+            speech_tokenizer=tokenizer_info(args) if takes_tokens(args) else None,
         )
 
     @classmethod
     def build_dataset(cls, args, iter_options, keys_to_load=None):
         """Build ESPnet's dataset; what cannot be read is counted, not fatal."""
-        if args.input_size is None and not takes_tokens(args):
-            check_sampling_rate(
-                iter_options.data_path_and_name_and_type, sampling_rate(args)
-            )
+        triples = iter_options.data_path_and_name_and_type
+        if takes_tokens(args):
+            check_speech_tokenizer(triples, tokenizer_info(args))
+        elif args.input_size is None:
+            check_sampling_rate(triples, sampling_rate(args))
         dataset = super().build_dataset(args, iter_options, keys_to_load)
         return FaultTolerantDataset(dataset, _bad_utterances(args))
 

@@ -22,6 +22,7 @@ from espnet2.train.dataset import AbsDataset
 from espnet2.train.preprocessor import CommonPreprocessor
 
 from espnet_dus.data.ctc_units import CTCUnits, llm_text
+from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 
 
 class TooManyBadUtterances(RuntimeError):
@@ -91,6 +92,7 @@ class DUSPreprocessor(CommonPreprocessor):
         ctc_units: To make `text_ctc` of the transcript, or None.
         bad_utterances: Where a bad utterance goes; None: it is an error.
         min_length: Fewest samples (or feature frames) that the speech embedder takes.
+        speech_tokenizer: Of speech tokens; None: speech is audio or features.
         kwargs: ESPnet's.
     """
 
@@ -99,6 +101,7 @@ class DUSPreprocessor(CommonPreprocessor):
         ctc_units: Optional[CTCUnits] = None,
         bad_utterances: Optional[BadUtterances] = None,
         min_length: int = 1,
+        speech_tokenizer: Optional[TokenizerInfo] = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -107,6 +110,7 @@ class DUSPreprocessor(CommonPreprocessor):
         self.ctc_units = ctc_units
         self.bad_utterances = bad_utterances
         self.min_length = min_length
+        self.speech_tokenizer = speech_tokenizer
 
     def __call__(self, uid: str, data: Dict[str, Any]) -> Dict[str, np.ndarray]:
         """Process an utterance; a bad one comes out empty, which the collation drops.
@@ -116,6 +120,9 @@ class DUSPreprocessor(CommonPreprocessor):
         """
         try:
             self._check(uid, data)
+            if self.speech_tokenizer is not None:
+                tokens = token_frames(data[self.speech_name], self.speech_tokenizer)
+                data = {**data, self.speech_name: tokens}
         except ValueError as error:
             if self.bad_utterances is None:
                 raise
@@ -144,6 +151,65 @@ class DUSPreprocessor(CommonPreprocessor):
         text = data.get(self.text_name)
         if isinstance(text, str) and not text.strip():
             raise ValueError(f"utterance {uid}: the transcript is empty")
+
+
+def token_frames(vector: np.ndarray, info: TokenizerInfo) -> np.ndarray:
+    """Shape speech tokens as stage 3 stores them, (frames * streams,), into frames.
+
+    Args:
+        vector: Integers, frame by frame; (frames, streams) is taken too.
+        info: The tokenizer that they were made with.
+
+    Returns:
+        int64 (frames, streams).
+
+    Raises:
+        ValueError: They are not integers, do not fill frames, or one is not a token of
+            its stream.
+    """
+    if vector.dtype.kind != "i":
+        raise ValueError(
+            f"expected speech tokens (--feats_type tokens), got {vector.dtype} values "
+            "as of audio or features"
+        )
+    if vector.size % info.streams:
+        raise ValueError(
+            f"{vector.size} speech tokens are no whole number of frames of "
+            f"{info.streams} streams; were they made with another tokenizer?"
+        )
+    tokens_FK = vector.reshape(-1, info.streams).astype(np.int64)
+    outside_FK = (tokens_FK < 0) | (tokens_FK >= np.array(info.vocab_sizes))
+    if outside_FK.any():
+        frame, stream = np.argwhere(outside_FK)[0]
+        raise ValueError(
+            f"speech token {tokens_FK[frame, stream]} in frame {frame}, stream "
+            f"{stream}: the tokenizer {info.name} has tokens from 0 to "
+            f"{info.vocab_sizes[stream] - 1} there; were the data made with another "
+            "one (stage 3)?"
+        )
+    return tokens_FK
+
+
+def check_speech_tokenizer(
+    path_name_type_list: Collection[Tuple[str, str, str]], info: TokenizerInfo
+) -> None:
+    """Check that speech tokens were made with the tokenizer that a model takes.
+
+    Stage 3 records it in the file `tokenizer` beside feats.scp; data without that file
+    pass, and their tokens are checked one by one.
+
+    Args:
+        path_name_type_list: ESPnet's triples.
+        info: The model's tokenizer.
+
+    Raises:
+        RuntimeError: They were made with another one; both are named.
+    """
+    for path, name, _ in path_name_type_list:
+        record = Path(path).with_name("tokenizer")
+        if name == "speech" and record.is_file():
+            found, sha256 = record.read_text("utf-8").split()
+            check_same_tokenizer({"name": found, "sha256": sha256}, info, path)
 
 
 def check_sampling_rate(

@@ -474,8 +474,8 @@ def _encoder(fs: int, tokenizer_dir: Optional[Path], sha256: str) -> Encode:
         tokenizer = load_tokenizer(tokenizer_dir, device_of_process())
 
         def encode(waveforms):
-            for tokens_FK, run_lengths_F in tokenizer.tokenize(waveforms):
-                yield (tokens_FK.reshape(-1), run_lengths_F)
+            for tokens in tokenizer.tokenize(waveforms):
+                yield (tokens.tokens_FK.reshape(-1), tokens.run_lengths_F)
 
         return encode
 

@@ -1,15 +1,19 @@
 """Lengths: samples, feature frames and speech positions, one from another.
 
 samples --frontend--> frames --speech embedder--> speech positions
+samples --speech tokenizer--> frames, which are the speech positions
 """
 
 import argparse
+import functools
 import math
 from typing import Any, Dict, List, NamedTuple
 
 import humanfriendly
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.utils.get_default_kwargs import get_default_kwargs
+
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
 
 # Options of the speech embedder of features and their defaults.
 EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
@@ -65,6 +69,16 @@ def takes_tokens(args: argparse.Namespace) -> bool:
     return getattr(args, "speech_input", "features") == "tokens"
 
 
+def tokenizer_info(args: argparse.Namespace) -> TokenizerInfo:
+    """Return the description of the speech tokenizer of a model that takes tokens."""
+    return _read_info(args.speech_tokenizer)
+
+
+@functools.lru_cache(maxsize=1)  # lengths are computed for each utterance
+def _read_info(directory: str) -> TokenizerInfo:
+    return TokenizerInfo.read(directory)
+
+
 def subsampling(input_layer: str) -> Subsampling:
     """Return what an `input_layer` makes of frames.
 
@@ -81,8 +95,19 @@ def subsampling(input_layer: str) -> Subsampling:
 
 def sampling_rate(args: argparse.Namespace) -> int:
     """Give the rate (Hz) of the audio that a model with these options takes."""
+    if takes_tokens(args):
+        return tokenizer_info(args).sampling_rate
     fs = args.frontend_conf.get("fs", 16000)
     return humanfriendly.parse_size(fs) if isinstance(fs, str) else fs
+
+
+def input_rate(args: argparse.Namespace) -> float:
+    """Return the samples, frames or tokens of a second that the model is trained on."""
+    if takes_tokens(args):
+        return tokenizer_info(args).frames_per_second
+    if args.input_size is not None:
+        return FRAMES_PER_SECOND
+    return sampling_rate(args)
 
 
 def min_length(args: argparse.Namespace) -> int:
@@ -98,7 +123,10 @@ def min_length(args: argparse.Namespace) -> int:
 
 
 def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
-    """Return the number of speech positions of samples, with these options."""
+    """Return the number of speech positions of samples, with these options.
+
+    Of tokens, before repeats are removed.
+    """
     shift, framings = _shift(args), _framings(args)
     frames = min(
         (1 + (num_samples - (0 if center else window)) // hop) * (hop // shift)
@@ -124,6 +152,8 @@ def _samples(args: argparse.Namespace, frames: int) -> int:
 
 
 def _subsampling(args: argparse.Namespace) -> Subsampling:
+    if takes_tokens(args):
+        return Subsampling(1, 1)
     embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
     return subsampling(embedder_conf["input_layer"])
 
@@ -135,6 +165,9 @@ def _shift(args: argparse.Namespace) -> int:
 
 def _framings(args: argparse.Namespace) -> List[Framing]:
     """Return how the frontend makes frames; a fused one has several ways."""
+    if takes_tokens(args):  # the last frame may be incomplete
+        info = tokenizer_info(args)
+        return [Framing(round(info.sampling_rate / info.frames_per_second), 1, False)]
     parts = [{**args.frontend_conf, "frontend_type": args.frontend}]
     if args.frontend == "fused":
         parts = args.frontend_conf["frontends"]
@@ -166,9 +199,12 @@ def position_times(args: argparse.Namespace) -> PositionTimes:
     A position hears the frames below its convolutions' kernels, and a frame the samples
     of its window; both are centred on what they stand for. Of a model that is given
     features, whose windows are unknown, each frame is taken for the middle of its
-    shift.
+    shift; so is a frame of speech tokens.
     """
     fewest, factor = _subsampling(args)
+    if takes_tokens(args):
+        shift = 1 / tokenizer_info(args).frames_per_second
+        return PositionTimes(shift / 2, shift)
     if args.input_size is not None:
         shift, middle = 1 / FRAMES_PER_SECOND, 0.5 / FRAMES_PER_SECOND
     else:

@@ -6,13 +6,17 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
+import kaldiio
 import numpy as np
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_dus.data.audio import open_audio, resample
+from espnet_dus.data.dataset import check_speech_tokenizer, token_frames
+from espnet_dus.data.lengths import FRAMES_PER_SECOND
+from espnet_dus.data.speech_tokens.tokenizer import Tokens
 from espnet_dus.io import (
     file_name,
     not_empty,
@@ -84,12 +88,14 @@ def decode(
         _decode_recordings(
             speech2text, paths, waiting, records, batch_size, segment_seconds
         )
+        rate = speech2text.fs
     else:
-        source = _Source(triple, paths, speech2text.fs)
+        source = _Source(triple, paths, speech2text)
         lengths = source.lengths(waiting)
         _decode_utterances(speech2text, source, lengths, records, batch_size)
+        rate = source.rate
     _write_results(records, keys, Path(output_dir), speech2text)
-    _write_cost(records, keys, Path(output_dir), speech2text)
+    _write_cost(records, keys, Path(output_dir), rate)
     records.finish()
 
 
@@ -122,13 +128,13 @@ def _decode_utterances(
     """
     # the longest first: what does not fit into memory shows at once
     waiting = sorted(lengths, key=lambda key: -lengths[key])
-    budget = batch_size * speech2text.rate
+    budget = batch_size * source.rate
     bar = progress(what="decoding", total=len(waiting))
     while waiting:
         started = time.perf_counter()
         batch = take_batch(waiting, lengths, budget)
         speeches = source.read(batch)
-        samples = {key: 0 if s is None else len(s) for key, s in speeches.items()}
+        samples = {key: _length(speech) for key, speech in speeches.items()}
         # ESPnet's RTF step reads this line and the next "best hypo", and the time
         # between them: that of the whole batch for its first utterance
         logging.info(f"speech length: {samples[batch[0]]}")
@@ -141,7 +147,7 @@ def _decode_utterances(
                 budget = max(samples.values()) * len(batch) / 2
                 logging.warning(
                     f"out of memory with {len(batch)} utterances per batch; from here "
-                    f"on a batch has {budget / speech2text.rate:.1f} s of speech"
+                    f"on a batch has {budget / source.rate:.1f} s of speech"
                 )
                 continue
             logging.error(f"utterance {batch[0]} is not decoded: {error}")
@@ -177,7 +183,7 @@ def _decode_recordings(
         try:
             with open_audio(paths[key]) as recording:
                 duration = recording.seconds
-            logging.info(f"speech length: {round(duration * speech2text.rate)}")
+            logging.info(f"speech length: {round(duration * speech2text.fs)}")
             for result in speech2text.transcribe_long(
                 paths[key], segment_seconds, batch_size
             ):
@@ -194,7 +200,7 @@ def _decode_recordings(
             )
         hypothesis = join_segments(found)
         seconds = time.perf_counter() - started
-        length = round(duration * speech2text.rate)
+        length = round(duration * speech2text.fs)
         records.add({key: Decoded([hypothesis], length, seconds)})
         logging.info(f"best hypo: {hypothesis.text} ({key})")
 
@@ -212,24 +218,40 @@ def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> 
 
 
 class _Source:
-    """The utterances of a table: audio of any rate and layout, or features.
+    """The utterances of a table: audio of any rate and layout, tokens or features.
 
     Args:
         triple: ESPnet's path, name and type.
         paths: What the table holds.
-        fs: Sampling rate in Hz, for audio.
+        speech2text: Says what the model takes.
+
+    Attributes:
+        rate: Samples or frames of a second.
+
+    Raises:
+        RuntimeError: Speech tokens were made with another tokenizer than the model's.
     """
 
     def __init__(
         self,
         triple: Tuple[str, str, str],
         paths: Dict[str, str],
-        fs: Optional[int],
+        speech2text: Speech2Text,
     ):
         self.table, self.name, self.kind = triple
-        self.paths, self.fs = paths, fs
-        if self.kind != "sound":
-            self.dataset = ESPnetDataset([triple])
+        self.paths, self.fs = paths, speech2text.fs
+        self.rate: float = self.fs or FRAMES_PER_SECOND
+        self.info = self.run_lengths = None
+        if self.kind == "sound":
+            return
+        self.dataset = ESPnetDataset([triple])
+        if speech2text.speech_tokenizer is not None:
+            self.info = speech2text.speech_tokenizer.info
+            self.rate = self.info.frames_per_second
+            check_speech_tokenizer([triple], self.info)
+            run_lengths = Path(self.table).with_name("run_lengths.scp")
+            if self.info.remove_repeats and run_lengths.is_file():
+                self.run_lengths = kaldiio.load_scp(str(run_lengths))
 
     def lengths(self, keys: List[str]) -> Dict[str, int]:
         """Return samples or frames of each utterance; 0 where it cannot be read."""
@@ -240,14 +262,14 @@ class _Source:
                     with open_audio(self.paths[key]) as recording:
                         lengths[key] = round(recording.seconds * self.fs)
                 else:
-                    lengths[key] = len(self.dataset[key][1][self.name])
+                    lengths[key] = len(self._read_one(key))
             except UNREADABLE:
                 lengths[key] = 0  # reported when it is decoded
         return lengths
 
-    def read(self, keys: List[str]) -> Dict[str, Optional[np.ndarray]]:
+    def read(self, keys: List[str]) -> Dict[str, Optional[Union[np.ndarray, Tokens]]]:
         """Read utterances; None: the utterance cannot be used."""
-        speeches: Dict[str, Optional[np.ndarray]] = {}
+        speeches: Dict[str, Optional[Union[np.ndarray, Tokens]]] = {}
         for key in keys:
             try:
                 speeches[key] = self._read_one(key)
@@ -256,7 +278,7 @@ class _Source:
                 speeches[key] = None
         return speeches
 
-    def _read_one(self, key: str) -> np.ndarray:
+    def _read_one(self, key: str) -> Union[np.ndarray, Tokens]:
         if key not in self.paths:
             raise ValueError(f"it is not in {self.table}")
         if self.kind == "sound":
@@ -264,9 +286,19 @@ class _Source:
                 samples = recording.read(0, recording.frames)
                 return resample(samples, recording.rate, self.fs)
         features = self.dataset[key][1][self.name]
+        if self.info is not None:
+            runs = self.run_lengths and self.run_lengths[key]
+            return Tokens(token_frames(features, self.info), runs)
         if not len(features) or not np.isfinite(features).all():
             raise ValueError("no frames, or NaN or infinite values")
         return features
+
+
+def _length(speech: Optional[Union[np.ndarray, Tokens]]) -> int:
+    """Return the samples or frames of the audio, removed repeats included."""
+    if speech is None:
+        return 0
+    return speech.num_frames if isinstance(speech, Tokens) else len(speech)
 
 
 def _no_result() -> Hypothesis:
@@ -274,7 +306,7 @@ def _no_result() -> Hypothesis:
 
 
 def _transcribe(
-    speech2text: Speech2Text, speeches: Dict[str, Optional[np.ndarray]]
+    speech2text: Speech2Text, speeches: Dict[str, Optional[Union[np.ndarray, Tokens]]]
 ) -> Dict[str, List[Hypothesis]]:
     """Transcribe a batch; unreadable and too short utterances get empty transcripts."""
     results = {key: [_no_result()] for key in speeches}
@@ -331,14 +363,12 @@ def _write_results(
                     write_srt(out_dir / "srt" / file_name(key, ".srt"), times[key])
 
 
-def _write_cost(
-    records: Records, keys: List[str], out_dir: Path, speech2text: Speech2Text
-) -> None:
+def _write_cost(records: Records, keys: List[str], out_dir: Path, rate: float) -> None:
     """Write and log what the decoding took, its resumptions included."""
     done = [records.done[key] for key in keys]
     cost = {
         "utterances": len(done),
-        "audio_seconds": sum(record.length for record in done) / speech2text.rate,
+        "audio_seconds": sum(record.length for record in done) / rate,
         "seconds": sum(record.seconds for record in done),
         "llm_passes": sum(record.nbest[0].llm_passes for record in done),
     }

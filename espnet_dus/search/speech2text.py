@@ -14,7 +14,9 @@ from espnet_dus.data.lengths import (
     min_length,
     position_times,
     sampling_rate,
+    takes_tokens,
 )
+from espnet_dus.data.speech_tokens.tokenizer import Tokens, load_tokenizer
 from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.espnet_model import ESPnetDUSModel
@@ -30,7 +32,7 @@ from espnet_dus.search.segmentation import segments
 from espnet_dus.search.timing import word_times
 from espnet_dus.task import DUSTask
 
-Waveform = Union[np.ndarray, torch.Tensor]
+Speech = Union[np.ndarray, torch.Tensor, Tokens]
 
 
 class Speech2Text:
@@ -46,7 +48,7 @@ class Speech2Text:
     Attributes:
         search: The `SearchConfig`; it may be replaced at any time.
         fs: Sampling rate of the audio in Hz; None if the model takes features.
-        rate: Samples, or feature frames, per second.
+        speech_tokenizer: Turns audio into tokens, if the model takes tokens; or None.
 
     Raises:
         ValueError: An option is unknown or does not fit the model.
@@ -84,7 +86,11 @@ class Speech2Text:
         self.fs: Optional[int] = None
         if self.train_args.input_size is None:
             self.fs = sampling_rate(self.train_args)
-        self.rate = self.fs or FRAMES_PER_SECOND
+        self.speech_tokenizer = None
+        if takes_tokens(self.train_args):
+            self.speech_tokenizer = load_tokenizer(
+                self.train_args.speech_tokenizer, device
+            )
         if self.needs_ctc:
             check_ctc_head(self.model)
 
@@ -129,13 +135,13 @@ class Speech2Text:
 
         return Speech2Text(**download(model_tag, base_lm), **kwargs)
 
-    def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> List[Hypothesis]:
+    def __call__(self, speech: Union[Speech, Sequence[Speech]]) -> List[Hypothesis]:
         """Transcribe one utterance, or a batch.
 
         Args:
             speech: Samples at the training data's rate, in any form that `as_waveform`
-                takes, or features (F, M) if the model was trained on features; or a
-                list of these.
+                takes. `Tokens` if the model takes speech tokens and they are at hand;
+                features (F, M) if it was trained on features. Or a list of these.
 
         Returns:
             For one utterance: its n-best hypotheses, the best first. For a list: the
@@ -145,13 +151,13 @@ class Speech2Text:
             AudioError: See `as_waveform`.
             TooShortUttError: An utterance is too short for the subsampling.
         """
-        is_numbers = np.isscalar(next(iter(speech), None))
-        if isinstance(speech, (list, tuple)) and not is_numbers:
+        is_list = isinstance(speech, (list, tuple))
+        if is_list and not np.isscalar(next(iter(speech), None)):
             return [hypotheses[0] for hypotheses in self.nbest(speech)]
         return self.nbest([speech])[0]
 
     @torch.inference_mode()
-    def nbest(self, speeches: Sequence[Waveform]) -> List[List[Hypothesis]]:
+    def nbest(self, speeches: Sequence[Speech]) -> List[List[Hypothesis]]:
         """Transcribe a batch.
 
         Args:
@@ -165,16 +171,16 @@ class Speech2Text:
             AudioError: See `as_waveform`.
             TooShortUttError: An utterance is too short for the subsampling.
         """
-        batch = [self._tensor(speech) for speech in speeches]
-        for waveform in batch:
-            self.check_length(waveform)
+        batch = [self._checked(speech) for speech in speeches]
         results = [[nothing("no_speech")] for _ in batch]
         spoken = [i for i, speech in enumerate(batch) if self._is_spoken(speech)]
         if not spoken:
             return results
-        batch = [batch[i] for i in spoken]
+        batch = self._tokenized([batch[i] for i in spoken])
         lengths = torch.tensor([len(s) for s in batch], device=self.device)
-        padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [_tensor(speech) for speech in batch], batch_first=True
+        )
         encoded = encode(self.model, padded.to(self.device), lengths, self.needs_ctc)
         self._warn_beyond_context(int(encoded.read_B.max()))
         if self.search.beam_size > 1:
@@ -185,8 +191,7 @@ class Speech2Text:
         for n, (i, hypotheses) in enumerate(zip(spoken, found)):
             if self.search.word_times:
                 ctc_SU = encoded.ctc_BSU[n, : encoded.lengths_B[n]]
-                seconds = len(speeches[i]) / self.rate
-                hypotheses = [self._timed(h, ctc_SU, seconds) for h in hypotheses]
+                hypotheses = [self._timed(h, ctc_SU, batch[n]) for h in hypotheses]
             results[i] = hypotheses
         return results
 
@@ -201,17 +206,36 @@ class Speech2Text:
                 "recordings into shorter segments (--segment_seconds)"
             )
 
-    def _tensor(self, speech: Waveform) -> torch.Tensor:
-        if self.fs is not None:
-            return torch.from_numpy(as_waveform(speech))
-        features = torch.as_tensor(speech).to("cpu", torch.float32)
-        if not features.isfinite().all():
-            raise ValueError("the features have NaN or infinite values")
-        return features
+    def _checked(self, speech: Speech) -> Speech:
+        if not isinstance(speech, Tokens) and self.fs is not None:
+            speech = as_waveform(speech)
+        elif isinstance(speech, Tokens) and self.speech_tokenizer is None:
+            raise ValueError("speech tokens, but this model takes audio or features")
+        elif not isinstance(speech, Tokens):
+            speech = torch.as_tensor(speech).to("cpu", torch.float32)
+            if not speech.isfinite().all():
+                raise ValueError("the features have NaN or infinite values")
+        self.check_length(speech)
+        return speech
+
+    def _tokenized(self, batch: List[Speech]) -> List[Speech]:
+        """Turn the waveforms of a batch into tokens, if the model takes tokens."""
+        if self.speech_tokenizer is None:
+            return batch
+        waveforms = [speech for speech in batch if not isinstance(speech, Tokens)]
+        made = iter(self.speech_tokenizer.tokenize(waveforms))
+        return [s if isinstance(s, Tokens) else next(made) for s in batch]
 
     def _timed(
-        self, hypothesis: Hypothesis, ctc_SU: torch.Tensor, seconds: float
+        self, hypothesis: Hypothesis, ctc_SU: torch.Tensor, speech: Speech
     ) -> Hypothesis:
+        if isinstance(speech, Tokens):
+            seconds = speech.num_frames * self.positions.step
+            if speech.run_lengths_F is not None:  # a position for each frame again
+                runs_S = torch.from_numpy(speech.run_lengths_F).to(ctc_SU.device)
+                ctc_SU = ctc_SU.repeat_interleave(runs_S, dim=0)
+        else:
+            seconds = len(speech) / (self.fs or FRAMES_PER_SECOND)
         times = word_times(
             ctc_SU, hypothesis.text, self.model.ctc_units, self.positions, seconds
         )
@@ -251,7 +275,7 @@ class Speech2Text:
             for segment, hypothesis in zip(batch, found):
                 yield in_recording(segment, hypothesis)
 
-    def check_length(self, speech: Waveform) -> None:
+    def check_length(self, speech: Speech) -> None:
         """Check that an utterance gives at least one speech position.
 
         Raises:
@@ -265,10 +289,11 @@ class Speech2Text:
                 self.min_length,
             )
 
-    def _is_spoken(self, speech: torch.Tensor) -> bool:
-        if not self.search.no_speech or self.fs is None:
+    def _is_spoken(self, speech: Speech) -> bool:
+        is_audio = self.fs is not None and not isinstance(speech, Tokens)
+        if not self.search.no_speech or not is_audio:
             return True
-        return has_speech(speech, self.fs, self.search.no_speech)
+        return has_speech(torch.from_numpy(speech), self.fs, self.search.no_speech)
 
     def generate_text(
         self, prompt: str, max_new_tokens: int = 128, added_layers: str = "auto"
@@ -305,3 +330,9 @@ def _set_precision(model: ESPnetDUSModel, dtype: str) -> None:
     for parameter in model.lm.parameters():
         if id(parameter) not in added:
             parameter.data = parameter.data.to(model.compute_dtype)
+
+
+def _tensor(speech: Speech) -> torch.Tensor:
+    if isinstance(speech, Tokens):
+        return torch.from_numpy(speech.tokens_FK.astype(np.int64))
+    return torch.as_tensor(speech)

@@ -24,7 +24,7 @@ from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
 
-from espnet_dus.data.lengths import sampling_rate
+from espnet_dus.data.lengths import input_rate
 from espnet_dus.io import atomic_path, write_text
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
@@ -126,7 +126,7 @@ class DUSTrainer(Trainer):
             if getattr(args, name) < least:
                 raise ValueError(f"{name}: {getattr(args, name)} is below {least}")
         # features on disk have a frame every 10 ms, see data.format
-        rate = 100.0 if args.input_size is not None else float(sampling_rate(args))
+        rate = float(input_rate(args))
         args = argparse.Namespace(**vars(args), samples_per_second=rate)
         return build_dataclass(DUSTrainerOptions, args)
 

@@ -13,7 +13,11 @@ from espnet_dus.data.dataset import (
     FaultTolerantDataset,
     NonEmptyBatches,
     TooManyBadUtterances,
+    check_speech_tokenizer,
+    token_frames,
 )
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.task import DUSTask
 
 MIN_LENGTH = 2800
 
@@ -168,3 +172,67 @@ def test_tokens_and_ctc_units_are_made_of_the_cleaned_transcript(
     if unit_type == "llm":  # a draft that the LLM can verify as it stands
         tokens = [units.units[unit] for unit in data["text_ctc"]]
         assert tokenizer.convert_tokens_to_ids(tokens) == data["text"].tolist()
+
+
+# -- speech tokens
+
+
+TWO_STREAMS = TokenizerInfo("toy", {}, 50.0, 16000, (5, 3), sha256="0" * 64)
+
+
+def test_tokens_are_shaped_into_frames():
+    vector = np.array([4, 2, 0, 0, 3, 1], dtype=np.int32)
+    tokens = token_frames(vector, TWO_STREAMS)
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == [[4, 2], [0, 0], [3, 1]]
+    assert token_frames(tokens, TWO_STREAMS).tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    "vector, message",
+    [
+        ([4, 2, 0], "3 speech tokens are no whole number of frames of 2 streams"),
+        ([4, 2, 0, 3], r"token 3 in frame 1, stream 1: .* toy has tokens from 0 to 2"),
+        ([-1, 0], "token -1 in frame 0, stream 0: .* from 0 to 4"),
+        ([0.5, 1.0], "expected speech tokens .* got float64"),
+    ],
+)
+def test_what_is_no_token_of_the_tokenizer_is_refused(vector, message):
+    with pytest.raises(ValueError, match=message):
+        token_frames(np.array(vector), TWO_STREAMS)
+
+
+def test_data_of_another_tokenizer_are_refused_by_name(tmp_path):
+    path = str(tmp_path / "feats.scp")
+    triples = [(path, "speech", "kaldi_ark")]
+    check_speech_tokenizer(triples, TWO_STREAMS)  # nothing is recorded
+    (tmp_path / "tokenizer").write_text(f"toy {'0' * 64}\n")
+    check_speech_tokenizer(triples, TWO_STREAMS)
+    (tmp_path / "tokenizer").write_text(f"other {'1' * 64}\n")
+    with pytest.raises(RuntimeError, match=f"{path} belongs to .* other .* is toy"):
+        check_speech_tokenizer(triples, TWO_STREAMS)
+
+
+def test_the_task_trains_on_tokens_and_counts_those_outside_the_table(
+    tiny_options, tmp_path
+):
+    info = TokenizerInfo("toy", {}, 50.0, 16000, (5, 3)).write(tmp_path / "tokenizer")
+    args = tiny_options(
+        speech_input="tokens",
+        speech_tokenizer=str(tmp_path / "tokenizer"),
+        speech_embedder_conf={},
+        output_dir=str(tmp_path),
+        max_bad_utterances=1,
+    )
+    preprocess = DUSTask.build_preprocess_fn(args, True)
+    data = {"speech": np.array([4, 2, 0, 1]), "text": "hello"}
+    assert preprocess("a", data)["speech"].tolist() == [[4, 2], [0, 1]]
+    batch = [("a", preprocess("a", data))]
+    data = {"speech": np.array([1, 1, 2, 2, 3, 0]), "text": "hello"}
+    batch.append(("b", preprocess("b", data)))
+    assert preprocess("c", {"speech": np.array([5, 0]), "text": "hello"}) == {}
+    reason = (tmp_path / "bad_utterances.txt").read_text()
+    assert reason.startswith("c ") and f"tokenizer {info.name}" in reason
+    _, batch = DUSTask.build_collate_fn(args, True)(batch)
+    assert batch["speech"].tolist()[0] == [[4, 2], [0, 1], [-1, -1]]
+    assert batch["speech_lengths"].tolist() == [2, 3]

@@ -3,8 +3,9 @@
 Dimensions: F frames, K streams, D dimensions, C clusters.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -13,17 +14,27 @@ from espnet_dus.data.speech_tokens.encoders import Encoder, make_encoder
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, read_tokenizer
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
     """The speech tokens of an utterance.
 
     Attributes:
         tokens_FK: int32 (F, K).
-        run_lengths_F: int32 (F,): frames that each stands for; None where repeats are
-            not removed.
+        run_lengths_F: int32 (F,): frames of audio that each stands for; None where
+            repeats are not removed, which is one for each.
     """
 
     tokens_FK: np.ndarray
-    run_lengths_F: Optional[np.ndarray]
+    run_lengths_F: Optional[np.ndarray] = None
+
+    def __len__(self) -> int:
+        return len(self.tokens_FK)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames of audio that they stand for."""
+        runs_F = self.run_lengths_F
+        return len(self) if runs_F is None else int(runs_F.sum())
 
 
 class SpeechTokenizer:
@@ -78,7 +89,7 @@ class SpeechTokenizer:
             frames_FD = distance_FC.argmin(-1, keepdim=True)
         tokens_FK = frames_FD.cpu().numpy().astype(np.int32)
         if not self.info.remove_repeats:
-            return Tokens(tokens_FK, None)
+            return Tokens(tokens_FK)
         return without_repeats(tokens_FK)
 
 

@@ -67,7 +67,9 @@ def test_repeats_are_removed_and_their_number_is_kept(directory):
     short = load_tokenizer(directory)
     assert short.info.sha256 != info.sha256
     waveform = np.concatenate([noise(0.2) * factor for factor in (0.01, 5, 0.1)])
-    ((tokens, lengths),) = short.tokenize([waveform])
+    (found,) = short.tokenize([waveform])
+    tokens, lengths = found.tokens_FK, found.run_lengths_F
+    assert len(found) == len(tokens) and found.num_frames == 30
     assert len(tokens) < 10 and not (np.diff(tokens[:, 0]) == 0).any()
     restored = np.repeat(tokens, lengths, axis=0)
     np.testing.assert_array_equal(restored, whole([waveform])[0])
@@ -75,9 +77,11 @@ def test_repeats_are_removed_and_their_number_is_kept(directory):
 
 def test_run_lengths_by_hand():
     tokens = np.array([0, 0, 3, 1, 1, 1, 0], dtype=np.int32)[:, None]
-    kept, lengths = without_repeats(tokens)
-    assert kept[:, 0].tolist() == [0, 3, 1, 0]
-    assert lengths.tolist() == [2, 1, 3, 1] and lengths.dtype == np.int32
+    kept = without_repeats(tokens)
+    assert kept.tokens_FK[:, 0].tolist() == [0, 3, 1, 0]
+    assert kept.run_lengths_F.tolist() == [2, 1, 3, 1]
+    assert kept.run_lengths_F.dtype == np.int32
+    assert len(kept) == 4 and kept.num_frames == 7
 
 
 def test_streams_are_the_encoders_tokens(opuslm):
