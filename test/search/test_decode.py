@@ -402,7 +402,7 @@ def test_a_guard_that_acts_is_logged(speech2text, corpus, caplog):
 CONF = Path(__file__).resolve().parents[2] / "egs2" / "TEMPLATE" / "dus1" / "conf"
 
 
-@pytest.mark.parametrize("name", ["decode_dus", "decode_dus_greedy"])
+@pytest.mark.parametrize("name", ["decode_dus", "decode_dus_draft", "decode_dus_joint"])
 def test_the_command_takes_the_options_of_a_search(experiment, corpus, name, tmp_path):
     options = ["--config", CONF / f"{name}.yaml", "--no_speech", "0"]
     options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
@@ -415,7 +415,7 @@ def test_the_command_takes_the_options_of_a_search(experiment, corpus, name, tmp
         experiment / "valid.acc.ave.pth",
         search=(
             {"no_speech": 0.0, "beam_size": 4, "ctc_weight": 0.3}
-            if name == "decode_dus"
+            if name == "decode_dus_joint"
             else {"no_speech": 0.0}
         ),  # the draft changes nothing
     )
