@@ -227,7 +227,7 @@ def _place(positions: str, num_layers: int, scope: str) -> List[int]:
     ranges = {
         "interleaved": [range(last)],
         "bottom": [range(half)],
-        "middle": [range((last - half) // 2, (last - half) // 2 + half)],
+        "middle": [range(last // 4, last // 4 + half)],
         "top": [range(last - half, last)],
         "sandwich": [range(quarter), range(max(quarter, last - quarter), last)],
     }
@@ -326,8 +326,7 @@ class UpscaledLM:
 class UpscaledDecoder:
     """Passes to each layer what Hugging Face's own loop does not.
 
-    `speech_mask`: as long as the new input. `padding_mask`: the 2-D `attention_mask`,
-    before it becomes the mask of an attention back-end. `rows`: for `AddedLayer`.
+    `speech_mask`: as long as the new input. `rows`: for `AddedLayer`.
     """
 
     def forward(
@@ -359,9 +358,6 @@ class UpscaledDecoder:
             else:  # `generate` without a cache repeats the prefill's
                 num_added = new.shape[1] - speech_mask.shape[1]
                 speech_mask = torch.nn.functional.pad(speech_mask, (0, num_added))
-        padding_mask = attention_mask
-        if isinstance(padding_mask, torch.Tensor) and padding_mask.dim() != 2:
-            padding_mask = None
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -370,7 +366,6 @@ class UpscaledDecoder:
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             speech_mask=speech_mask,
-            padding_mask=padding_mask,
             rows=rows,
             **kwargs,
         )

@@ -130,7 +130,6 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
         hidden_states: torch.Tensor,
         attention_mask: Optional[torch.Tensor] = None,
         speech_mask: Optional[torch.Tensor] = None,
-        padding_mask: Optional[torch.Tensor] = None,
         **kwargs,
     ) -> torch.Tensor:
         """Transform text and speech positions.
@@ -139,7 +138,6 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
             hidden_states: (B, T, D).
             attention_mask: The base model's causal mask, of its attention back-end.
             speech_mask: bool (B, T), True where a position is speech, or None.
-            padding_mask: Not used: padding is never speech.
             kwargs: For the base layer's attention: positions and cache.
 
         Returns:
