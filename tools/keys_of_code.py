@@ -16,25 +16,27 @@ PACKAGE = ROOT / "espnet_dus"
 # each whose arguments are keys (None: all of the file's).
 BLOCKS = {
     "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
-    "speech_embedder_conf": [
-        ("model/speech_embedder.py", "SpeechEmbedder"),
-        ("model/token_embedder.py", "TokenEmbedder"),
-    ],
     "model_conf": [("model/espnet_model.py", "ESPnetDUSModel")],
     "ctc_conf": [("model/ctc_head.py", "CTCHead")],
 }
-# Options of each method (adaptation_conf): where they are described, by heading.
-METHODS = {
-    "`dus`": ("model/upscaling.py", "upscale"),
-    "`dus`, kind `e_branchformer`, scope `all`": (
-        "model/layers/hybrid.py",
-        "build_hybrid",
-    ),
-    "`dus`, kind `e_branchformer`, scope `speech`": (
-        "model/layers/e_branchformer.py",
-        "build_e_branchformer",
-    ),
-    "`lora`": ("model/adaptation.py", "lora"),
+# Blocks whose keys depend on a choice: by choice, where they are described.
+CHOICES = {
+    "adaptation_conf": {
+        "`adaptation: dus`": ("model/upscaling.py", "upscale"),
+        "`kind: e_branchformer`, `scope: all`": (
+            "model/layers/hybrid.py",
+            "build_hybrid",
+        ),
+        "`kind: e_branchformer`, `scope: speech`": (
+            "model/layers/e_branchformer.py",
+            "build_e_branchformer",
+        ),
+        "`adaptation: lora`": ("model/adaptation.py", "lora"),
+    },
+    "speech_embedder_conf": {
+        "`speech_input: tokens`": ("model/token_embedder.py", "TokenEmbedder"),
+        "`speech_input: features`": ("model/speech_embedder.py", "SpeechEmbedder"),
+    },
 }
 # Keys of streaming_conf with their defaults; these files describe them.
 STREAMING = ("task.py", "STREAMING_CONF")
@@ -151,11 +153,11 @@ def training_keys() -> Iterator[Key]:
         yield key._replace(name=f"streaming_conf.{key.name}")
 
 
-def method_keys() -> Iterator[Tuple[str, List[Key]]]:
-    """Return the keys of `adaptation_conf` by method."""
-    for heading, (file, name) in METHODS.items():
+def chosen_keys(block: str) -> Iterator[Tuple[str, List[Key]]]:
+    """Yield the keys of a block of `CHOICES` for each choice."""
+    for choice, (file, name) in CHOICES[block].items():
         keys = arguments(PACKAGE / file, name)
-        yield heading, [k._replace(name=f"adaptation_conf.{k.name}") for k in keys]
+        yield choice, [key._replace(name=f"{block}.{key.name}") for key in keys]
 
 
 def decoding_keys() -> Iterator[Key]:

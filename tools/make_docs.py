@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Tuple
 
-from keys_of_code import decoding_keys, method_keys, training_keys
+from keys_of_code import CHOICES, chosen_keys, decoding_keys, training_keys
 from keys_of_recipes import (
     ROOT,
     TEMPLATE,
@@ -24,10 +24,11 @@ from keys_of_recipes import (
 
 # Headings of configuration.md, with the blocks and keys below; the last has the rest.
 SECTIONS = {
+    "Method": ("adaptation", "adaptation_conf"),
     "The base LM": ("base_lm_conf", "use_tf32", "gradient_checkpointing"),
     "Speech in": (
-        *("speech_input", "frontend", "frontend_conf", "specaug", "specaug_conf"),
-        *("normalize", "normalize_conf", "speech_embedder_conf", "token_embedder_conf"),
+        *("speech_input", "speech_embedder_conf", "frontend", "frontend_conf"),
+        *("freeze_frontend", "specaug", "specaug_conf", "normalize", "normalize_conf"),
     ),
     "Losses": ("model_conf", "ctc_conf"),
     "Data": ("streaming_conf", "batch_type", "batch_size", "batch_bins", "num_workers")
@@ -102,16 +103,15 @@ def _training() -> Iterator[str]:
     described = yaml_keys(configurations("base*.yaml", "train_*.yaml"))
     keys = _with_the_code(described, training_keys())
     by_recipe, keys = _set_by_the_recipe(keys, described)
-    yield "### Method\n\n" + table([k for k in keys if k.name == "adaptation"], "key")
-    for heading, method in method_keys():
-        yield f"### Method {heading}\n\n" + table(method, "key")
+    keys = [key for key in keys if key.name.partition(".")[0] not in CHOICES]
     for heading, blocks in SECTIONS.items():
-        here = [k for k in keys if k.name.partition(".")[0] in blocks]
-        if not blocks:
-            here = [k for k in keys if not k.name.startswith("adaptation")]
+        here = [k for k in keys if k.name.partition(".")[0] in blocks or not blocks]
         keys = [key for key in keys if key not in here]
         here.sort(key=lambda key: key.name.partition(".")[0])
         yield f"### {heading}\n\n" + table(here, "key")
+        for block in filter(CHOICES.get, blocks):
+            for choice, chosen in chosen_keys(block):
+                yield f"With {choice}:\n\n" + table(chosen, "key")
     names = ", ".join(f"`{key.name}`" for key in by_recipe)
     yield f"Set by `dus.sh`, by its own options: {names}."
 
