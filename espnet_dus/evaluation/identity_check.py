@@ -1,4 +1,4 @@
-"""Stage 7: is the untrained model the base LM? And what is it made of?"""
+"""Stage 7: checks that the untrained model is the base LM, and lists its parts."""
 
 import logging
 from argparse import Namespace
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
+from espnet_dus.evaluation.text.tables import markdown_table
 from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import load_base_lm
 from espnet_dus.model.build import BASE_LM_CONF
@@ -24,11 +25,12 @@ class IdentityResult(NamedTuple):
 
     Attributes:
         name: The arm, with kind and scope.
-        num_text: Text tokens compared.
+        num_text: Number of text tokens compared.
         text_equal: Whether their logits are equal, bit for bit.
-        num_speech: Positions of the speech input compared.
-        speech_equal: Whether theirs are (the base LM is fed the same embeddings).
-        largest_difference: Of all logits.
+        num_speech: Number of positions of the speech input compared.
+        speech_equal: Whether their logits are equal, bit for bit, to those of the base
+            LM fed the same embeddings.
+        largest_difference: Largest difference of any two logits.
     """
 
     name: str
@@ -52,8 +54,8 @@ def run(
         args: The training options, as `dus_train` takes them.
         text: Real text.
         speech: A real utterance (samples,) or (F, M).
-        out_dir: Where the report goes.
-        every_kind: Check every kind and scope beside what the options say.
+        out_dir: Directory of the report.
+        every_kind: Check every kind and scope besides those of the options.
 
     Raises:
         RuntimeError: The untrained model is not the base LM.
@@ -77,7 +79,7 @@ def run(
     for arm, conf in confs:
         varied = Namespace(**vars(args))
         varied.adaptation, varied.adaptation_conf = arm, conf
-        # no statistics before stage 10; and a CTC layer need not exist in all variants
+        # no statistics before stage 10; and the CTC layer may not exist in a variant
         varied.normalize = None
         if conf is not own:
             varied.model_conf = {**args.model_conf, "ctc_layer": "base:0"}
@@ -146,19 +148,21 @@ def check_identity(
 
 
 def identity_table(results: Sequence[IdentityResult]) -> str:
-    """Give the results as a Markdown table."""
-    lines = [
-        "|model, untrained|text tokens|text logits|speech positions|speech logits|"
-        "largest difference|",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return the results as a Markdown table."""
     words = {True: "equal", False: "DIFFERENT"}
-    for r in results:
-        lines.append(
-            f"|{r.name}|{r.num_text}|{words[r.text_equal]}|{r.num_speech}|"
-            f"{words[r.speech_equal]}|{r.largest_difference:g}|"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown_table(
+        [
+            {
+                "model, untrained": r.name,
+                "text tokens": r.num_text,
+                "text logits": words[r.text_equal],
+                "speech positions": r.num_speech,
+                "speech logits": words[r.speech_equal],
+                "largest difference": f"{r.largest_difference:g}",
+            }
+            for r in results
+        ]
+    )
 
 
 def report(
@@ -167,7 +171,7 @@ def report(
     stack: Sequence[StackLayer],
     picture: str,
 ) -> str:
-    """Give the report as Markdown."""
+    """Return the report as Markdown."""
     trained = sum(layer.trained for layer in stack)
     frozen = sum(layer.frozen for layer in stack)
     lines = [
@@ -184,12 +188,16 @@ def report(
         "against the base LM fed the same embeddings.",
         "",
         identity_table(results),
+        "",
         "## The stack, from the input up",
         "",
         f"![the stack]({picture})",
         "",
-        "|part|trained|frozen|",
-        "|---|---|---|",
+        markdown_table(
+            [
+                {"part": p.name, "trained": f"{p.trained:,}", "frozen": f"{p.frozen:,}"}
+                for p in stack
+            ]
+        ),
     ]
-    lines += [f"|{part.name}|{part.trained:,}|{part.frozen:,}|" for part in stack]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The base LM: that it is the right one, and how it is loaded.
+"""Loading the base LM and identifying it by its weights.
 
 A base LM is a Hugging Face directory with its weights as safetensors. `load_base_lm`
 loads it, frozen, together with its identity.
@@ -20,13 +20,13 @@ LOGIT_KEYS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 @dataclass(frozen=True)
 class Identity:
-    """What a base LM is known by.
+    """The identity of a base LM.
 
     Attributes:
-        name: Where it came from: a hub id, package or directory name.
-        revision: The hub revision (commit), or "" where there is none.
-        sha256: Over the names, types, shapes and values of its weights, so that
-            sharding and the order in a file do not matter.
+        name: Its source: a hub id, package or directory name.
+        revision: The hub revision (commit), or "" without one.
+        sha256: Digest of the names, types, shapes and values of its weights, which does
+            not depend on sharding or on the order in a file.
     """
 
     name: str
@@ -130,9 +130,9 @@ def check_tokenizer(tokenizer, lm: torch.nn.Module, directory: Path) -> None:
 
 
 def embedding_rms(lm: torch.nn.Module) -> float:
-    """Give the root mean square of an LM's token embeddings: the scale it reads.
+    """Return the root mean square of an LM's token embeddings, the scale it reads.
 
-    Of what the module gives: Gemma's scales its table.
+    It is that of the module's output, since Gemma's module scales its table.
     """
     embed = lm.get_input_embeddings()
     every_token_V = torch.arange(embed.num_embeddings, device=embed.weight.device)

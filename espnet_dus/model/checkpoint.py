@@ -1,4 +1,4 @@
-"""What a checkpoint holds: what the arm trains, and which base LM it belongs to.
+"""Checkpoints hold what the arm trains and the identity of its base LM.
 
 ESPnet's Trainer, averaging, `--init_param` and packing all go through `state_dict` and
 `load_state_dict`, so hooks on these two serve them all.
@@ -41,7 +41,7 @@ def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) 
         if found.sha256 != identity.sha256:
             raise RuntimeError(
                 f"this checkpoint was trained on the base LM {_describe(found)}, but "
-                f"the one loaded is {_describe(identity)}: give the former (--base_lm)"
+                f"the one loaded is {_describe(identity)}: name the former (--base_lm)"
             )
 
     def check_keys(module, keys):

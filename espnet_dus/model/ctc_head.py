@@ -1,4 +1,4 @@
-"""The CTC head: it reads the output of one layer of the LM."""
+"""The CTC head, which reads the output of one layer of the LM."""
 
 from typing import List, Tuple
 
@@ -11,16 +11,16 @@ from espnet_dus.data.ctc_units import BLANK, UNKNOWN, CTCUnits
 class CTCHead(torch.nn.Module):
     """A norm, if the residual stream needs one, and ESPnet's CTC.
 
-    Behind base layers a few dimensions of the stream are hundreds of times as large as
-    the others, so that it is normed. Below them all it is not: the loss then holds the
-    stream at the scale of the embeddings, where the base layers can read it and add to
-    it. Behind a norm any scale would do, and it grew to a thousand times theirs.
+    Above base layers a few dimensions of the residual stream are hundreds of times
+    larger than the rest, so the input is normalized. Below the first base layer it is
+    not: the CTC loss then keeps the stream at the embeddings' scale; with a norm it
+    grew a thousandfold.
 
     Args:
-        hidden_size: Of the layer it reads (D).
-        num_units: Units, the blank included (U).
-        has_norm: Whether what it reads is normed.
-        dropout_rate: Dropout on what it reads.
+        hidden_size: Hidden size of the layer it reads (D).
+        num_units: Number of units, the blank included (U).
+        has_norm: Whether the input is normalized.
+        dropout_rate: Dropout on the input.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class CTCHead(torch.nn.Module):
 
         Args:
             x_BSD: (B, S, D) hidden states of the speech positions.
-            lengths_B: (B,) their number.
+            lengths_B: (B,) number of these positions.
             units_BN: (B, N) unit ids.
-            unit_lengths_B: (B,) their number.
+            unit_lengths_B: (B,) number of units.
 
         Returns:
             The sum, a scalar, and the number of units in it, at least 1.
@@ -70,8 +70,9 @@ class CTCHead(torch.nn.Module):
     def start_at_embeddings(self, units: CTCUnits, lm: torch.nn.Module) -> None:
         """Start the weights of `llm` units at the LLM's embeddings of these tokens.
 
-        What the inserted layers learn from CTC then points where the LLM's own input of
-        that token would: the LLM can read it sooner. The blank starts at a space.
+        What the added layers learn from CTC then points where the LLM's own embedding
+        of that token does, so that the LLM can read it sooner. The blank starts at a
+        space.
 
         Args:
             units: Of the type `llm`.

@@ -312,7 +312,7 @@ class SpeechLM(torch.nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(ids_BN)
         config = copy.deepcopy(self.generation_config)
-        # what is no setting, such as a streamer, is an argument of `generate`
+        # the rest, such as a streamer, are arguments of `generate`
         arguments = config.update(**generation)
         with drop_added_layers(self.lm) if drop else nullcontext(), self.autocast():
             return self.lm.generate(

@@ -1,4 +1,4 @@
-"""The stack of a model: its parts as a list, as text and as a picture."""
+"""The parts of a model as a list, as text and as a picture."""
 
 import itertools
 from pathlib import Path
@@ -16,10 +16,10 @@ class StackLayer(NamedTuple):
     """One part of the model, from the input up.
 
     Attributes:
-        name: What it is.
-        trained: Its trained parameters.
-        frozen: Its frozen parameters.
-        inserted: Whether it is an inserted layer.
+        name: Name of the part.
+        trained: Number of trained parameters.
+        frozen: Number of frozen parameters.
+        inserted: Whether it is an added layer.
     """
 
     name: str
@@ -29,7 +29,7 @@ class StackLayer(NamedTuple):
 
 
 def describe(model: ESPnetDUSModel) -> List[StackLayer]:
-    """List the parts of a model in the order in which speech meets them."""
+    """List the parts of a model in the order in which speech passes them."""
 
     def part(name: str, module: torch.nn.Module, inserted: bool = False) -> StackLayer:
         counts = parameter_counts(module)
@@ -39,14 +39,14 @@ def describe(model: ESPnetDUSModel) -> List[StackLayer]:
     stack = [part("speech embedder", model.speech_embedder)]
     stack.append(part("token embeddings", model.lm.get_input_embeddings()))
     num_base = 0
-    for place, layer in enumerate(model.lm.model.layers):
-        if place in inserted:
+    for index, layer in enumerate(model.lm.model.layers):
+        if index in inserted:
             kind = model.lm.config.depth_up_scaling["kind"]
-            stack.append(part(f"inserted {kind}", layer, True))
+            stack.append(part(f"added {kind}", layer, True))
         else:
             stack.append(part(f"base layer {num_base}", layer))
             num_base += 1
-        if model.ctc is not None and place == model.ctc_layer:
+        if model.ctc is not None and index == model.ctc_layer:
             stack.append(part("CTC head", model.ctc))
     stack.append(part("norm", model.lm.model.norm))
     head = model.lm.lm_head
@@ -89,7 +89,7 @@ def _alike(part: StackLayer) -> Tuple:
 
 
 def _row(parts: Sequence[StackLayer]) -> Tuple[str, str, bool]:
-    """Give name, parameters and whether they are inserted of parts that are alike."""
+    """Return name, parameters and `inserted` of a run of parts that are alike."""
     first, last = parts[0], parts[-1]
     name = first.name
     if first.name != last.name:  # base layers, which are numbered
@@ -123,7 +123,7 @@ def draw(stack: Sequence[StackLayer], path: Path) -> Path:
     ]
     axes.legend(
         handles,
-        ["inserted, trained", "trained", "base LM, frozen"],
+        ["added, trained", "trained", "base LM, frozen"],
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
         ncols=3,

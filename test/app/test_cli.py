@@ -188,9 +188,9 @@ def test_info_shows_where_the_inserted_layers_are(run, loaded):
     assert "base LM tiny-random-llama" in out
     rows = [line.split("  ")[0] for line in out.splitlines()]
     assert [row for row in rows if "base layer" in row or row.startswith("+")] == [
-        "+ inserted transformer",
+        "+ added transformer",
         "| base layers 1 to 2",
-        "+ inserted transformer",
+        "+ added transformer",
         "| base layer 0",
     ]
     from espnet_dus.model.checkpoint import parameter_counts

@@ -57,7 +57,7 @@ def test_all_stages_lead_to_a_table_of_results(finished, prepared):
         (path,) = prepared.glob(f"exp/tiny/*/test/{name}")
         assert len(path.read_text().splitlines()) == 2
     report = (prepared / "exp/tiny/upscale/report.md").read_text()
-    assert report.count("|equal|") == 8 and "DIFFERENT" not in report
+    assert report.count("| equal ") == 8 and "DIFFERENT" not in report
 
 
 def test_a_pack_decodes_alike_where_the_experiment_is_gone(
