@@ -48,7 +48,7 @@ class DataDir:
     """The tables of one data directory.
 
     Attributes:
-        path: Where it was read from; messages name it.
+        path: The directory it was read from, for messages.
         tables: Values by key, by file name (see `TABLES`).
         attributes: Contents of one-line files, by file name (see `ATTRIBUTES`).
     """
@@ -119,7 +119,7 @@ class DataDir:
             empty_text: Whether an utterance may have an empty transcript.
 
         Raises:
-            ValueError: They do not; the first faults and their number are named.
+            ValueError: They do not agree; the first faults and their number are named.
         """
         faults = list(self._faults(empty_text))
         if faults:
@@ -302,9 +302,9 @@ def first_few(heading: str, faults: Sequence[str], few: int = 10) -> str:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Name the file and its directory when it cannot be written (a full disk).
+    """Name the file and its directory if it cannot be written (a full disk).
 
-    The block must do no other input or output.
+    The block must not do any other input or output.
     """
     try:
         yield

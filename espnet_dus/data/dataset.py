@@ -1,4 +1,4 @@
-"""From an utterance on disk to one in a batch, and what becomes of a bad one."""
+"""Utterances on their way from disk to a batch, and the handling of bad ones."""
 
 import logging
 from pathlib import Path
@@ -32,12 +32,12 @@ class TooManyBadUtterances(RuntimeError):
 class BadUtterances:
     """Counts utterances that cannot be used, up to a limit.
 
-    They are kept in a file, one a line, so that the processes of a data loader and the
-    ranks of a distributed run count together, and the user can look at them.
+    They are listed in a file, so that the processes of a data loader and the ranks of a
+    distributed run share one count, and the user can inspect them.
 
     Args:
-        path: The file: `<utterance id> <reason>` a line.
-        limit: How many (distinct) utterances may be left out.
+        path: The file, with `<utterance id> <reason>` per line.
+        limit: Number of distinct utterances that may be left out.
     """
 
     def __init__(self, path: Path, limit: int):
@@ -45,10 +45,10 @@ class BadUtterances:
         self.limit = limit
 
     def add(self, utt_id: str, reason: Union[str, Exception]) -> None:
-        """Count an utterance, or a shard of them.
+        """Count an utterance or a shard.
 
         Raises:
-            TooManyBadUtterances: There are more than `limit`.
+            TooManyBadUtterances: More than `limit` are bad.
         """
         reason = " ".join(str(reason).split())
         known = self._known()
@@ -77,7 +77,7 @@ class BadUtterances:
 class TranscriptTokenizer(HuggingFaceTokenizer):
     """ESPnet's tokenizer; special tokens in a transcript are plain text."""
 
-    prompt_tokens = HuggingFaceTokenizer.text2tokens  # there they are what they are
+    prompt_tokens = HuggingFaceTokenizer.text2tokens  # in a prompt they are special
 
     def text2tokens(self, line: str) -> List[str]:
         """Return the tokens of a transcript as `llm_text` writes it."""
@@ -89,11 +89,11 @@ class DUSPreprocessor(CommonPreprocessor):
     """ESPnet's preprocessor; also checks the utterance and adds the CTC units.
 
     Args:
-        ctc_units: To make `text_ctc` of the transcript, or None.
-        bad_utterances: Where a bad utterance goes; None: it is an error.
-        min_length: Fewest samples (or feature frames) that the speech embedder takes.
+        ctc_units: Encode the transcript as `text_ctc`; None: there is no such entry.
+        bad_utterances: Counts bad utterances; None: a bad utterance is an error.
+        min_length: Fewest samples (or frames) that the speech embedder takes.
         speech_tokenizer: Of speech tokens; None: speech is audio or features.
-        kwargs: ESPnet's.
+        kwargs: ESPnet's options.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class DUSPreprocessor(CommonPreprocessor):
         self.speech_tokenizer = speech_tokenizer
 
     def __call__(self, uid: str, data: Dict[str, Any]) -> Dict[str, np.ndarray]:
-        """Process an utterance; a bad one comes out empty, which the collation drops.
+        """Process an utterance; a bad one becomes empty, and collation drops it.
 
         Raises:
-            TooManyBadUtterances: It is bad, and no more are allowed.
+            TooManyBadUtterances: It is bad and exceeds the limit.
         """
         try:
             self._check(uid, data)
@@ -215,16 +215,16 @@ def check_speech_tokenizer(
 def check_sampling_rate(
     path_name_type_list: Collection[Tuple[str, str, str]], fs: int
 ) -> None:
-    """Check that audio has the rate that the features are computed for.
+    """Check that audio has the sampling rate of the model.
 
-    The first file stands for all: ESPnet's reader refuses to mix rates.
+    The first file represents all of them: ESPnet's reader refuses mixed rates.
 
     Args:
-        path_name_type_list: ESPnet's triples; those of another type than `sound` pass.
+        path_name_type_list: ESPnet's triples; types other than `sound` are skipped.
         fs: The expected sampling rate (Hz).
 
     Raises:
-        ValueError: The rate is another.
+        ValueError: The rate differs.
     """
     for path, _, data_type in path_name_type_list:
         if data_type != "sound":
@@ -234,7 +234,7 @@ def check_sampling_rate(
         try:
             rate = soundfile.info(audio.strip()).samplerate
         except (OSError, RuntimeError):
-            continue  # reading it will say what is wrong with it
+            continue  # the fault is reported when the file is read
         if rate != fs:
             raise ValueError(
                 f"utterance {utt_id}: {audio.strip()} has a sampling rate of {rate} "
@@ -243,11 +243,11 @@ def check_sampling_rate(
 
 
 class FaultTolerantDataset(AbsDataset):
-    """ESPnet's dataset, which gives an empty utterance where one cannot be read.
+    """ESPnet's dataset; an unreadable utterance becomes an empty one.
 
     Args:
-        dataset: ESPnet's.
-        bad_utterances: Where an unreadable utterance is counted.
+        dataset: ESPnet's dataset.
+        bad_utterances: Counts unreadable utterances.
     """
 
     def __init__(self, dataset: AbsDataset, bad_utterances: BadUtterances):
@@ -255,11 +255,11 @@ class FaultTolerantDataset(AbsDataset):
         self.bad_utterances = bad_utterances
 
     def has_name(self, name: str) -> bool:
-        """Tell whether there is data of a name."""
+        """Return whether there is data of a name."""
         return self.dataset.has_name(name)
 
     def names(self) -> Tuple[str, ...]:
-        """Give the names of the data."""
+        """Return the names of the data."""
         return self.dataset.names()
 
     def __repr__(self) -> str:
@@ -284,13 +284,13 @@ class DUSCollateFn(CommonCollateFn):
     def __call__(
         self, data: Collection[Tuple[str, Dict[str, np.ndarray]]]
     ) -> Tuple[List[str], Dict[str, Any]]:
-        """Give ids and padded tensors; both empty if every utterance is bad."""
+        """Return ids and padded tensors; both are empty if every utterance is bad."""
         good = [(uid, utterance) for uid, utterance in data if utterance]
         return super().__call__(good) if good else ([], {})
 
 
 class NonEmptyBatches:
-    """An iterator over batches without those of which nothing is left."""
+    """An iterator over the batches that hold at least one utterance."""
 
     def __init__(self, batches: Iterable):
         self.batches = batches

@@ -1,4 +1,4 @@
-"""Stage 4: leave out what is too short, too long or without a transcript."""
+"""Stage 4: leave out utterances that are too short, too long or not transcribed."""
 
 import logging
 from pathlib import Path
@@ -13,18 +13,17 @@ def filter_data(
     min_wav_duration: float = 0.1,
     max_wav_duration: float = 20.0,
 ) -> None:
-    """Copy the tables of the utterances with min < duration < max and a transcript.
+    """Copy the tables of utterances with min < duration < max and a transcript.
 
     Args:
         in_dir: A directory written by stage 3.
-        out_dir: The directory to write; its tables point to the audio or features of
-            `in_dir`.
-        min_wav_duration: Seconds; an utterance must be longer.
-        max_wav_duration: Seconds; an utterance must be shorter.
+        out_dir: The directory to write; its tables refer to the files of `in_dir`.
+        min_wav_duration: Utterances must be longer than this (seconds).
+        max_wav_duration: Utterances must be shorter than this (seconds).
 
     Raises:
-        ValueError: The limits make no sense, `in_dir` is not a dump, or nothing is
-            left.
+        ValueError: The limits are not in order, `in_dir` is not a dump, or no
+            utterance is left.
     """
     if not 0 <= min_wav_duration < max_wav_duration:
         raise ValueError(
@@ -41,7 +40,7 @@ def filter_data(
             "writes; run it first"
         )
     fs = int(data.attributes["fs"])
-    # Rounded, since 0.07 * 16000 is a little more than the 1120 samples it means.
+    # Rounded, since 0.07 * 16000 is slightly above 1120 in floating point.
     shortest, longest = round(min_wav_duration * fs, 3), round(max_wav_duration * fs, 3)
     dropped: Dict[str, List[str]] = {"too short": [], "too long": [], "empty text": []}
     kept: Dict[str, int] = {}

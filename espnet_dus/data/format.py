@@ -1,7 +1,7 @@
 """Stage 3: dump audio, the frontend's features or speech tokens, at one rate.
 
-The layout is that of ESPnet's stage 3. What is finished is noted utterance by utterance
-in the journal `.done`, so that a second run does only what is missing or has changed.
+The layout is that of ESPnet's stage 3. The journal `.done` lists every finished
+utterance, so that a second run processes only missing or changed ones.
 """
 
 import functools
@@ -42,8 +42,8 @@ from espnet_dus.io import atomic_path, file_name, progress, write_scp, write_tex
 # The frontend of the recipes: training on `raw` computes the same features itself. Not
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
 FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
-BLOCK_SIZE = 1000  # utterances in one ark, and what an interruption loses at most
-GROUP_SECONDS = 3600  # of audio in memory at a time: batches are made of these
+BLOCK_SIZE = 1000  # utterances per ark; an interruption loses at most one block
+GROUP_SECONDS = 3600  # of audio in memory at a time, from which batches are made
 FEATS_TYPES = ("raw", "fbank", "tokens")
 
 
@@ -55,8 +55,8 @@ class Record(NamedTuple):
         num_frames: Length in feature frames or tokens, 0 for audio.
         size: Bytes of the file that holds it.
         location: The file below the dump directory; in an ark, with `:offset`.
-        digest: Of all that the result depends on. It stands last, so that a line that
-            was cut short never looks finished.
+        digest: Of everything that the result depends on. It is the last field, so that
+            a line that was cut short never looks complete.
     """
 
     num_samples: int
@@ -161,8 +161,8 @@ def format_data(
         fs: Sampling rate in Hz.
         audio_format: `flac` or `wav`, for `raw`.
         nj: Number of processes.
-        max_bad_utterances: Up to so many utterances with faulty audio are left out
-            with a warning; more are an error.
+        max_bad_utterances: Number of utterances with faulty audio that may be left out
+            with a warning.
         allow_pipes: Whether to run the commands in wav.scp.
         channel: The channel to take of audio with several: an index from 0, or `mean`
             for the mean of all; None: several channels are a fault.
@@ -209,7 +209,7 @@ def format_data(
     logging.info("%s: %d to do, %d done before", out_dir, len(pending), len(done))
     faults: Faults = {}
     if pending:
-        # While `text` stands, the directory is whole.
+        # As long as `text` exists, the directory is whole.
         (out_dir / "text").unlink(missing_ok=True)
         for stray in (out_dir / "data").rglob(".*.tmp.*"):  # of a killed run
             stray.unlink()
@@ -276,8 +276,8 @@ def _report_faults(faults: Faults, out_dir: Path, total: int, allowed: int) -> N
         raise ValueError(f"{message}\nno utterance is left")
     if len(faults) > allowed:
         raise ValueError(
-            f"{message}\nmend these, or leave them out with --max_bad_utterances "
-            f"{len(faults)}; what is finished stays"
+            f"{message}\nfix these, or leave them out with --max_bad_utterances "
+            f"{len(faults)}; finished utterances are kept"
         )
     logging.warning("left out: %s", message)
 

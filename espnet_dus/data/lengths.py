@@ -1,4 +1,4 @@
-"""Lengths: samples, feature frames and speech positions, one from another.
+"""Lengths in samples, feature frames and speech positions.
 
 samples --frontend--> frames --speech embedder--> speech positions
 samples --speech tokenizer--> frames, which are the speech positions
@@ -61,7 +61,7 @@ PRETRAINED_FRAMINGS = {
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.
 LENGTH_MULTIPLE = 16
 
-FRAMES_PER_SECOND = 100  # where the model is given features: a shift of 10 ms
+FRAMES_PER_SECOND = 100  # of features on disk: a shift of 10 ms
 
 
 def takes_tokens(args: argparse.Namespace) -> bool:
@@ -94,7 +94,7 @@ def subsampling(input_layer: str) -> Subsampling:
 
 
 def sampling_rate(args: argparse.Namespace) -> int:
-    """Give the rate (Hz) of the audio that a model with these options takes."""
+    """Return the rate (Hz) of the audio that a model with these options takes."""
     if takes_tokens(args):
         return tokenizer_info(args).sampling_rate
     fs = args.frontend_conf.get("fs", 16000)

@@ -1,4 +1,4 @@
-"""Stage 2: speed perturbation, as a table that stage 3 carries out."""
+"""Stage 2: speed perturbation, as a table that stage 3 applies."""
 
 import logging
 from dataclasses import replace
@@ -13,17 +13,18 @@ def perturb_speed(
 ) -> None:
     """Write a data directory that holds every utterance at every speed.
 
-    The audio is the same: the table `utt2speed` says at which speed it is to be read.
-    Utterances and speakers of a speed other than 1 get a prefix such as `sp0.9-`.
+    The audio files are unchanged: stage 3 reads each utterance at its speed in the
+    table `utt2speed`. At speeds other than 1, utterances and speakers get a prefix such
+    as `sp0.9-`.
 
     Args:
-        data_dir: The data directory to take.
-        factors: Speed factors; 1.0 is the original, and is only kept if named.
+        data_dir: The data directory to read.
+        factors: Speed factors; the original, 1.0, is kept only if listed.
         out_dir: The data directory to write.
 
     Raises:
         ValueError: A factor is out of range or occurs twice, or the data directory is
-            not valid or has been perturbed already.
+            not valid or already perturbed.
     """
     speeds = [parse_speed(factor) for factor in factors]
     if not speeds or len(set(speeds)) != len(speeds):
@@ -33,7 +34,9 @@ def perturb_speed(
     data = DataDir.read(data_dir)
     data.validate(empty_text=True)
     if "utt2speed" in data.tables:
-        raise ValueError(f"{data.path / 'utt2speed'}: its speed is perturbed already")
+        raise ValueError(
+            f"{data.path / 'utt2speed'}: speed perturbation was already applied"
+        )
     parts = []
     for speed in speeds:
         part = data if speed == 1.0 else data.prefixed(f"sp{speed}-")

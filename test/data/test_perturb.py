@@ -46,7 +46,7 @@ def test_bad_factors_are_an_error_and_write_nothing(make_data_dir, tmp_path, fac
 
 def test_perturbing_twice_is_an_error(make_data_dir, tmp_path):
     perturb_speed(make_data_dir({"a": 0.1}), [0.9], tmp_path / "once")
-    with pytest.raises(ValueError, match="utt2speed: its speed is perturbed already"):
+    with pytest.raises(ValueError, match="utt2speed: speed perturbation was already"):
         perturb_speed(tmp_path / "once", [0.9], tmp_path / "twice")
     with pytest.raises(ValueError, match="both the input and the output"):
         perturb_speed(tmp_path / "once", [0.9], tmp_path / "once")

@@ -1,4 +1,4 @@
-"""CMU AN4 (complete or its mini version) to Kaldi data directories."""
+"""CMU AN4, complete or mini, as Kaldi data directories."""
 
 import importlib.metadata
 import logging
@@ -18,26 +18,26 @@ TRANSCRIPT = re.compile(r"(?:<s> )?(.*?)(?: </s>)? \((\w+)-(\w+)-(\w+)\)")
 
 
 def find_corpus(corpus: str, download_dir: Union[str, Path]) -> Path:
-    """Find AN4's directory, after a download or an extraction where that is needed.
+    """Find AN4's directory; download and extract it if necessary.
 
     Args:
         corpus: AN4's directory (with `etc` and `wav`), a tar file of it, the URL of
             such a file, or `espnet` for the few utterances in the espnet package.
-        download_dir: Where an archive goes, and is extracted to `an4`.
+        download_dir: For an archive, which is extracted to `an4` there.
 
     Returns:
         The directory with `etc` and `wav`.
 
     Raises:
-        ValueError: There is no AN4 at `corpus`, or its archive is damaged or would
-            write outside `download_dir`.
-        RuntimeError: The download fails.
+        ValueError: `corpus` holds no AN4, or its archive is damaged or would write
+            outside `download_dir`.
+        RuntimeError: The download failed.
     """
     if os.path.isdir(corpus):
         for root in (Path(corpus), Path(corpus, "an4")):
             if _is_an4(root):
                 return root
-        raise ValueError(f"{corpus}: no etc/an4_train.transcription there")
+        raise ValueError(f"{corpus}: no etc/an4_train.transcription in it")
     root = Path(download_dir, "an4")
     if _is_an4(root):
         return root
@@ -71,11 +71,11 @@ def prepare_an4(
 
     Args:
         root: AN4's directory, with `etc` and `wav`.
-        out_dir: Where the data directories go.
+        out_dir: The parent of the data directories.
         num_dev: Number of validation utterances.
 
     Returns:
-        What was written, by name.
+        The data directories, by name.
 
     Raises:
         ValueError: A transcript or an audio file is not as expected, or the training
@@ -120,8 +120,8 @@ def _read_set(root: Path, name: str) -> DataDir:
         )
         if not audio.is_file():
             raise ValueError(f"{path}:{number}: {audio}: no such file")
-        # In lower case: "eleven" is one token of the base LM, ELEVEN is several that it
-        # has hardly met.
+        # In lower case: "eleven" is one token of the base LM, ELEVEN is several rare
+        # ones.
         text[key] = words.lower()
         wav_scp[key] = str(audio)
         utt2spk[key] = speaker

@@ -1,27 +1,26 @@
-"""Archives of corpora: fetched and extracted wholly or not at all."""
+"""Archives of corpora: downloaded and extracted completely or not at all."""
 
 import hashlib
 import logging
 import tarfile
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 from typing import Callable, Optional
 
-from espnet_dus.io import atomic_path
+from espnet_dus.io import atomic_path, progress
 
 
 def download(url: str, path: Path, md5: Optional[str] = None) -> None:
     """Download a file.
 
     Args:
-        url: Where it is.
-        path: Where it goes.
-        md5: What it must have; None: only its length is checked.
+        url: The URL.
+        path: The file to write.
+        md5: The expected MD5; None: only the length is checked.
 
     Raises:
-        RuntimeError: The download fails, or the file is not the expected one.
+        RuntimeError: The download failed, or the file is not the expected one.
     """
     logging.info("downloading %s to %s", url, path)
     digest = hashlib.md5(usedforsecurity=False)
@@ -29,22 +28,20 @@ def download(url: str, path: Path, md5: Optional[str] = None) -> None:
         with atomic_path(path) as temporary, temporary.open("wb") as out:
             with urllib.request.urlopen(url, timeout=60) as source:
                 size = int(source.headers.get("Content-Length", 0))
-                started = reported = time.time()
-                while block := source.read(1 << 20):
-                    out.write(block)
-                    digest.update(block)
-                    if size and time.time() - reported > 5:
-                        reported = time.time()
-                        share = out.tell() / size
-                        left = (reported - started) * (1 / share - 1)
-                        logging.info("%s: %.0f %%, %.0f s left", url, 100 * share, left)
+                with progress(
+                    what=url, unit="bytes", total=size or None, unit_scale=True
+                ) as bar:
+                    while block := source.read(1 << 20):
+                        out.write(block)
+                        digest.update(block)
+                        bar.update(len(block))
                 if size and out.tell() != size:
                     raise OSError(f"got {out.tell()} of {size} bytes")
             if md5 is not None and digest.hexdigest() != md5:
                 raise OSError(f"its MD5 is {digest.hexdigest()}, expected {md5}")
     except OSError as error:
         raise RuntimeError(
-            f"cannot download {url}: {error}. Get the corpus by other means and name "
+            f"cannot download {url}: {error}. Get the corpus by other means and set "
             "its directory in db.sh"
         ) from error
 
@@ -57,8 +54,8 @@ def extract_one(
     Args:
         archive: A tar file.
         root: The corpus's directory, which must not exist.
-        is_corpus: Tells whether a directory is what is wanted.
-        name: Of the corpus, for messages.
+        is_corpus: Returns whether a directory is the corpus.
+        name: Name of the corpus, for messages.
 
     Raises:
         ValueError: The archive is damaged, would write outside, or does not hold

@@ -1,9 +1,9 @@
-"""What must not be trained on: the speakers and the sentences of the test sets.
+"""Speakers and sentences of the test sets, which are held out of the training.
 
 Corpora overlap: MLS and LibriSpeech are read from the same books by the same LibriVox
-readers. An utterance is held out if its speaker is one of the test sets', if its
-transcript holds `NGRAM` words that stand together in one of theirs, or, shorter than
-that, is one of theirs as a whole.
+readers. An utterance is held out if its speaker is in a test set, if its transcript
+shares `NGRAM` consecutive words with one of a test set, or if it is shorter than that
+and equals one.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from espnet_dus.data.corpora.normalize import normalize_text
 from espnet_dus.data.data_dir import DataDir
 
 NGRAM = 8
-FEWEST_WORDS = 4  # "yes sir" is in every corpus and gives nothing away
+FEWEST_WORDS = 4  # "yes sir" is in every corpus and reveals nothing
 
 
 class HeldOut:
@@ -22,7 +22,7 @@ class HeldOut:
 
     Args:
         transcripts: In the common convention.
-        speakers: Their ids; of readers of LibriVox, their numbers there.
+        speakers: Their ids; LibriVox's number for its readers.
     """
 
     def __init__(self, transcripts: Iterable[str], speakers: Iterable[str]):
@@ -39,7 +39,7 @@ class HeldOut:
     def read(cls, data_dirs: Sequence[Union[str, Path]]) -> "HeldOut":
         """Read the test sets' data directories.
 
-        The speaker `1089-134686`, a reader and a chapter, counts as the reader 1089.
+        The speaker `1089-134686`, a reader in a chapter, counts as reader 1089.
 
         Raises:
             ValueError: One is not a data directory.
@@ -52,11 +52,11 @@ class HeldOut:
         return cls(transcripts, speakers)
 
     def reason(self, text: str, speaker: Optional[str]) -> Optional[str]:
-        """Say why an utterance must not be trained on; None: it may be.
+        """Return why an utterance is held out, or None if it is not.
 
         Args:
             text: Its transcript in the common convention.
-            speaker: Who speaks; None: not known, or of another numbering.
+            speaker: The speaker; None: unknown, or of another numbering.
         """
         if speaker in self.speakers:
             return "test speaker"
@@ -66,7 +66,7 @@ class HeldOut:
         return None
 
     def digest(self) -> str:
-        """Digest all of it."""
+        """Return a digest of speakers and sentences."""
         parts = [sorted(part) for part in (self.speakers, self.ngrams, self.whole)]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 

@@ -83,7 +83,7 @@ def prepare_librispeech(
 
     Args:
         root: LibriSpeech's directory.
-        out_dir: Where the data directories go.
+        out_dir: The parent of the data directories.
         sets: Parts of the corpus by data directory.
         nj: Number of jobs that read audio headers.
 

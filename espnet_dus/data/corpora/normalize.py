@@ -1,8 +1,8 @@
 """One convention for the transcripts of all English corpora.
 
-Lower-case words of the letters a to z and the apostrophe, single spaces. Punctuation is
-left out; what cannot be written so without knowing how it was said (digits, symbols) is
-an error, so that the utterance is left out and not taught wrongly.
+Lower-case words of the letters a to z and the apostrophe, separated by single spaces.
+Punctuation is removed. What has no certain spoken form (digits, symbols) is an error,
+so that the utterance is left out rather than trained on with a wrong transcript.
 """
 
 import re
@@ -23,27 +23,27 @@ def normalize_text(text: str) -> str:
     """Write a transcript in the common convention.
 
     Args:
-        text: As the corpus has it.
+        text: The corpus's transcript.
 
     Returns:
         Lower-case words.
 
     Raises:
-        ValueError: It holds something whose spoken form is not known, a mark of noise
-            or of unintelligible speech, or no word.
+        ValueError: It holds something whose spoken form is unknown, a mark of noise or
+            unintelligible speech, or no word.
     """
     line = text.lower()
     for apostrophe in APOSTROPHES:
         line = line.replace(apostrophe, "'")
     line = PUNCTUATION_TAGS.sub(" ", line)
     if tag := UNSPOKEN.search(line):
-        raise ValueError(f"'{text}': {tag[0]} is no word")
+        raise ValueError(f"'{text}': {tag[0]} is not a word")
     # é is e and an accent, which is dropped
     line = unicodedata.normalize("NFD", line.replace("æ", "ae").replace("œ", "oe"))
     line = "".join(c for c in line if not unicodedata.combining(c))
     line = PUNCTUATION.sub(" ", SEPARATORS.sub(" ", line))
     if other := OTHER.search(" ".join(line.split())):
-        raise ValueError(f"'{text}': how '{other[0]}' was said is not known")
+        raise ValueError(f"'{text}': the spoken form of '{other[0]}' is unknown")
     line = SPLIT_CONTRACTION.sub("'", " ".join(line.split()))
     # quotation marks that are apostrophes: 'well' said he
     words = [_without_quotes(word) for word in line.split()]

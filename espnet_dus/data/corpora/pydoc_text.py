@@ -1,4 +1,4 @@
-"""A text that every machine has: some of Python's own documentation."""
+"""A text that every machine has: part of Python's documentation."""
 
 from pathlib import Path
 from typing import Union

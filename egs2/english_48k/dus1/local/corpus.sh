@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes dump/shar/<corpus>; run again, it goes on where it was. Needs data/ of LibriSpeech,
-# whose development and test speakers and sentences are left out.
+# Makes dump/shar/<corpus>; a second run resumes. Needs LibriSpeech's data/, whose
+# development and test speakers and sentences are left out.
 # Usage: local/corpus.sh CORPUS [NUMBER_OF_PROCESSES]
 set -euo pipefail
 . ./path.sh

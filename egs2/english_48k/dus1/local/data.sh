@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Makes LibriSpeech's data directories, then the shards of the other corpora, one after
-# the other. On a cluster, run the first stage alone, then local/corpus.sh for each
-# corpus, all at once.
+# Makes LibriSpeech's data directories, then the shards of the other corpora in turn. On a
+# cluster, run the first stage, then local/corpus.sh for all corpora in parallel.
 set -euo pipefail
 
 # shellcheck disable=SC2034 # utils/parse_options.sh reads it
@@ -17,7 +16,7 @@ nj=8
 . ./db.sh
 
 if [ "${stage}" -le 1 ] && [ "${stop_stage}" -ge 1 ]; then
-    python3 -m espnet_dus prepare_librispeech --corpus "${LIBRISPEECH}"
+    python3 -m espnet_dus prepare_librispeech --corpus "${LIBRISPEECH}" --nj "${nj}"
     python3 -m espnet_dus pydoc_text --out data/perplexity/pydoc.txt
 fi
 if [ "${stage}" -le 2 ] && [ "${stop_stage}" -ge 2 ]; then
