@@ -1,10 +1,10 @@
-"""The LLM over a batch of utterances, fed some tokens at a time, some taken back.
+"""The LLM over a batch of utterances: tokens are fed, and some are taken back.
 
-The cache is kept left-padded: what follows an utterance's speech and prompt stands
-right behind them, whatever its batch mates have accepted.
+The cache is left-padded, so that an utterance's text directly follows its speech and
+prompt, independent of how many tokens the other utterances have accepted.
 
     [pad pad][speech][prompt][text]      context
-    [new tokens][pad]                    what a pass adds to it
+    [new tokens][pad]                    added by a pass
 
 Dimensions: B utterances, T positions in the cache, N new positions, D hidden, V
 vocabulary, H heads.
@@ -20,7 +20,7 @@ from espnet_dus.model.speech_lm import Encoded
 
 
 class CachedLM:
-    """A batch's LLM passes.
+    """The LLM passes of a batch.
 
     Args:
         model: In eval mode.
@@ -39,11 +39,11 @@ class CachedLM:
         """Run the LLM over new tokens; the first time, over speech and prompt too.
 
         Args:
-            tokens: New token ids of each utterance. The first time there may be none.
+            tokens: New token ids of each utterance; the first time possibly none.
 
         Returns:
-            (B, N, V) logits of what follows each new token of the longest list; the
-            first time, (B, 1 + N, V), what follows the prompt first.
+            (B, N, V) logits behind each new token of the longest list; the first time
+            (B, 1 + N, V), beginning with those behind the prompt.
         """
         first = self.context is not None
         device = self.mask_BT.device
@@ -53,8 +53,8 @@ class CachedLM:
         ]
         tokens_BN = torch.tensor(padded, dtype=torch.long, device=device)
         lengths_B = torch.tensor([len(ids) for ids in tokens], device=device)
-        places_N = torch.arange(self.num_new, device=device)
-        new_BN = (places_N[None] < lengths_B[:, None]).to(self.mask_BT.dtype)
+        steps_N = torch.arange(self.num_new, device=device)
+        new_BN = (steps_N[None] < lengths_B[:, None]).to(self.mask_BT.dtype)
         mask_BT = torch.cat([self.mask_BT, new_BN], dim=1)
         inputs_BND = self.model.lm.get_input_embeddings()(tokens_BN)
         masks = {}
@@ -78,12 +78,11 @@ class CachedLM:
         return logits_BNV
 
     def keep(self, num_kept: Sequence[int], rows: Sequence[int]) -> None:
-        """Forget what was fed last, but for the first tokens of some utterances.
+        """Take back new tokens, and utterances that are finished.
 
         Args:
-            num_kept: How many of its new tokens each utterance of the batch keeps.
-            rows: The utterances that go on, by their place in the batch. They are the
-                batch from here on.
+            num_kept: Number of new tokens that each utterance of the batch keeps.
+            rows: Rows of the utterances that continue; they become the batch.
         """
         device = self.mask_BT.device
         drop_B = self.num_new - torch.tensor(
@@ -92,23 +91,23 @@ class CachedLM:
         rows_B = torch.tensor(rows, device=device)
         same_rows = len(rows) == len(self.mask_BT)
         mask_BT = self.mask_BT if same_rows else self.mask_BT[rows_B]
-        # what is dropped moves to the left, out of the mask
-        place_BT = torch.arange(mask_BT.size(1), device=device) - drop_B[:, None]
-        mask_BT = mask_BT.gather(1, place_BT.clamp(min=0)) * (place_BT >= 0)
+        # dropped tokens move to the left, out of the mask
+        index_BT = torch.arange(mask_BT.size(1), device=device) - drop_B[:, None]
+        mask_BT = mask_BT.gather(1, index_BT.clamp(min=0)) * (index_BT >= 0)
         num_padding = int(mask_BT.argmax(1).min())
         self.mask_BT = mask_BT[:, num_padding:]
         moved = bool(drop_B.any())
-        place_BT = place_BT[:, num_padding:].clamp(min=0)
+        index_BT = index_BT[:, num_padding:].clamp(min=0)
 
         def select(x_BHTD: torch.Tensor) -> torch.Tensor:
             if not same_rows:
                 x_BHTD = x_BHTD[rows_B]
             if not moved:
                 return x_BHTD[:, :, num_padding:]
-            index = place_BT[:, None, :, None].expand(
+            index_BHTD = index_BT[:, None, :, None].expand(
                 -1, x_BHTD.size(1), -1, x_BHTD.size(3)
             )
-            return x_BHTD.gather(2, index)
+            return x_BHTD.gather(2, index_BHTD)
 
         for layer in self.cache.layers:
             if layer.is_initialized:

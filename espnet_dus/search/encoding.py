@@ -26,7 +26,7 @@ def encode(
 
     Raises:
         TooShortUttError: An utterance is too short for the subsampling.
-        ValueError: CTC is asked of a model without a CTC head.
+        ValueError: CTC is requested from a model without a CTC head.
     """
     if with_ctc:
         check_ctc_head(model)

@@ -56,7 +56,7 @@ class Records:
                 f"{self.partial}: resuming, {len(self.done)} utterances are decoded"
             )
         elif lines:
-            logging.info(f"{self.partial} is of a different run: starting anew")
+            logging.info(f"{self.partial} is from a different run: starting over")
             lines = []
         lines = lines or [head]
         write_text(self.partial, "".join(f"{line}\n" for line in lines))

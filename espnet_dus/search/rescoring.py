@@ -1,4 +1,4 @@
-"""N-best rescoring: the complete hypotheses of a beam search, scored once more.
+"""N-best rescoring: the complete hypotheses of a beam search, scored by CTC.
 
 Dimensions: S speech positions, U CTC units.
 """
@@ -17,7 +17,7 @@ def rescore(
     units: CTCUnits,
     ctc_weight: float,
 ) -> List[Hypothesis]:
-    """Give hypotheses `(1 - ctc_weight) * score + ctc_weight * log P(CTC)` as score.
+    """Set hypotheses' scores to `(1 - ctc_weight) * score + ctc_weight * log P(CTC)`.
 
     Args:
         hypotheses: Of one utterance.
@@ -35,9 +35,9 @@ def rescore(
 
 
 def ctc_log_probability(ctc_SU: torch.Tensor, unit_ids: List[int]) -> float:
-    """Give the log-probability that CTC gives to a transcript.
+    """Return the log-probability of a transcript under CTC.
 
-    More units than the speech has positions are impossible: -1e10, as in ESPnet.
+    If there are more units than speech positions, it is -1e10, as in ESPnet.
     """
     loss = torch.nn.functional.ctc_loss(
         ctc_SU[:, None],

@@ -1,4 +1,4 @@
-"""From tokens and their scores to a hypothesis."""
+"""Hypotheses: from tokens and their scores."""
 
 import math
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -14,14 +14,14 @@ class Hypothesis(NamedTuple):
         token: The base LM's tokens.
         token_int: Their ids.
         score: What the search ranks by: the sum of the tokens' log-probabilities, EOS
-            included, with whatever its options add.
+            included, and what its options add.
         confidence: The probability of each word of `text`, given the words before it,
             as the search scores tokens: the LLM's or, in a joint search, the weighted
             geometric mean of the LLM's and CTC's.
         word_times: Each word with its start and end (seconds) and confidence, or None
             where no times were asked for.
-        llm_passes: How often the LLM ran for it, the pass over the speech included.
-        guards: What cut it short: `length`, `repetition`, `no_speech`.
+        llm_passes: Number of LLM passes, the pass over the speech included.
+        guards: The guards that acted: `length`, `repetition`, `no_speech`.
     """
 
     text: str
@@ -47,10 +47,10 @@ def hypothesis(
     Args:
         model: Whose tokens they are.
         ids: Token ids, without EOS.
-        token_scores: Log-probability of each; that of EOS may follow.
+        token_scores: Log-probability of each token; that of EOS may follow.
         score: Of the whole.
-        llm_passes: How often the LLM ran for it.
-        guards: What cut it short.
+        llm_passes: Number of LLM passes.
+        guards: The guards that acted.
     """
     return Hypothesis(
         text=model.tokenizer.decode(ids, skip_special_tokens=True).strip(),
@@ -64,21 +64,21 @@ def hypothesis(
 
 
 def nothing(guard: str) -> Hypothesis:
-    """Give the hypothesis of an utterance in which there is nothing to transcribe."""
+    """Return the hypothesis of an utterance without speech to transcribe."""
     return Hypothesis("", [], [], 0.0, guards=[guard])
 
 
 def word_confidences(
     tokenizer, ids: List[int], token_scores: Sequence[float]
 ) -> List[float]:
-    """Give each word's probability: the product of those of its tokens.
+    """Return each word's probability: the product of those of its tokens.
 
-    The space before a word counts as its own, and so do the marks behind it.
+    The space before a word and the punctuation behind it belong to the word.
     """
     sums: List[float] = []
-    space = 0.0  # of tokens that are nothing but space
-    for place, score in enumerate(token_scores[: len(ids)]):
-        text = tokenizer.decode(ids[: place + 1], skip_special_tokens=True)
+    space = 0.0  # of tokens that are only space
+    for n, score in enumerate(token_scores[: len(ids)], 1):
+        text = tokenizer.decode(ids[:n], skip_special_tokens=True)
         if not text or text[-1].isspace():
             space += score
             continue

@@ -7,7 +7,7 @@ from typing import Dict, Iterator, List, Sequence, Union
 from espnet_dus.io import write_text
 from espnet_dus.search.timing import WordTime
 
-# Subtitles as broadcasters make them: two lines, a few seconds, never just a flash.
+# Subtitles as broadcasters make them: two lines, a few seconds, never only a flash.
 LINE_CHARACTERS = 42
 
 CUE_LINES = 2
@@ -28,9 +28,9 @@ def write_ctm(
     sorted by utterance, then in time.
 
     Args:
-        path: Where the file is to stand; it appears whole or not at all.
+        path: The file, written whole or not at all.
         times: Words by utterance.
-        channel: Of the audio.
+        channel: Channel of the audio.
     """
     lines = (
         f"{key} {channel} {t.start:.3f} {t.end - t.start:.3f} {t.word} "
@@ -42,10 +42,10 @@ def write_ctm(
 
 
 def srt(times: Sequence[WordTime]) -> str:
-    """Give word times as SubRip subtitles, which players and editors read.
+    """Return word times as SubRip subtitles, which players and editors read.
 
     Args:
-        times: The words of one recording.
+        times: Words of one recording.
     """
     cues = list(_cues(times))
     blocks = []
@@ -60,7 +60,7 @@ def srt(times: Sequence[WordTime]) -> str:
 
 
 def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
-    """Write the subtitles of one recording; the file appears whole or not at all."""
+    """Write the subtitles of one recording, whole or not at all."""
     write_text(path, srt(times))
 
 
@@ -88,7 +88,7 @@ def _lines(cue: Sequence[WordTime]) -> List[str]:
 
 
 def _clock(seconds: float) -> str:
-    """Give a time as SubRip writes it: hours:minutes:seconds,milliseconds."""
+    """Format a time as in SubRip: hours:minutes:seconds,milliseconds."""
     rest, milliseconds = divmod(round(seconds * 1000), 1000)
     rest, seconds = divmod(rest, 60)
     hours, minutes = divmod(rest, 60)

@@ -161,7 +161,7 @@ def test_other_training_options_train_in_another_directory(recipe):
 def test_one_failed_arm_does_not_stop_the_others_and_is_named(recipe):
     output, calls = recipe.compare("--broken", "lora", code=1)
     assert len(calls) == 4
-    assert "error: failed: lora; what was said stands above" in output
+    assert "error: failed: lora; see the messages above" in output
     assert "|full|" in recipe.table() and "|lora|" not in recipe.table()
     output, calls = recipe.compare("--broken", "nothing")
     assert "|lora|" in recipe.table()

@@ -57,7 +57,7 @@ def get_parser():
 
 
 def in_a_process(options, side, *args):
-    """Run a side in a fresh process; give what it measured."""
+    """Run a side in a fresh process and return its measurements."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported
     with multiprocessing.get_context("spawn").Pool(1, start, [options]) as pool:
         return pool.apply(side, (options, *args))
@@ -75,7 +75,7 @@ def start(options):
 
 
 def available(options):
-    """Give the peers that can run here, and say which cannot."""
+    """Return the peers that can run here, and log which cannot."""
     for name in options.peers:
         if importlib.util.find_spec(PEERS[name][0]) is None:
             logger.warning(f"{name} is left out: it is not installed")
@@ -86,7 +86,7 @@ def available(options):
 
 
 def ratios(rows):
-    """Give the ratios of RTFx that the table is read for."""
+    """Return the main ratios of RTFx."""
     by_name = {(r["system"], r["precision"], r["search"], r["batch"]): r for r in rows}
     found = {}
     for (system, dtype, search, batch), row in by_name.items():
@@ -102,13 +102,13 @@ def ratios(rows):
 
 
 def table(header, rows):
-    """Give a Markdown table, the first column left, the others right."""
+    """Return a Markdown table, the first column left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def report(result):
-    """Give the Markdown of a result."""
+    """Return the Markdown of a result."""
 
     def cell(row, key, form):
         return form.format(row[key]) if key in row else ""

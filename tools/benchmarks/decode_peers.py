@@ -74,7 +74,7 @@ class ESPnet:
         )
 
     def __call__(self, speech: np.ndarray, num_tokens: int):
-        """Write so many tokens, EOS included."""
+        """Write this many tokens, EOS included."""
         self.speech2text.hugging_face_decoder_conf.update(
             max_new_tokens=num_tokens, min_new_tokens=num_tokens
         )
@@ -129,7 +129,7 @@ class PocketSphinx:
 
 
 def normalize(text: str, vocabulary: set) -> str:
-    """Give a transcript a spelling that does not depend on who wrote it.
+    """Return a transcript in a spelling that does not depend on its author.
 
     "Erase CQQ-F7", "erase c q q f seven" -> "erase c q q f 7"; "11:27", "eleven twenty
     seven" -> "1 1 2 7". Lower case without punctuation; numbers, words or digits, as
@@ -157,7 +157,7 @@ def normalize(text: str, vocabulary: set) -> str:
 
 
 def _digits(word: str, following: str) -> str:
-    """Give a number's digits, "" for what is none; fifty is 5 if a digit follows."""
+    """Return a number's digits, "" for other words; fifty is 5 before a digit."""
     if word == "oh":
         return "0"
     if word.isdigit():

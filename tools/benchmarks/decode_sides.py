@@ -33,7 +33,7 @@ logger = logging.getLogger("benchmark")
 
 
 def read_data(options):
-    """Give utterances (float32 samples) and transcripts by key."""
+    """Return utterances (float32 samples) and transcripts by key."""
     from espnet2.train.dataset import ESPnetDataset
 
     from espnet_dus.io import read_scp
@@ -56,7 +56,7 @@ def load(options, dtype):
 
 
 def set_search(speech2text, **search):
-    """Give a loaded model another search."""
+    """Set another search of a loaded model."""
     from espnet_dus.search.config import SearchConfig
 
     speech2text.search = SearchConfig.make(search)
@@ -144,12 +144,12 @@ def measured(system, search, dtype, batch, speeches, seconds):
 
 
 def different(one, other):
-    """Give the keys whose tokens differ."""
+    """Return the keys whose tokens differ."""
     return sorted(key for key in one if one[key].token_int != other[key].token_int)
 
 
 def word_error_rates(hypotheses, references):
-    """Give the rates in percent, as they stand and after `normalize`."""
+    """Return the rates in percent, as they are and after `normalize`."""
     from espnet_dus.model.espnet_model import word_errors
 
     words = {w for text in references.values() for w in text.lower().split()}

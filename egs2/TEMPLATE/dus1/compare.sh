@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The comparison of the arms: each is trained, decoded, scored and evaluated on text by
-# run.sh, as it stands; then all are put into one table and one picture.
+# Compares the arms: run.sh trains, decodes, scores and evaluates each on text, without
+# changes; the results go into one table and one picture.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -8,16 +8,16 @@ help_message="Usage: $0 [options] [options of run.sh]
 
   --arms \"YAML ...\"      Training configurations, one per arm (default: all in
                          conf/tuning).
-  --test_set NAME        The set whose WER counts (default: test).
+  --test_set NAME        The set whose WER is compared (default: test).
   --expdir DIR           Where experiments go: conf/tuning/train_dus_a.yaml trains in
                          DIR/dus_a. Take another for another base LM or other data
                          (default: exp).
   --out_dir DIR          Where the comparison goes (default: EXPDIR/compare).
   --inference_tag NAME   The decoding that counts, where there are several.
 
-All other options are those of run.sh, for every arm. Run again, it goes on where it
-was; an arm that is finished is done again only if the options have changed. An arm whose
-YAML has changed since its training is refused until that is out of the way."
+All other options are those of run.sh, for every arm. Re-running resumes; a finished arm is
+repeated only if its options changed. If an arm's YAML changed after training, move its
+experiment directory away first."
 
 log() {
     echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"
@@ -28,7 +28,7 @@ die() {
     exit 1
 }
 
-# ---- what was asked for
+# ---- options
 mapfile -t arms < <(find -L conf/tuning -name '*.yaml' | sort)
 test_set=test expdir=exp out_dir='' inference_tag='' dus_args=''
 options=()
@@ -58,7 +58,7 @@ done
 out_dir=${out_dir:-${expdir}/compare}
 [ ${#arms[@]} -gt 0 ] || die "--arms names none"
 
-# As dus.sh does, other values of --dus_args train in another directory.
+# As in dus.sh, other values of --dus_args train in another directory.
 suffix=$(sed -e 's/--/_/g' -e 's/[ |=/]//g' <<< "${dus_args}")
 names=()
 for config in "${arms[@]}"; do
@@ -71,13 +71,13 @@ for config in "${arms[@]}"; do
 done
 
 # ---- run
-trap 'exit 130' INT # a run.sh that is interrupted is no arm that failed
+trap 'exit 130' INT # an interrupted run.sh is not a failed arm
 
 resolve() { # YAML: print it with the files that its `defaults:` list names
     (. ./path.sh && python3 -m espnet_dus.config "$1")
 }
 
-run_once() { # stamp, YAML or "", options: run.sh, unless it ended well like this before
+run_once() { # stamp, YAML or "", options: run.sh, unless it succeeded with these before
     local stamp=$1 wanted
     wanted=$(printf '%q ' "${options[@]}" && echo && cat ${2:+"$2"} < /dev/null)
     if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${wanted}" ]; then
@@ -117,12 +117,12 @@ for i in "${!arms[@]}"; do
         finished+=("${exp}")
     else
         failed+=("${names[i]}")
-        log "arm ${names[i]} failed; the others go on"
+        log "arm ${names[i]} failed; continuing with the others"
     fi
 done
 
 if [ ${#finished[@]} -gt 0 ]; then
-    ( # path.sh is for this alone: run.sh is to see the caller's environment
+    ( # a subshell for path.sh: run.sh gets the caller's environment
         . ./path.sh && python3 -m espnet_dus compare \
             --exp_dir "${finished[@]}" --test_set "${test_set}" --out_dir "${out_dir}" \
             ${inference_tag:+--inference_tag "${inference_tag}"}
@@ -130,7 +130,7 @@ if [ ${#finished[@]} -gt 0 ]; then
 fi
 if [ ${#failed[@]} -gt 0 ]; then
     printf -v list '%s, ' "${failed[@]}"
-    die "failed: ${list%, }; what was said stands above"
+    die "failed: ${list%, }; see the messages above"
 fi
 log "the comparison: ${out_dir}/comparison.{md,json,png}"
 log "Successfully finished. [elapsed=${SECONDS}s]"

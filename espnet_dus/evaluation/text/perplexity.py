@@ -1,9 +1,9 @@
-"""Perplexity of a causal LM on a text file, and how far a second LM is from it.
+"""Perplexity of a causal LM on a text file, and a second LM's distance from it.
 
 A file is one stream of tokens from its first to its last line, headings and blank
-lines included, which is how WikiText's perplexity is usually quoted. Windows of
-`window` tokens walk over it by `stride`; each token but the first is predicted exactly
-once, in the window that gives it the longest context.
+lines included, as is usual for WikiText's perplexity. Windows of `window` tokens move
+over it by `stride`; each token except the first is predicted exactly once, in the
+window that gives it the longest context.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ def windows(num_tokens: int, window: int, stride: int) -> List[Window]:
             read twice and the context is half as long on average.
 
     Returns:
-        Windows that score each token but the first once.
+        Windows that score each token except the first once.
 
     Raises:
         ValueError: `window` or `stride` does not allow it.
