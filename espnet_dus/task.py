@@ -29,12 +29,12 @@ from espnet_dus.data.lengths import (
     takes_tokens,
     tokenizer_info,
 )
+from espnet_dus.data.shards.config import DEFAULTS as STREAMING_DEFAULTS
 from espnet_dus.io import read_scp
 from espnet_dus.model.adaptation import ARMS
 from espnet_dus.model.build import (
     BASE_LM_CONF,
     build_model,
-    fill_defaults,
     frontend_choices,
     load_ctc_units,
     normalize_choices,
@@ -45,26 +45,6 @@ from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.training.learning_rates import is_part, scale_learning_rates
 from espnet_dus.training.trainer import DUSTrainer
-
-# Of --iterator_type task; see data/streaming.py, data/mix.py and data/augment.py.
-STREAMING_CONF = {
-    "shards": None,
-    "max_tokens": 8192,
-    "batch_sizes": None,
-    "num_buckets": 40,
-    "buffer_size": 3000,
-    "hours_per_epoch": None,
-    "num_iters_per_epoch": None,
-    "max_duration": 30.0,
-    "min_text_ratio": 0.005,
-    "max_text_ratio": 1.0,
-    "speed_factors": [1.0],
-    "noise": None,
-    "noise_prob": 0.5,
-    "noise_snr": [5.0, 20.0],
-    "rir": None,
-    "rir_prob": 0.3,
-}
 
 
 class DUSTask(AbsTask):
@@ -158,7 +138,7 @@ class DUSTask(AbsTask):
         group.add_argument(
             "--streaming_conf",
             action=NestedDictAction,
-            default=dict(STREAMING_CONF),
+            default=dict(STREAMING_DEFAULTS),
             help="data of --iterator_type task: shards, max_tokens, batch_sizes, ...",
         )
         group.add_argument(
@@ -227,7 +207,6 @@ class DUSTask(AbsTask):
         Raises:
             ValueError: Options that do not fit; the message names them.
         """
-        conf = fill_defaults("streaming_conf", args.streaming_conf, STREAMING_CONF)
         if mode != "train":
             raise ValueError(
                 f"iterator_type: task is for training; mode {mode} takes files: give "
@@ -237,10 +216,25 @@ class DUSTask(AbsTask):
             raise ValueError("iterator_type: task needs --use_preprocessor true")
         if args.input_size is not None:
             raise ValueError("iterator_type: task reads audio, not features")
+        if takes_tokens(args):
+            raise ValueError(
+                "iterator_type: task reads audio; speech_input: tokens needs the files "
+                "of --feats_type tokens"
+            )
+        if args.num_iters_per_epoch is not None:
+            raise ValueError(
+                f"num_iters_per_epoch: {args.num_iters_per_epoch} has no effect on a "
+                "stream; its epochs are as long as streaming_conf hours_per_epoch says"
+            )
+        if args.accum_grad != 1:
+            raise ValueError(
+                f"accum_grad: {args.accum_grad} has no effect on a stream; it follows "
+                "from streaming_conf tokens_per_update"
+            )
         from espnet_dus.data.shards.streaming import build_factory
 
         return build_factory(
-            conf,
+            args.streaming_conf,
             preprocess=iter_options.preprocess_fn,
             collate=iter_options.collate_fn,
             num_positions=partial(speech_positions, args),

@@ -38,9 +38,6 @@ CHOICES = {
         "`speech_input: features`": ("model/speech_embedder.py", "SpeechEmbedder"),
     },
 }
-# Keys of streaming_conf with their defaults; these files describe them.
-STREAMING = ("task.py", "STREAMING_CONF")
-STREAMING_FILES = ("mix.py", "augment.py", "cut_stream.py", "streaming.py")
 ESPNETS = "As ESPnet's option of this name."
 
 
@@ -112,33 +109,13 @@ def documented_arguments(node: ast.AST, title: str = "Args") -> Dict[str, str]:
     return {name: " ".join(text.split()) for name, text in found}
 
 
-def search_options() -> Iterator[Key]:
-    """Yield the fields of `SearchConfig`."""
-    path = PACKAGE / "search/config.py"
-    if not path.is_file():
-        return
-    for node in _definitions(path, "SearchConfig"):
+def fields(file: str, name: str) -> Iterator[Key]:
+    """Return the fields of a dataclass that has a help text for each."""
+    for node in _definitions(PACKAGE / file, name):
         for field in node.body:
             if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
                 default, what = field.value.args
                 yield Key(field.target.id, what.value, _literal(default))
-
-
-def streaming_keys() -> Iterator[Key]:
-    """Yield the keys of `streaming_conf`."""
-    described: Dict[str, str] = {}
-    files = [PACKAGE / "data/shards" / file for file in STREAMING_FILES]
-    for title in ("Args", "Attributes"):
-        for path in filter(Path.is_file, files):
-            for node in _definitions(path, None):
-                for name, what in documented_arguments(node, title).items():
-                    described.setdefault(name, what)
-    file, constant = STREAMING
-    for node in _parse(PACKAGE / file).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant:
-            for key, value in zip(node.value.keys, node.value.values):
-                name = key.value
-                yield Key(name, described.get(name, ""), _literal(value))
 
 
 def training_keys() -> Iterator[Key]:
@@ -149,7 +126,7 @@ def training_keys() -> Iterator[Key]:
         for file, name in sources:
             for key in arguments(PACKAGE / file, name):
                 yield key._replace(name=f"{block}.{key.name}")
-    for key in streaming_keys():
+    for key in fields("data/shards/config.py", "StreamingConfig"):
         yield key._replace(name=f"streaming_conf.{key.name}")
 
 
@@ -163,4 +140,4 @@ def chosen_keys(block: str) -> Iterator[Tuple[str, List[Key]]]:
 def decoding_keys() -> Iterator[Key]:
     """Yield all keys of the decoding."""
     yield from added_arguments(PACKAGE / "bin/dus_inference.py")
-    yield from search_options()
+    yield from fields("search/config.py", "SearchConfig")

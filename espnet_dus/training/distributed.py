@@ -1,4 +1,4 @@
-"""Several processes that train one model: what ESPnet's DDP set-up leaves open."""
+"""Several processes that train one model: what ESPnet's DDP set-up lacks."""
 
 import logging
 from typing import Dict, Iterable, Iterator, List, Sequence
@@ -8,8 +8,14 @@ import torch
 DDP = torch.nn.parallel.DistributedDataParallel
 
 
+def rank() -> int:
+    """Return the rank of this process; 0 where a process trains alone."""
+    is_distributed = torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_distributed else 0
+
+
 def prepare_for_ddp(model: torch.nn.Module) -> None:
-    """Leave what is frozen out of DDP: each process has loaded the same file.
+    """Exclude frozen parameters and buffers from DDP: each process has loaded them.
 
     DDP reduces the gradients of trained parameters only, but at its start it would send
     all parameters from the first process to the others, and before each step all
@@ -18,13 +24,11 @@ def prepare_for_ddp(model: torch.nn.Module) -> None:
     names = [n for n, p in model.named_parameters() if not p.requires_grad]
     names += [n for n, _ in model.named_buffers()]
     DDP._set_params_and_buffers_to_ignore_for_model(model, names)
-    logging.info(
-        f"DDP: {len(names)} frozen parameters and buffers are not its business"
-    )
+    logging.info(f"DDP ignores {len(names)} frozen parameters and buffers")
 
 
 def has_unused_parameters(model: torch.nn.Module) -> bool:
-    """Tell whether some step trains only a part of the trained parameters.
+    """Return whether some step trains only a part of the trained parameters.
 
     In the CTC warm-up the layers above the CTC head's do not run; without a weight the
     CTC head does not. DDP must then look for what has no gradient.

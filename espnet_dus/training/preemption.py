@@ -1,8 +1,8 @@
 """Stopping on request: a scheduler's signal becomes a checkpoint and exit code 75.
 
 Schedulers announce the end of a job by SIGTERM or, if asked to (`#SBATCH --signal`), by
-SIGUSR1. The step at hand is finished, the state is saved, and the process exits with
-`EXIT_CODE`: stage 11 then starts it again, and it goes on where it was.
+SIGUSR1. The current step is finished, the state is saved, and the process exits with
+`EXIT_CODE`: stage 11 then starts it again, and it resumes.
 """
 
 import logging
@@ -43,7 +43,7 @@ class StopSignals:
         self.received = signal.Signals(number).name
 
     def any_process(self) -> bool:
-        """Tell whether a process of the training got a signal; all call this together.
+        """Return whether a process got a signal; all processes call this together.
 
         The signal reaches them at different times, but all must stop after one step.
         """
@@ -77,10 +77,10 @@ def ignore_signals() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let a training command exit with `EXIT_CODE`, whenever the signal comes.
+    """Make a training command exit with `EXIT_CODE`, whenever the signal comes.
 
     Before the training has begun there is nothing to save. The parent of one process
-    for each GPU hands the signal on to them, and exits as they do.
+    per GPU passes the signal on to them, and exits as they do.
     """
     sent: List[int] = []
 
@@ -106,7 +106,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _set_handlers(handler: Callable) -> dict:
-    """Set handlers and give the previous ones; only a main thread may do so."""
+    """Set handlers and return the previous ones; only a main thread may do so."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in SIGNALS}

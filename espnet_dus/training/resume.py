@@ -1,8 +1,8 @@
 """Exact resume inside an epoch: the state between two steps, taken and restored.
 
-ESPnet's Trainer saves at the end of an epoch: model, optimizers, schedulers, scaler and
-reporter, in `checkpoint.pth`. Inside an epoch, what must not be lost is moreover the
-position in the data, the random numbers and what the reporter has noted so far.
+ESPnet's Trainer saves model, optimizers, schedulers, scaler and reporter at the end of
+an epoch, in `checkpoint.pth`. A state inside an epoch also holds the position in the
+data, the states of the random number generators and the reporter's notes so far.
 """
 
 import logging
@@ -26,28 +26,35 @@ import numpy as np
 import torch
 from espnet2.train.reporter import Average, SubReporter, WeightedAverage
 
+from espnet_dus.data.settings import check_settings
 from espnet_dus.training.preemption import ignore_signals
 from espnet_dus.training.step_checkpoint import StepCheckpoints
 
 Batch = Tuple[List[str], Dict[str, Any]]
 
 
-# -- where in the data -----------------------------------------------------------------
+# -- position in the data --------------------------------------------------------------
 
 
 class ResumableBatches:
-    """The batches of an epoch, from where an earlier process got to.
+    """The batches of an epoch that an interrupted process has not done.
 
-    Batches of which nothing is left (all utterances bad) are not given on, but count.
+    Empty batches (all utterances bad) are not yielded, but counted.
 
     Args:
-        iterator: What an iterator factory of ESPnet built, or one of ours: an iterable
-            with `state_dict` and `load_state_dict` goes on by itself. Any other must
-            give the same batches each time it is built; those already done are skipped.
+        iterator: Built by an iterator factory of ESPnet or of ours. An iterable with
+            `state_dict` and `load_state_dict` moves to its position itself. Any other
+            must yield the same batches each time it is built; those already done are
+            skipped.
+        settings: What the batches depend on, as text by name; an epoch is resumed with
+            the same only.
     """
 
-    def __init__(self, iterator: Iterable[Batch]):
+    def __init__(
+        self, iterator: Iterable[Batch], settings: Optional[Dict[str, str]] = None
+    ):
         self.iterator = iterator
+        self.settings = dict(settings or {})
         self.done = 0
         self._skipped = 0
         self._random_state: Optional[Dict[str, Any]] = None
@@ -56,14 +63,23 @@ class ResumableBatches:
         return len(self.iterator)
 
     def state_dict(self) -> Dict[str, Any]:
-        """Give the position: after the batch given last."""
-        state = {"done": self.done, "random": random_state()}
+        """Return the position after the batch given last."""
+        state = {
+            "settings": self.settings,
+            "done": self.done,
+            "random": random_state(),
+        }
         if hasattr(self.iterator, "state_dict"):
             state["iterator"] = self.iterator.state_dict()
         return state
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go to a position, before the iteration begins."""
+        """Move to a position, before the iteration begins.
+
+        Raises:
+            ValueError: It is one of other settings, which the message names.
+        """
+        check_settings(state.get("settings", {}), self.settings)
         self.done = state["done"]
         self._random_state = state["random"]
         if "iterator" in state:
@@ -88,7 +104,7 @@ class ResumableBatches:
             batches = iter(loader)
             for n in range(skipped):
                 if n % 1000 == 0:
-                    logging.info(f"batches done before, read over: {n} of {skipped}")
+                    logging.info(f"skipping batches already done: {n} of {skipped}")
                 next(batches)
             return batches
         if skipped:  # ESPnet's batches are a list of ids: those done need not be read
@@ -104,7 +120,7 @@ class ResumableBatches:
 
 
 def leave_signals_to_the_training(loader: Iterable[Batch]) -> None:
-    """Let the worker processes of a data loader, if it has any, ignore signals."""
+    """Make the worker processes of a data loader, if it has any, ignore signals."""
     if hasattr(loader, "worker_init_fn"):
         loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
 
@@ -119,7 +135,7 @@ def _init_worker(iterators_own: Optional[Callable], worker_id: int) -> None:
 
 
 class Epoch:
-    """The epoch at hand: all that must survive an interruption.
+    """The current epoch: all that must survive an interruption.
 
     Args:
         model: The `ESPnetDUSModel`, without DDP around it.
@@ -144,7 +160,7 @@ class Epoch:
         self.checkpoints = checkpoints
 
     def save(self) -> Path:
-        """Save the state between two updates; give its place."""
+        """Save the state between two updates; return its directory."""
         shared = {
             "model": self.model.state_dict(),
             "parts": [part.state_dict() for part in self.parts],
@@ -157,7 +173,7 @@ class Epoch:
         return self.checkpoints.save(epoch, count, shared, own)
 
     def restore(self) -> None:
-        """Go on from the newest state of this epoch, if there is one."""
+        """Resume from the newest state of this epoch, if there is one."""
         loaded = self.checkpoints.load(self.reporter.get_epoch())
         if loaded is None:
             return
@@ -173,7 +189,7 @@ class Epoch:
 
 
 def random_state() -> Dict[str, Any]:
-    """Give the state of all random number generators of this process."""
+    """Return the states of all random number generators of this process."""
     name, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -197,9 +213,9 @@ def restore_random_state(state: Dict[str, Any]) -> None:
 
 
 def reporter_state(reporter: SubReporter) -> Dict[str, Any]:
-    """Give what ESPnet's reporter has noted in this epoch.
+    """Return what ESPnet's reporter has noted in this epoch.
 
-    A column of values, and of weights where it has them: of a long epoch it is a lot.
+    Values, and weights where there are any, are stored as columns: they are many.
     """
     columns = {}
     for name, values in reporter.stats.items():
@@ -216,7 +232,7 @@ def reporter_state(reporter: SubReporter) -> Dict[str, Any]:
 
 
 def restore_reporter(reporter: SubReporter, state: Dict[str, Any]) -> None:
-    """Let ESPnet's reporter go on."""
+    """Restore what ESPnet's reporter had noted."""
     for name, columns in state["columns"].items():
         kind = Average if len(columns) == 1 else WeightedAverage
         rows = zip(*(column.tolist() for column in columns))

@@ -1,12 +1,12 @@
-"""States of single steps on disk: whole, checked, the newest of them kept.
+"""States inside an epoch on disk: complete, verified, only the newest kept.
 
     step_checkpoints/0003_00012000/     epoch 3, after 12,000 of its batches
         shared.pth                      what is the same in all processes
-        rank0of2.pth, rank1of2.pth      what is each process's own
-        *.pth.sha256                    as `sha256sum` writes it; a file without is not
-                                        whole
+        rank0of2.pth, rank1of2.pth      what belongs to one process
+        *.pth.sha256                    as `sha256sum` writes it; a file without is
+                                        incomplete
 
-They belong to the epoch at hand: ESPnet's `checkpoint.pth` is that of the one before.
+They belong to the current epoch: ESPnet's `checkpoint.pth` is that of the previous one.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from espnet_dus.io import atomic_path, file_sha256, write_text
 
 
 class StepCheckpoints:
-    """The newest states of the epoch at hand.
+    """The newest states of the current epoch.
 
     Args:
-        directory: Where they stand.
-        keep: How many are kept.
+        directory: Where they are.
+        keep: Number of them that are kept.
         rank: Of this process.
-        world_size: How many processes train.
+        world_size: Number of processes that train.
     """
 
     def __init__(self, directory: Path, keep: int, rank: int = 0, world_size: int = 1):
@@ -47,10 +47,10 @@ class StepCheckpoints:
         """Save a state; all processes call this together.
 
         Args:
-            epoch: The epoch at hand.
-            batches: How many of its batches are done.
+            epoch: The current epoch.
+            batches: Number of its batches that are done.
             shared: What is the same in all processes.
-            own: What is this process's.
+            own: What belongs to this process.
 
         Returns:
             The state's directory.
@@ -69,13 +69,13 @@ class StepCheckpoints:
         return place
 
     def load(self, epoch: int) -> Optional[Tuple[Any, Any]]:
-        """Load the newest whole state of an epoch; all processes call this together.
+        """Load the newest complete state of an epoch; all processes call this together.
 
-        States of other epochs are removed, and so are those that are not whole, which
-        a warning names.
+        States of other epochs are removed, and so are incomplete ones, which a warning
+        names.
 
         Returns:
-            What is shared and what is this process's, or None if there is no state.
+            What is shared and what belongs to this process, or None without a state.
 
         Raises:
             ValueError: It was saved by another number of processes.
@@ -93,12 +93,12 @@ class StepCheckpoints:
             found = ", ".join(path.name for path in sorted(place.glob("rank0of*.pth")))
             raise ValueError(
                 f"{place} was saved by another number of processes ({found}; now "
-                f"{self.world_size}): train on as many, or remove {self.directory} to "
-                "go on from the last whole epoch"
+                f"{self.world_size}): use the same number, or remove {self.directory} "
+                "to resume from the last complete epoch"
             )
         logging.info(f"resuming inside epoch {epoch}, from {place}")
         return tuple(
-            safe_torch_load(path, map_location="cpu")
+            safe_torch_load(path, map_location="cpu", mmap=True)  # shared by processes
             for path in (place / "shared.pth", own)
         )
 
@@ -118,8 +118,8 @@ class StepCheckpoints:
             elif newest is None:
                 if problem := _problem(place):
                     logging.warning(
-                        f"{place} is not whole ({problem}): the state before it is "
-                        "taken, or the beginning of the epoch"
+                        f"{place} is incomplete ({problem}): resuming from the state "
+                        "before it, or from the beginning of the epoch"
                     )
                     shutil.rmtree(place)
                 else:
@@ -132,9 +132,9 @@ class StepCheckpoints:
 
 
 def save_with_checksum(content: Any, path: Path) -> None:
-    """Save a file, and beside it its checksum; each is whole or absent."""
+    """Save a file, and its checksum beside it; each is complete or absent."""
     checksum = Path(f"{path}.sha256")
-    checksum.unlink(missing_ok=True)  # a process killed here leaves a file without
+    checksum.unlink(missing_ok=True)  # a process killed here leaves a file without it
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
             hashing = _HashingWriter(file)
@@ -143,7 +143,7 @@ def save_with_checksum(content: Any, path: Path) -> None:
 
 
 class _HashingWriter:
-    """A file to write to that knows the checksum of what was written."""
+    """A file that computes the checksum of what is written to it."""
 
     def __init__(self, file):
         self.file, self.sha256 = file, hashlib.sha256()
@@ -157,7 +157,7 @@ class _HashingWriter:
 
 
 def _problem(place: Path) -> Optional[str]:
-    """Say what is wrong with a state's files, if anything is."""
+    """Return what is wrong with a state's files, or None."""
     ranks = [p.name for p in place.glob("rank*of*.pth")]
     sizes = {int(re.fullmatch(r"rank\d+of(\d+)\.pth", name)[1]) for name in ranks}
     if len(sizes) != 1:
@@ -172,7 +172,7 @@ def _problem(place: Path) -> Optional[str]:
 
 
 def differs_from_checksum(path: Path) -> bool:
-    """Tell whether a file is not what was saved; one without a checksum passes."""
+    """Return whether a file is not what was saved; one without a checksum passes."""
     checksum = Path(f"{path}.sha256")
     if not checksum.is_file():
         return False

@@ -1,10 +1,10 @@
 """ESPnet's Trainer, for long trainings on many machines.
 
-Added are exact resume inside an epoch (`resume`), stopping on a scheduler's signal
-(`preemption`), an end to steps that are not finite, figures of the throughput
-(`throughput`), and what several processes need (`distributed`). ESPnet's loop over the
-batches stays as it is: it asks for a batch, trains on it and asks for the next, so what
-is to be done between two steps stands in the iterator, `DUSTrainer._steps`.
+Adds exact resume inside an epoch (`resume`), preemption handling (`preemption`), a
+limit on non-finite updates (`nonfinite`), throughput logging (`throughput`), schedules
+in shares of the training (`schedule`), accumulation that equals one big batch
+(`accumulation`) and DDP fixes (`distributed`). ESPnet's loop over training batches is
+unchanged; work between two steps lives in the iterator, `DUSTrainer._steps`.
 """
 
 import argparse
@@ -19,18 +19,21 @@ from typing import Dict, Iterator, List, Optional
 import torch
 from espnet2.torch_utils.device_funcs import to_device
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer, TrainerOptions
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
 
 from espnet_dus.data.lengths import input_rate
+from espnet_dus.data.settings import data_settings
 from espnet_dus.io import atomic_path, write_text
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
 from espnet_dus.training.distributed import (
     has_unused_parameters,
     prepare_for_ddp,
+    rank,
     sum_by_name,
     synchronize_last,
 )
@@ -45,6 +48,7 @@ from espnet_dus.training.resume import (
     ResumableBatches,
     leave_signals_to_the_training,
 )
+from espnet_dus.training.schedule import fit_schedule, log_update, updates_per_epoch
 from espnet_dus.training.step_checkpoint import (
     StepCheckpoints,
     differs_from_checksum,
@@ -53,11 +57,37 @@ from espnet_dus.training.step_checkpoint import (
 from espnet_dus.training.throughput import ThroughputLog, peak_memory
 
 PREVIOUS = "checkpoint.previous"
+SEEDS_APART = 1_000_003  # from the seeds of one process to those of the next
+
+
+@dataclasses.dataclass
+class Run:
+    """What spans the calls of a training: ESPnet's Trainer has no instances.
+
+    Attributes:
+        stop: The signals that ask the training to stop.
+        epoch: The current epoch.
+    """
+
+    stop: StopSignals = dataclasses.field(default_factory=StopSignals)
+    epoch: Optional[Epoch] = None
+
+    def stop_if_asked(self) -> None:
+        """Save and exit if a process got a signal; all processes call this together."""
+        if self.stop.any_process():
+            path = self.epoch.save()
+            exit_to_be_restarted(f"{self.stop.received or 'a signal'}: saved {path}")
 
 
 @dataclasses.dataclass
 class DUSTrainerOptions(TrainerOptions):
-    """ESPnet's options, and those of `DUSTrainer.add_arguments`."""
+    """ESPnet's options, and those of `DUSTrainer.add_arguments`.
+
+    Attributes:
+        samples_per_second: Samples (or feature frames) in a second of audio.
+        data_settings: What the batches of an epoch depend on, as text by name.
+        run: What spans the calls of this training.
+    """
 
     save_interval_steps: int
     keep_step_checkpoints: int
@@ -65,14 +95,12 @@ class DUSTrainerOptions(TrainerOptions):
     peak_tflops: Optional[float]
     gradient_checkpointing: bool
     samples_per_second: float
+    data_settings: Dict[str, str]
+    run: Run
 
 
 class DUSTrainer(Trainer):
     """ESPnet's Trainer; see the module for what is added."""
-
-    # ESPnet's Trainer has no instances: what spans its calls stands in the class
-    stop = StopSignals()
-    epoch: Optional[Epoch] = None
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser):
@@ -82,33 +110,33 @@ class DUSTrainer(Trainer):
             "--save_interval_steps",
             type=int,
             default=0,
-            help="updates from one state saved inside an epoch to the next; 0: none",
+            help="updates between two states saved inside an epoch; 0: none",
         )
         group.add_argument(
             "--keep_step_checkpoints",
             type=int,
             default=2,
-            help="how many of these states are kept",
+            help="number of these states that are kept",
         )
         group.add_argument(
             "--max_nonfinite_steps",
             type=int,
             default=20,
             help="updates of an epoch that may be skipped because the loss or the "
-            "gradient is not finite",
+            "gradient is non-finite",
         )
         group.add_argument(
             "--peak_tflops",
             type=float_or_none,
-            help="peak of a GPU in TFLOP/s, for the MFU in the log; not given: known "
+            help="peak of a GPU in TFLOP/s, for the MFU in the log; default: looked up "
             "for some GPUs",
         )
         group.add_argument(
             "--gradient_checkpointing",
             type=str2bool,
             default=False,
-            help="compute the LM's layers again in the backward pass: less memory, "
-            "about a third more computing",
+            help="recompute the LM's layers in the backward pass: less memory, about a "
+            "third more computation",
         )
 
     @classmethod
@@ -116,7 +144,7 @@ class DUSTrainer(Trainer):
         """Take the options of the trainer from those of the command.
 
         Raises:
-            ValueError: An option has a value that makes no sense.
+            ValueError: An option is out of range.
         """
         for name, least in (
             ("save_interval_steps", 0),
@@ -126,8 +154,12 @@ class DUSTrainer(Trainer):
             if getattr(args, name) < least:
                 raise ValueError(f"{name}: {getattr(args, name)} is below {least}")
         # features on disk have a frame every 10 ms, see data.format
-        rate = float(input_rate(args))
-        args = argparse.Namespace(**vars(args), samples_per_second=rate)
+        args = argparse.Namespace(
+            **vars(args),
+            samples_per_second=float(input_rate(args)),
+            data_settings=data_settings(args),
+            run=Run(),
+        )
         return build_dataclass(DUSTrainerOptions, args)
 
     @classmethod
@@ -142,24 +174,31 @@ class DUSTrainer(Trainer):
         """
         options, distributed = trainer_options, kwargs["distributed_option"]
         output_dir = Path(options.output_dir)
-        content = {**parameter_counts(model), "base_lm": vars(model.identity)}
-        write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
+        is_first = not distributed.distributed or distributed.dist_rank == 0
+        if is_first:
+            content = {**parameter_counts(model), "base_lm": vars(model.identity)}
+            write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
         before = _time_of_change(output_dir / "checkpoint.pth")
         if options.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.distributed:
             prepare_for_ddp(model)
             options.unused_parameters |= has_unused_parameters(model)
+        iter_factory = kwargs["train_iter_factory"]
+        options.accum_grad = getattr(iter_factory, "accum_grad", options.accum_grad)
+        updates = updates_per_epoch(iter_factory, options.accum_grad)
+        if updates is not None:
+            log_update(updates, getattr(iter_factory, "hours", None))
+            updates *= options.max_epoch
+        for optimizer, scheduler in zip(kwargs["optimizers"], kwargs["schedulers"]):
+            fit_schedule(optimizer, scheduler, updates)
         model.register_forward_hook(spoil_nonfinite_loss)
         if not options.resume:
             _step_checkpoints(options, distributed).clear()
-        try:
-            with atomic_torch_save(), cls.stop:
-                super().run(model=model, trainer_options=options, **kwargs)
-        finally:
-            cls.epoch = None
+        with atomic_torch_save(), options.run.stop:
+            super().run(model=model, trainer_options=options, **kwargs)
         _step_checkpoints(options, distributed).clear()
-        if not distributed.distributed or distributed.dist_rank == 0:
+        if is_first:
             trained = _time_of_change(output_dir / "checkpoint.pth") != before
             write_training_cost(output_dir, trained)
 
@@ -173,6 +212,8 @@ class DUSTrainer(Trainer):
         """
         checkpoint = whole_checkpoint(Path(checkpoint))
         Trainer.resume(checkpoint=checkpoint, model=model, **kwargs)
+        if rank() != 0:
+            return
         epoch = kwargs["reporter"].get_epoch()
         epoch_file = Path(checkpoint).parent / f"{epoch}epoch.pth"
         if not epoch_file.exists():
@@ -186,11 +227,13 @@ class DUSTrainer(Trainer):
 
     @classmethod
     def train_one_epoch(cls, model, iterator, reporter, **kwargs):
-        """Train an epoch, or what an earlier process has left of it.
-
-        The model is told which epoch it is, for its CTC warm-up.
-        """
+        """Train an epoch, or what an interrupted process has left of it."""
         options = kwargs["options"]
+        if rank() > 0:
+            # Dropout, masks and the texts of text retention differ between processes.
+            set_all_random_seed(
+                options.seed + reporter.get_epoch() + SEEDS_APART * rank()
+            )
         inner = getattr(model, "module", model)
         inner.set_epoch(reporter.get_epoch())
         for optimizer in kwargs["optimizers"]:
@@ -198,12 +241,18 @@ class DUSTrainer(Trainer):
             # resumes here would not have it.
             optimizer.zero_grad()
         checkpoints = _step_checkpoints(options, kwargs["distributed_option"])
-        batches = ResumableBatches(iterator)
+        batches = ResumableBatches(iterator, options.data_settings)
         parts = [*kwargs["optimizers"], *kwargs["schedulers"], kwargs["scaler"]]
-        cls.epoch = Epoch(inner, parts, reporter, batches, checkpoints)
+        options.run.epoch = Epoch(inner, parts, reporter, batches, checkpoints)
         if options.resume:
-            cls.epoch.restore()
-        steps = cls._steps(model, options, kwargs["summary_writer"])
+            options.run.epoch.restore()
+        nonfinite = NonfiniteSteps(
+            reporter,
+            Path(options.output_dir),
+            options.max_nonfinite_steps,
+            options.accum_grad if kwargs["scaler"] else 0,
+        )
+        steps = cls._steps(model, options, nonfinite, kwargs["summary_writer"])
         invalid = super().train_one_epoch(
             model=model,
             iterator=_Sized(steps, batches),
@@ -234,7 +283,7 @@ class DUSTrainer(Trainer):
                 for name, sum_and_count in of_batch.items():
                     pair = torch.stack(sum_and_count).double()
                     sums[name] = sums.get(name, 0) + pair
-            cls._stop_if_asked()
+            options.run.stop_if_asked()
         totals = sum_by_name({name: pair.tolist() for name, pair in sums.items()})
         if totals:
             means = {name: total / count for name, (total, count) in totals.items()}
@@ -242,12 +291,9 @@ class DUSTrainer(Trainer):
             reporter.next()
 
     @classmethod
-    def _steps(cls, model, options, summary_writer) -> Iterator:
-        """Give the batches; what follows `yield` is done after a batch's step."""
-        epoch, accum_grad = cls.epoch, options.accum_grad
-        nonfinite = NonfiniteSteps(
-            epoch.reporter, Path(options.output_dir), options.max_nonfinite_steps
-        )
+    def _steps(cls, model, options, nonfinite, summary_writer) -> Iterator:
+        """Yield the batches; what follows `yield` is done after a batch's step."""
+        epoch, accum_grad = options.run.epoch, options.accum_grad
         log = _throughput_log(epoch, options, summary_writer)
         utt_ids: List[str] = []
         try:
@@ -266,15 +312,9 @@ class DUSTrainer(Trainer):
                 interval = options.save_interval_steps
                 if interval and updates % interval == 0:
                     epoch.save()
-                cls._stop_if_asked()
+                options.run.stop_if_asked()
         finally:
             log.close()
-
-    @classmethod
-    def _stop_if_asked(cls) -> None:
-        if cls.stop.any_process():
-            place = cls.epoch.save()
-            exit_to_be_restarted(f"{cls.stop.received or 'a signal'}: saved {place}")
 
 
 class _Sized:
@@ -308,14 +348,11 @@ def _throughput_log(epoch: Epoch, options, summary_writer) -> ThroughputLog:
 
 
 def _step_checkpoints(options: DUSTrainerOptions, distributed) -> StepCheckpoints:
-    rank, world_size = 0, 1
-    if distributed.distributed:
-        rank, world_size = distributed.dist_rank, distributed.dist_world_size
     return StepCheckpoints(
         Path(options.output_dir) / "step_checkpoints",
         options.keep_step_checkpoints,
-        rank,
-        world_size,
+        rank(),
+        distributed.dist_world_size if distributed.distributed else 1,
     )
 
 

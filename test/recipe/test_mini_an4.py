@@ -13,6 +13,7 @@ TINY = """
     --base_lm_conf dtype=float32 --speech_embedder_conf channels=8
     --adaptation_conf cgmlp_linear_units=16 --adaptation_conf positions=[0,2]
     --max_epoch 2 --num_iters_per_epoch 2 --use_tensorboard false
+    --scheduler_conf warmup_steps=2
 """
 
 

@@ -129,7 +129,7 @@ def test_streaming_and_espnets_iterator_are_measured(tiny_base_lm_dir):
     done = subprocess.run(
         [sys.executable, ROOT / "tools/benchmarks/streaming.py", tiny_base_lm_dir]
         + options.split()
-        + ["--buffer_size", "40", "--num_buckets", "4"],
+        + ["--buffer_size", "40"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

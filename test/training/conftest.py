@@ -45,7 +45,7 @@ def train_command(corpus, tiny_options):
             optim="adamw",
             optim_conf={"lr": 1e-3},
             scheduler="warmuplr",
-            scheduler_conf={"warmup_steps": 3},
+            scheduler_conf={"warmup_steps": 2},
             max_epoch=4,
             batch_type="unsorted",
             batch_size=2,

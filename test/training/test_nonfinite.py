@@ -1,13 +1,14 @@
-"""Updates that are not finite: skipped, counted, named, and too many an error."""
+"""Non-finite updates: skipped, counted, named, and too many an error."""
 
 import math
 
 import pytest
 import torch
+from espnet2.train.reporter import Reporter
 from training_helpers import load
 
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.training.nonfinite import spoil_nonfinite_loss
+from espnet_dus.training.nonfinite import NonfiniteSteps, spoil_nonfinite_loss
 
 
 @pytest.fixture
@@ -51,7 +52,8 @@ def test_too_many_of_them_stop_the_training_and_say_where_to_look(
     train, tmp_path, spoil
 ):
     spoil("utt1", math.nan)
-    with pytest.raises(RuntimeError, match="epoch 1: 1 updates had .*, 0 may") as error:
+    message = "epoch 1: 1 updates had .* limit is 0"
+    with pytest.raises(RuntimeError, match=message) as error:
         train(tmp_path, max_nonfinite_steps=0)
     assert "nonfinite_steps.txt" in str(error.value)
     assert "learning rate" in str(error.value)
@@ -86,3 +88,24 @@ def test_negative_limits_are_errors(train, tmp_path):
     for option in ("save_interval_steps", "keep_step_checkpoints"):
         with pytest.raises(ValueError, match=f"{option}: -1 is below"):
             train(tmp_path, **{option: -1})
+
+
+def test_an_overflow_of_the_scaled_gradient_is_not_counted(tmp_path):
+    def step(reporter, loss, norm):
+        reporter.register({"loss": loss, "forward_time": 0.1}, 1)
+        if math.isfinite(norm):
+            reporter.register({"grad_norm": norm})
+        reporter.next()
+
+    reporter = Reporter().start_epoch("train", 1)
+    steps = NonfiniteSteps(reporter, tmp_path, limit=1, scaled_batches=1)
+    for loss, norm, count in (
+        (3.0, 1.0, 0),
+        (3.0, math.inf, 0),  # by a large scale
+        (math.nan, math.nan, 1),
+    ):
+        step(reporter, loss, norm)
+        steps.check(["utt"])
+        assert steps.count == count
+    resumed = NonfiniteSteps(reporter, tmp_path, limit=1, scaled_batches=1)
+    assert resumed.count == 1

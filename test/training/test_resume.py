@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,18 +37,27 @@ def whole(train, tmp_path_factory):
     return train(tmp_path_factory.mktemp("exp") / "whole", **LONG)
 
 
+@pytest.fixture(scope="module")
+def interrupted(train, tmp_path_factory):
+    """A training that was interrupted in its second batch."""
+    out_dir = tmp_path_factory.mktemp("exp") / "interrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, train, out_dir, 2, **LONG)
+    return out_dir
+
+
 def at_batch(patch, number, action, training=True):
-    """Do something in the forward pass of a training (or validation) batch, from 1."""
-    forward, seen = ESPnetDUSModel.forward, []
+    """Do something in a training (or validation) batch, from 1."""
+    loss_sums, seen = ESPnetDUSModel.loss_sums, []
 
     def acting(self, *args, **kwargs):
         if self.training == training:
             seen.append(number)
             if len(seen) == number:
                 action()
-        return forward(self, *args, **kwargs)
+        return loss_sums(self, *args, **kwargs)
 
-    patch.setattr(ESPnetDUSModel, "forward", acting)
+    patch.setattr(ESPnetDUSModel, "loss_sums", acting)
 
 
 def die():
@@ -82,14 +92,14 @@ def test_a_training_killed_in_any_batch_and_resumed_equals_an_uninterrupted_one(
 def test_batches_already_done_are_not_read_again(train, tmp_path, monkeypatch):
     interrupt(monkeypatch, train, tmp_path, 4, **LONG)
     read = []
-    forward = ESPnetDUSModel.forward
+    loss_sums = ESPnetDUSModel.loss_sums
 
     def noting(self, *args, **kwargs):
-        read.append(kwargs["utt_id"])
-        return forward(self, *args, **kwargs)
+        read.append(self.training)
+        return loss_sums(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ESPnetDUSModel, "forward", noting)
+        patch.setattr(ESPnetDUSModel, "loss_sums", noting)
         train(tmp_path, **LONG, max_epoch=1)
     assert len(read) == 1 + BATCHES  # the last batch, and the validation
 
@@ -98,7 +108,7 @@ def test_a_signal_to_the_loader_of_validation_does_not_end_the_training(
     train, tmp_path, monkeypatch
 ):
     """A scheduler signals every process of a job."""
-    forward, signalled = ESPnetDUSModel.forward, []
+    loss_sums, signalled = ESPnetDUSModel.loss_sums, []
 
     def signalling(self, *args, **kwargs):
         if not self.training:
@@ -106,9 +116,9 @@ def test_a_signal_to_the_loader_of_validation_does_not_end_the_training(
                 os.kill(child.pid, signal.SIGTERM)
                 signalled.append(child.pid)
             time.sleep(0.3)  # for one that dies of it to be seen
-        return forward(self, *args, **kwargs)
+        return loss_sums(self, *args, **kwargs)
 
-    monkeypatch.setattr(ESPnetDUSModel, "forward", signalling)
+    monkeypatch.setattr(ESPnetDUSModel, "loss_sums", signalling)
     train(tmp_path, num_workers=1, max_epoch=1)
     assert signalled and (tmp_path / "1epoch.pth").is_file()
 
@@ -176,6 +186,25 @@ def test_an_epoch_starts_anew_if_no_state_of_it_is_whole(
         path.unlink()
     train(tmp_path, **LONG)
     assert_same_training(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(batch_size=2), r"batch_size \(was 1, is 2\)"),
+        (dict(batch_type="sorted"), "batch_type"),
+        (dict(seed=3), r"seed \(was 0, is 3\)"),
+        (dict(specaug_conf={"time_mask_width_range": 10}), "specaug_conf"),
+        (dict(shape_file="shape_of_three"), "content of .*shape_of_three"),
+        (dict(num_iters_per_epoch=3), r"num_iters_per_epoch \(was None, is 3\)"),
+    ],
+)
+def test_an_interrupted_epoch_is_not_resumed_with_other_data(
+    train, interrupted, tmp_path, change, named
+):
+    shutil.copytree(interrupted, tmp_path / "exp")
+    with pytest.raises(ValueError, match=f"cannot be resumed.*{named}"):
+        train(tmp_path / "exp", **{**LONG, **change})
 
 
 def test_without_resume_nothing_of_an_earlier_training_is_taken(

@@ -1,6 +1,7 @@
 """Checkpoints that are whole, and interruptions that change nothing."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from espnet2.train.reporter import Reporter
 from training_helpers import Killed, assert_same, assert_same_training, load
 
-from espnet_dus.io import read_scp
+from espnet_dus.io import atomic_path, read_scp
+from espnet_dus.training import step_checkpoint, trainer
 from espnet_dus.training.trainer import DUSTrainer, atomic_torch_save
 
 
@@ -30,18 +32,18 @@ def die_in_epoch(monkeypatch, number):
 
 
 def die_before_saving(monkeypatch, name):
-    """Let the process die when it is to save a file."""
-    save = torch.save
+    """Let the process die while it writes a file."""
 
-    def dying(obj, f, *args, **kwargs):
-        # a path, or a file that is hashed while it is written
-        path = Path(f if isinstance(f, (str, Path)) else f.file.name)
-        if name in path.name:
-            path.write_bytes(b"half a checkp")
-            raise Killed
-        return save(obj, f, *args, **kwargs)
+    @contextmanager
+    def dying(path):
+        with atomic_path(path) as temporary:
+            if name in Path(path).name:
+                temporary.write_bytes(b"half a checkp")
+                raise Killed
+            yield temporary
 
-    monkeypatch.setattr(torch, "save", dying)
+    for module in (trainer, step_checkpoint):
+        monkeypatch.setattr(module, "atomic_path", dying)
 
 
 def test_training_leaves_checkpoints_an_average_and_the_parameter_counts(uninterrupted):

@@ -3,8 +3,8 @@
 
 The audio is synthetic: a few thousand utterances of FLAC, as long as LibriSpeech's
 (quantiles of 228 utterances of train-clean-100, one of each reader). A training set of
-millions is made of the shards of these, each linked as many times as needed, and for
-ESPnet of tables with as many lines. Each measurement has a process of its own; the
+millions consists of links to the shards of these, and for ESPnet of tables with as many
+lines. Each measurement has a process of its own; the
 streaming one reads in that process (num_workers 0), so that its memory is a reader's.
 
     . egs2/an4/dus1/path.sh && tools/benchmarks/streaming.py --utterances 37700000
@@ -73,8 +73,7 @@ def get_parser():
     add("--decode", action="store_true", help="decode the audio of these batches too")
     add("--throughput_batches", type=int, default=20, help="decoded and timed")
     add("--max_tokens", type=int, default=8192, help="LLM positions in a batch")
-    add("--buffer_size", type=int, default=3000, help="utterances in the buckets")
-    add("--num_buckets", type=int, default=40, help="of similar length")
+    add("--buffer_size", type=int, default=3000, help="utterances that a reader holds")
     add("--work_dir", type=Path, help="for the data; not given: a temporary one")
     return parser
 
@@ -143,7 +142,7 @@ def make_shards(options, work_dir):
 
 
 def make_tables(data, lines, work_dir):
-    """Write ESPnet's tables of so many lines, as stages 4 and 10 do."""
+    """Write ESPnet's tables with this many lines, as stages 4 and 10 do."""
     directory = work_dir / f"tables_{lines}"
     directory.mkdir(exist_ok=True)
     keys = sorted(data.tables["text"])
@@ -184,7 +183,6 @@ def streaming(options, work_dir, shards) -> StreamingIterFactory:
         shards=shards,
         max_tokens=options.max_tokens,
         buffer_size=options.buffer_size,
-        num_buckets=options.num_buckets,
     )
     more = [x for k, v in conf.items() for x in ("--streaming_conf", f"{k}={v}")]
     args = task_args(options, work_dir, "--iterator_type", "task", *more)
@@ -207,7 +205,7 @@ def espnet(options, work_dir, tables):
 
 
 def resident():
-    """Give the memory this process holds now, in GB."""
+    """Return the memory this process holds now, in GB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
 
@@ -243,14 +241,14 @@ def drop_audio(cuts, rng):
 
 
 def measure_padding(options, work_dir, shards, tables):
-    """Give the share of padding in LLM positions: streaming, and ESPnet's batches.
+    """Return the share of padding in LLM positions: streaming, and ESPnet's batches.
 
     Both with what the model adds to come to a multiple of 16.
     """
     factory = streaming(options, work_dir, shards)
     exact, multiple = replace(factory.length, multiple=1), factory.length.multiple
     known, real, padded = {}, 0, 0
-    for n, cuts in enumerate(factory.sampler(1, 0)):
+    for n, cuts in enumerate(factory.batches(1, 0)):
         lengths = [exact(cut, cut.duration) for cut in cuts]
         known.update(zip((cut.id for cut in cuts), lengths))
         real += sum(lengths)
@@ -271,7 +269,7 @@ def measure_padding(options, work_dir, shards, tables):
 
 
 def measure_throughput(options, build):
-    """Give the audio that a core reads and decodes, in seconds per second of CPU."""
+    """Return the audio that a core reads and decodes, in seconds per second of CPU."""
     iterator = iter(build().build_iter(1))
     next(iterator)  # buckets are filled, files are in the kernel's cache
     audio, start = 0.0, time.process_time()

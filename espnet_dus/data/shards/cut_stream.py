@@ -2,19 +2,18 @@
 
 import random
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import yaml
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset.sampling.base import TokenConstraint
-from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint
 
 from espnet_dus.data.ctc_units import llm_text
 from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
 from espnet_dus.data.shards.augment import Augmentation
-from espnet_dus.data.shards.mix import Shard
+from espnet_dus.data.shards.mix import Part
 
 Batch = Tuple[List[str], Dict[str, Any]]
 
@@ -87,7 +86,7 @@ class Utterances:
     What cannot be used, an utterance or a shard, is counted and left out.
 
     Args:
-        shards: The shards to read, in this order.
+        parts: What to read, in this order.
         length: Measures an utterance.
         bad: Where bad ones are counted; None: they are errors.
         speed_factors: One of these is drawn for each utterance.
@@ -96,13 +95,13 @@ class Utterances:
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        parts: Sequence[Part],
         length: SequenceLength,
         bad: Optional[BadUtterances],
         speed_factors: Sequence[float] = (1.0,),
         seed: str = "",
     ):
-        self.shards = shards
+        self.parts = parts
         self.length = length
         self.bad = bad
         self.speed_factors = list(speed_factors)
@@ -110,8 +109,8 @@ class Utterances:
 
     def __iter__(self) -> Iterator[Cut]:
         rng = random.Random(self.seed)
-        for shard in self.shards:
-            for cut in self._read(shard):
+        for part in self.parts:
+            for cut in self._read(part):
                 speed, recorded = rng.choice(self.speed_factors), cut.duration
                 if speed != 1:
                     cut = cut.perturb_speed(speed, affix_id=False)
@@ -122,19 +121,21 @@ class Utterances:
                     continue
                 yield cut
 
-    def _read(self, shard: Shard) -> Iterator[Cut]:
+    def _read(self, part: Part) -> Iterator[Cut]:
         count = 0
         try:
-            cuts = CutSet.from_shar(fields={name: [p] for name, p in shard.items()})
-            for cut in cuts:
+            cuts = CutSet.from_shar(fields={k: [p] for k, p in part.shard.items()})
+            wanted = part.slice(len(cuts))
+            if wanted.start == wanted.stop:
+                return
+            for cut in islice(cuts, wanted.stop):
                 count += 1
-                yield cut
-            if missing := len(cuts) - count:  # zip() ends without a word
+                if count > wanted.start:
+                    yield cut
+            if missing := wanted.stop - count:  # zip() ends without a word
                 raise ValueError(f"audio of {missing} of {len(cuts)} is missing")
-        except (
-            Exception
-        ) as error:  # tarfile, gzip, json and lhotse raise what they like
-            _count(self.bad, f"shard:{shard['cuts']}", error)
+        except Exception as error:  # tarfile, gzip, json, lhotse raise what they like
+            _count(self.bad, f"shard:{part.shard['cuts']}", error)
 
 
 def _count(
@@ -146,22 +147,6 @@ def _count(
 
 
 # -- batches ---------------------------------------------------------------------------
-
-
-class SequenceConstraint(TokenConstraint):
-    """Batches of at most `max_tokens` positions, padding included."""
-
-    def measure_length(self, example: Cut) -> int:
-        """Give an utterance's positions."""
-        return example.num_tokens
-
-
-class BatchSizeConstraint(FixedBucketBatchSizeConstraint):
-    """Batches of a fixed number of utterances in each bucket."""
-
-    def measure_length(self, example: Cut) -> int:
-        """Give an utterance's positions."""
-        return example.num_tokens
 
 
 @dataclass

@@ -1,15 +1,16 @@
-"""Which shards an epoch reads: corpora with weights, passes, epochs, processes.
+"""What an epoch reads: corpora with weights, passes over the data, epochs, readers.
 
-A weight says how often a corpus is seen in a pass over the data: 1 once, 2 twice, 0.5
-every second shard, another half in each pass. A pass is cut into `epochs_per_pass`
-epochs, an epoch's shards are dealt out to the processes that read. All of it follows
-from the seed and the epoch's number, so that each process finds its own share alone,
-and no two of them read the same.
+A weight is the number of times that a corpus is read in a pass: 1 once, 2 twice, 0.5
+every second shard, the other half in the next pass. The shards of a pass form one long
+list, in which the corpora are evenly mixed. It is cut into parts of equal duration: one
+for each reader in each of the `epochs_per_pass` epochs. Cuts may fall inside a shard,
+so any number of readers share any number of shards evenly, and read each utterance
+once. All of it follows from the seed, so each reader finds its own part alone.
 """
 
 import random
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Sequence, Union
+from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
 
 import yaml
 
@@ -21,13 +22,37 @@ class Corpus(NamedTuple):
 
     Attributes:
         name: Its directory.
-        weight: How often it is seen in a pass.
+        weight: Number of times it is read in a pass.
         shards: Their files by field, as lhotse names them.
+        num_utterances: Number of utterances in the shards.
+        seconds: Duration of the shards.
     """
 
     name: str
     weight: float
     shards: Sequence[Shard]
+    num_utterances: int
+    seconds: float
+
+
+class Part(NamedTuple):
+    """A stretch of a shard.
+
+    Attributes:
+        shard: Its files by field.
+        begin: Where it begins, as a share of the shard's utterances.
+        end: Where it ends.
+    """
+
+    shard: Shard
+    begin: float = 0.0
+    end: float = 1.0
+
+    def slice(self, num_utterances: int) -> slice:
+        """Return the utterances in the stretch; those of all stretches are all."""
+        return slice(
+            round(self.begin * num_utterances), round(self.end * num_utterances)
+        )
 
 
 def read_weights(shards: Union[str, Mapping[str, float]]) -> Dict[str, float]:
@@ -68,34 +93,31 @@ def read_weights(shards: Union[str, Mapping[str, float]]) -> Dict[str, float]:
     return weights
 
 
-def shards_of_epoch(
-    corpora: Sequence[Corpus], epoch: int, epochs_per_pass: int, seed: int
-) -> List[List[Shard]]:
-    """List the shards that all processes together read in an epoch.
+def shards_of_pass(
+    corpora: Sequence[Corpus], number: int, seed: int
+) -> List[Tuple[int, Shard]]:
+    """List the shards of a pass, each with the index of its corpus.
 
     Args:
-        corpora: What there is.
-        epoch: From 1.
-        epochs_per_pass: Epochs that see the data once.
+        corpora: The mix.
+        number: Of the pass, from 0.
         seed: For the order.
-
-    Returns:
-        The shards of each corpus, in random order.
     """
-    number, part = divmod(epoch - 1, epochs_per_pass)
-    chosen = []
-    for place, corpus in enumerate(corpora):
-        # strings: numbers that are added up make the same order in different epochs
-        rng = random.Random(f"{seed} {place} {number}")
+    placed = []
+    for index, corpus in enumerate(corpora):
+        # strings: seeds that are added up make the same order in different passes
+        rng = random.Random(f"{seed} {index} {number}")
         shards = list(corpus.shards) * int(corpus.weight)
-        shards += _some(corpus, number, f"{seed} {place}")
+        shards += _some(corpus, number, f"{seed} {index}")
         rng.shuffle(shards)
-        chosen.append(shards[part::epochs_per_pass])
-    return chosen
+        first = rng.random()
+        placed += [((n + first) / len(shards), index, s) for n, s in enumerate(shards)]
+    placed.sort(key=lambda entry: entry[:2])
+    return [(index, shard) for _, index, shard in placed]
 
 
 def _some(corpus: Corpus, number: int, seed: str) -> List[Shard]:
-    """Pick the shards that a weight's fraction stands for, other ones in each pass."""
+    """Pick the shards that a weight's fraction stands for, others in each pass."""
     count = len(corpus.shards)
     share = corpus.weight - int(corpus.weight)
     order = list(corpus.shards)
@@ -105,18 +127,41 @@ def _some(corpus: Corpus, number: int, seed: str) -> List[Shard]:
 
 
 def deal(
-    shards: Sequence[Sequence[Shard]], place: int, num_places: int
-) -> List[List[Shard]]:
-    """Give a process its share of an epoch's shards.
+    corpora: Sequence[Corpus],
+    epoch: int,
+    epochs_per_pass: int,
+    seed: int,
+    reader: int,
+    num_readers: int,
+) -> List[List[Part]]:
+    """Return what a reader reads in an epoch.
 
     Args:
-        shards: Those of each corpus.
-        place: Of the process, from 0.
-        num_places: How many processes there are, on all nodes together.
+        corpora: The mix.
+        epoch: From 1.
+        epochs_per_pass: Epochs that read the data once.
+        seed: For the order.
+        reader: From 0.
+        num_readers: Number of readers, of all processes together.
+
+    Returns:
+        For each corpus its parts, possibly none.
     """
-    dealt, share = 0, []
-    for of_corpus in shards:
-        # what does not come out even falls to another process in each corpus
-        share.append(list(of_corpus[(place - dealt) % num_places :: num_places]))
-        dealt += len(of_corpus)
-    return share
+    number, epoch_of_pass = divmod(epoch - 1, epochs_per_pass)
+    shards = shards_of_pass(corpora, number, seed)
+    seconds = [
+        corpora[index].seconds / len(corpora[index].shards) for index, _ in shards
+    ]
+    unit = sum(seconds) / (epochs_per_pass * num_readers)
+    first = epoch_of_pass * num_readers + reader
+    begin, end = first * unit, (first + 1) * unit
+    if first + 1 == epochs_per_pass * num_readers:
+        end = float("inf")  # whatever the rounding of sums
+    parts: List[List[Part]] = [[] for _ in corpora]
+    place = 0.0
+    for (index, shard), length in zip(shards, seconds):
+        low, high = max(begin - place, 0.0), min(end - place, length)
+        if low < high:
+            parts[index].append(Part(shard, low / length, high / length))
+        place += length
+    return parts

@@ -1,52 +1,44 @@
-"""Training on more data than fits in memory: shards, read from start to end.
+"""Training on more data than fits in memory: shards that are read from start to end.
 
-Each process of each rank's data loader is a place. A place reads its own shards (see
-`mix.py`), mixes the corpora, keeps a few thousand utterances in buckets by length, and
-fills batches up to a number of LLM positions (lhotse's `DynamicBucketingSampler`). All
-it does follows from the seed, the epoch and the place, so that the state of an epoch is
-only how many batches each place has given.
+Each worker process of each rank's data loader is a reader. A reader reads its own part
+of the data (`mix`), gathers batches of similar length (`batching`), and decodes their
+audio (`cut_stream`). All of it follows from the seed, the epoch and the reader, so the
+state of an epoch is only how many batches each reader has given.
 """
 
 import hashlib
 import logging
+import math
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from lhotse import CutSet
 from lhotse.audio.backend import LibsndfileBackend, set_current_audio_backend
-from lhotse.dataset.sampling.base import SamplingConstraint
-from lhotse.dataset.sampling.dynamic_bucketing import (
-    DynamicBucketingSampler,
-    estimate_duration_buckets,
-)
+from lhotse.cut import Cut
 
 from espnet_dus.data.data_dir import parse_speed
 from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
 from espnet_dus.data.lengths import LENGTH_MULTIPLE
+from espnet_dus.data.settings import check_settings
 from espnet_dus.data.shards.augment import Augmentation
+from espnet_dus.data.shards.batching import batches_by_length
+from espnet_dus.data.shards.config import StreamingConfig
 from espnet_dus.data.shards.cut_stream import (
     Batch,
     BatchMaker,
-    BatchSizeConstraint,
-    SequenceConstraint,
     SequenceLength,
     Utterances,
     read_batch_sizes,
 )
-from espnet_dus.data.shards.mix import (
-    Corpus,
-    Shard,
-    deal,
-    read_weights,
-    shards_of_epoch,
-)
+from espnet_dus.data.shards.mix import Corpus, Part, deal, read_weights
 from espnet_dus.data.shards.shar import list_shards, read_info
 
 NOT_YET = "not yet"
-NUM_FOR_BUCKETS = 5000  # utterances that the buckets' bounds are estimated from
+NUM_MEASURED = 5000  # utterances that the number of batches is estimated from
 
 
 @dataclass
@@ -54,38 +46,29 @@ class StreamingIterFactory(AbsIterFactory):
     """Builds the iterator of each epoch (ESPnet's `--iterator_type task`).
 
     Attributes:
+        config: The options.
         corpora: What is read, with weights.
         length: Measures an utterance.
         make_batch: Turns cuts into a batch.
-        max_tokens: LLM positions in a batch, padding included.
-        batch_sizes: Utterances in a batch by the LLM positions of the longest
-            (dus_find_batch); not None: used instead of `max_tokens`.
-        num_buckets: Most buckets of similar length.
-        buffer_size: Utterances, with their audio, that wait in a place's buckets.
-        epochs_per_pass: Epochs that see the data once.
-        speed_factors: Of the speech.
-        num_iters_per_epoch: An epoch ends after so many batches of this rank; None:
-            with its shards.
-        num_workers: Processes that read, for each rank; 0: the training's own.
+        batch_sizes: Content of the option of that name.
+        num_workers: Worker processes of each rank; 0: the training's own process reads.
         rank: Of this process.
-        world_size: Processes that train.
+        world_size: Number of processes that train.
         seed: For all that is random.
         pin_memory: Whether batches are read into pinned memory.
+        accum_grad: Batches of each process in an update.
+        num_batches: Expected number of batches of each process in an epoch.
+        hours: Audio in an epoch.
 
     Raises:
-        ValueError: There are fewer shards than places to read them.
+        ValueError: No utterance of the shards can be used.
     """
 
+    config: StreamingConfig
     corpora: Sequence[Corpus]
     length: SequenceLength
     make_batch: BatchMaker
-    max_tokens: int
     batch_sizes: Optional[Dict[int, int]]
-    num_buckets: int
-    buffer_size: int
-    epochs_per_pass: int
-    speed_factors: Sequence[float]
-    num_iters_per_epoch: Optional[int]
     num_workers: int
     rank: int
     world_size: int
@@ -93,121 +76,131 @@ class StreamingIterFactory(AbsIterFactory):
     pin_memory: bool = False
 
     def __post_init__(self):
-        self.places = max(self.num_workers, 1)
-        for epoch in range(1, self.epochs_per_pass + 1):
-            count = sum(map(len, self.shards_of_epoch(epoch)))
-            if count < self.world_size * self.places:
+        self.readers = max(self.num_workers, 1)
+        self.speed_factors = [parse_speed(f) for f in self.config.speed_factors]
+        hours = sum(c.weight * c.seconds for c in self.corpora) / 3600
+        wanted = self.config.hours_per_epoch
+        self.epochs_per_pass = 1 if wanted is None else max(round(hours / wanted), 1)
+        self.hours = hours / self.epochs_per_pass
+        self._measure()
+
+    def _measure(self) -> None:
+        """Derive accumulation and the number of batches from some utterances."""
+        parts = deal(self.corpora, 1, 1, self.seed, 0, 1)
+        metadata = [
+            [Part({"cuts": part.shard["cuts"]}, *part[1:]) for part in of_corpus]
+            for of_corpus in parts
+        ]
+        cuts = self._mix(metadata, f"{self.seed} measured", self.make_batch.bad)
+        lengths = [cut.num_tokens for cut in islice(cuts, NUM_MEASURED)]
+        if not lengths:
+            raise ValueError("no utterance of the shards can be used")
+        self.mean_length = sum(lengths) / len(lengths)
+        self.accum_grad, self.share = 1, 1.0
+        if self.config.tokens_per_update is not None:
+            full = sum(lengths) / sum(1 / self._most(n) for n in lengths)
+            wanted = self.config.tokens_per_update
+            if wanted < self.world_size * self.mean_length:
                 raise ValueError(
-                    f"{count} shards in epoch {epoch} for {self.world_size} processes "
-                    f"with {self.places} readers (num_workers) each: write smaller "
-                    "shards (--shard_size), lower num_workers or raise hours_per_epoch"
+                    f"streaming_conf: tokens_per_update: {wanted} LLM positions are "
+                    f"less than an utterance, {self.mean_length:.0f} on average, for "
+                    f"each of {self.world_size} process(es); use fewer of them, or "
+                    "raise it"
                 )
-        if self.batch_sizes is not None:
-            self.bounds: List[float] = sorted(self.batch_sizes)
-        else:
-            self.bounds = self._estimate_bounds()
+            ratio = wanted / (self.world_size * full)
+            self.accum_grad = math.ceil(ratio - 1e-3)
+            self.share = min(ratio / self.accum_grad, 1.0)
+        batches = batches_by_length(
+            lengths, lambda length: length, self.capacity, self.config.buffer_size
+        )
+        per_utterance = sum(1 for _ in batches) / len(lengths)
+        utterances = sum(c.weight * c.num_utterances for c in self.corpora)
+        utterances /= self.epochs_per_pass
+        self.num_batches = math.ceil(utterances * per_utterance / self.world_size)
+        positions = utterances * self.mean_length / self.num_batches * self.accum_grad
         logging.info(
-            f"streaming {len(self.corpora)} corpora, "
-            f"{sum(len(corpus.shards) for corpus in self.corpora)} shards; buckets up "
-            f"to {self.bounds} LLM positions"
+            f"stream: an epoch has {self.hours:,.1f} h, {utterances:,.0f} utterances "
+            f"and about {self.num_batches:,} batches on each of {self.world_size} "
+            f"process(es); an update has {self.accum_grad} of them, together about "
+            f"{positions:,.0f} LLM positions"
         )
 
-    def shards_of_epoch(self, epoch: int) -> List[List[Shard]]:
-        """List the shards of an epoch, of all places of all ranks."""
-        return shards_of_epoch(self.corpora, epoch, self.epochs_per_pass, self.seed)
+    def _most(self, length: int) -> int:
+        """Return how many utterances fit into memory by the longest's LLM positions."""
+        if self.batch_sizes is None:
+            return max(self.config.max_tokens // length, 1)
+        return self.batch_sizes[min(n for n in self.batch_sizes if n >= length)]
+
+    def capacity(self, length: int) -> int:
+        """Return how many utterances a batch holds by the longest's LLM positions."""
+        return max(int(self._most(length) * self.share), 1)
 
     def build_iter(self, epoch: int, shuffle: Optional[bool] = None):
         """Build the iterator of an epoch (from 1)."""
         return StreamingIterator(self, epoch)
 
-    def cuts(self, epoch: int, place: int) -> CutSet:
-        """Mix the utterances that a place (from 0, of this rank) reads."""
-        share = deal(
-            self.shards_of_epoch(epoch),
-            self.rank * self.places + place,
-            self.world_size * self.places,
+    def cuts(self, epoch: int, reader: int) -> Iterator[Cut]:
+        """Return the utterances that a reader (from 0, of this rank) reads."""
+        number, count = self._number(reader), self.world_size * self.readers
+        parts = deal(
+            self.corpora, epoch, self.epochs_per_pass, self.seed, number, count
         )
-        seed = f"{self.seed} {epoch} {self.rank} {place}"
-        return self._mix(share, seed, self.make_batch.bad)
+        return self._mix(parts, f"{self.seed} {epoch} {number}", self.make_batch.bad)
+
+    def _number(self, reader: int) -> int:
+        return reader * self.world_size + self.rank
 
     def _mix(
-        self, shards: List[List[Shard]], seed: str, bad: Optional[BadUtterances]
-    ) -> CutSet:
-        shards = [of_corpus for of_corpus in shards if of_corpus]
-        streams = [
-            CutSet(Utterances(s, self.length, bad, self.speed_factors, f"{seed} {n}"))
-            for n, s in enumerate(shards)
-        ]
-        if len(streams) == 1:
-            return streams[0]
-        # by their sizes: they end together
-        weights = [len(of_corpus) for of_corpus in shards]
-        return CutSet.mux(*streams, weights=weights, seed=_number(seed))
+        self, parts: List[List[Part]], seed: str, bad: Optional[BadUtterances]
+    ) -> Iterator[Cut]:
+        streams, weights = [], []
+        for n, (corpus, of_corpus) in enumerate(zip(self.corpora, parts)):
+            if of_corpus:
+                stream = Utterances(
+                    of_corpus, self.length, bad, self.speed_factors, f"{seed} {n}"
+                )
+                streams.append(CutSet(stream))
+                # by what is in them: they end together
+                share = sum(part.end - part.begin for part in of_corpus)
+                weights.append(share * corpus.num_utterances / len(corpus.shards))
+        if len(streams) < 2:
+            return iter(*streams or [()])
+        return iter(CutSet.mux(*streams, weights=weights, seed=_seed_number(seed)))
 
-    def _estimate_bounds(self) -> List[float]:
-        # The same in all ranks and after a resumption; metadata alone is read.
-        shards = [
-            [{"cuts": shard["cuts"]} for shard in of_corpus]
-            for of_corpus in self.shards_of_epoch(1)
-        ]
-        lengths = []
-        for cut in self._mix(shards, f"{self.seed} bounds", self.make_batch.bad):
-            lengths.append(cut)
-            if len(lengths) == NUM_FOR_BUCKETS:
-                break
-        if not lengths:
-            raise ValueError("no utterance of the shards can be used")
-        # One bucket for each length there is, since lengths are multiples already:
-        # utterances of equal mass in each, lhotse's way, would leave the short ones,
-        # which are few, in one wide bucket with much padding.
-        distinct = sorted({cut.num_tokens for cut in lengths})
-        if len(distinct) <= self.num_buckets:
-            return distinct
-        if self.num_buckets == 1:
-            return []
-        bounds = estimate_duration_buckets(lengths, self.num_buckets, self.constraint())
-        return sorted({int(bound) for bound in bounds})
-
-    def constraint(self) -> SamplingConstraint:
-        """Make what says when a batch is full."""
-        if self.batch_sizes is not None:
-            sizes = [self.batch_sizes[bound] for bound in self.bounds]
-            return BatchSizeConstraint(self.bounds, sizes)
-        return SequenceConstraint(max_tokens=self.max_tokens)
-
-    def sampler(self, epoch: int, place: int) -> DynamicBucketingSampler:
-        """Make the sampler of a place; it gives the cuts of a batch."""
-        return DynamicBucketingSampler(
-            self.cuts(epoch, place),
-            constraint=self.constraint(),
-            duration_bins=self.bounds,
-            shuffle=True,
-            buffer_size=self.buffer_size,
-            # The shards are dealt out already: a sampler knows of no other. The ranks
-            # choose the same bucket at the same time, so that none waits for another.
-            # (Without sync_buckets lhotse 1.33 may end while buckets hold utterances.)
-            world_size=1,
-            rank=0,
-            sync_buckets=True,
-            seed=_number(f"{self.seed} {epoch} {self.rank} {place}"),
+    def batches(self, epoch: int, reader: int) -> Iterator[List[Cut]]:
+        """Return the batches of a reader (from 0, of this rank), not yet decoded."""
+        return batches_by_length(
+            self.cuts(epoch, reader),
+            lambda cut: cut.num_tokens,
+            self.capacity,
+            self.config.buffer_size,
+            self._number(reader),
+            random.Random(f"{self.seed} {epoch}").random(),
         )
 
-    def settings(self, epoch: int) -> str:
-        """Digest all that the batches of an epoch depend on."""
-        parts = (
-            *(self.shards_of_epoch(epoch), self.constraint(), self.bounds),
-            *(self.buffer_size, self.speed_factors, self.num_iters_per_epoch),
-            *(self.num_workers, self.world_size, self.seed, epoch),
+    def settings(self, epoch: int) -> Dict[str, str]:
+        """Return all that the batches of an epoch depend on, as text by name."""
+        options = {f"streaming_conf {k}": v for k, v in asdict(self.config).items()}
+        options["streaming_conf batch_sizes"] = self.batch_sizes
+        options["streaming_conf shards"] = _digest(self.corpora)
+        options.update(
+            {
+                "epoch": epoch,
+                "seed": self.seed,
+                "num_workers": self.num_workers,
+                "number of processes": self.world_size,
+                "mean length (prompt, cleaner, frontend)": self.mean_length,
+            }
         )
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+        return {name: repr(value) for name, value in options.items()}
 
 
 class StreamingIterator:
     """The batches of an epoch.
 
-    For a resumption inside the epoch, `state_dict` gives the position after the batch
-    given last (numbers and strings only), and `load_state_dict` goes there before the
-    iteration begins. What was given before is then read over, without decoding the
+    To resume inside the epoch, `state_dict` returns the position after the batch given
+    last (numbers and strings only), and `load_state_dict` moves there before the
+    iteration begins. What was given before is then read again, without decoding the
     audio. The batches that follow are the same as without the interruption.
 
     Args:
@@ -219,40 +212,37 @@ class StreamingIterator:
         self.factory = factory
         self.epoch = epoch
         self.settings = factory.settings(epoch)
-        self.given = [0] * factory.places
-        self.next_place = 0
-        # Set by who starts the training, e.g. for signals.
+        self.given = [0] * factory.readers
+        self.next_reader = 0
+        # Set by whoever starts the training, e.g. for signals.
         self.worker_init_fn: Optional[Callable[[int], None]] = None
 
+    def __len__(self) -> int:
+        """Return the expected number of batches."""
+        return self.factory.num_batches
+
     def state_dict(self) -> Dict[str, Any]:
-        """Give the position after the batch given last."""
+        """Return the position after the batch given last."""
         return {
             "settings": self.settings,
             "given": list(self.given),
-            "next_place": self.next_place,
+            "next_reader": self.next_reader,
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go to a position.
+        """Move to a position.
 
         Raises:
-            ValueError: It is one of another epoch, or of other options or shards.
+            ValueError: It is one of other options, which the message names.
         """
-        if state["settings"] != self.settings:
-            raise ValueError(
-                "the interrupted epoch had other shards, streaming_conf, seed, number "
-                "of processes or num_workers: take the same, or remove its step "
-                "checkpoints to start the epoch again"
-            )
+        check_settings(state["settings"], self.settings)
         self.given = list(state["given"])
-        self.next_place = state["next_place"]
+        self.next_reader = state["next_reader"]
 
     def __iter__(self) -> Iterator[Batch]:
-        factory, places = self.factory, self.factory.places
-        if self._is_full():  # it was stopped behind its last batch
-            return
+        factory, readers = self.factory, self.factory.readers
         loader = torch.utils.data.DataLoader(
-            _Places(self),
+            _Readers(self),
             batch_size=None,
             num_workers=factory.num_workers,
             pin_memory=factory.pin_memory,
@@ -260,50 +250,44 @@ class StreamingIterator:
             generator=torch.Generator(),  # the global random numbers stay as they are
         )
         ended = set()
-        for place, batch in loader:
+        for reader, batch in loader:
             if batch == NOT_YET:
                 continue
-            self.next_place = (place + 1) % places
+            self.next_reader = (reader + 1) % readers
             if batch is None:
-                ended.add(place)
-                if len(ended) == places:
+                ended.add(reader)
+                if len(ended) == readers:
                     return
                 continue
-            self.given[place] += 1
+            self.given[reader] += 1
             yield batch
-            if self._is_full():
-                return
-
-    def _is_full(self) -> bool:
-        most = self.factory.num_iters_per_epoch
-        return bool(most) and sum(self.given) >= most
 
 
-class _Places(torch.utils.data.IterableDataset):
-    """The batches of the places of one rank, in turn: one of each.
+class _Readers(torch.utils.data.IterableDataset):
+    """The batches of the readers of one rank, one of each in turn.
 
-    A place that has no more gives None for ever, so that the turn, and with it the
-    order of the batches, never depends on which process ended when.
+    An exhausted reader keeps yielding None, so the round-robin, and with it the batch
+    order, does not depend on which reader ends first.
     """
 
     def __init__(self, iterator: StreamingIterator):
         self.factory, self.epoch = iterator.factory, iterator.epoch
-        self.given, self.first = list(iterator.given), iterator.next_place
+        self.given, self.first = list(iterator.given), iterator.next_reader
 
     def __iter__(self) -> Iterator[Tuple[int, Any]]:
         worker = torch.utils.data.get_worker_info()
-        place = 0 if worker is None else worker.id
+        reader = 0 if worker is None else worker.id
         set_current_audio_backend(LibsndfileBackend())  # the fastest of lhotse's
-        if place < self.first:  # its turn was before the interruption
-            yield place, NOT_YET
-        for n, cuts in enumerate(self.factory.sampler(self.epoch, place)):
-            if n >= self.given[place]:
-                seed = (
-                    f"{self.factory.seed} {self.epoch} {self.factory.rank} {place} {n}"
-                )
-                yield place, self.factory.make_batch(cuts, random.Random(seed))
+        if reader < self.first:  # its turn was before the interruption
+            yield reader, NOT_YET
+        factory, epoch = self.factory, self.epoch
+        for n, cuts in enumerate(factory.batches(epoch, reader)):
+            if n >= self.given[reader]:
+                seed = f"{factory.seed} {epoch} {factory.rank} {reader} {n}"
+                batch = factory.make_batch(CutSet.from_cuts(cuts), random.Random(seed))
+                yield reader, batch
         while True:
-            yield place, None
+            yield reader, None
 
 
 def build_factory(
@@ -321,59 +305,52 @@ def build_factory(
     """Build the factory from the task's options.
 
     Args:
-        conf: `streaming_conf`, complete.
+        conf: The option `streaming_conf`.
         preprocess: ESPnet's preprocessing.
         collate: ESPnet's collation.
-        num_positions: Gives the speech positions of a number of samples.
-        prompt: Between speech and transcript.
+        num_positions: Returns the speech positions of a number of samples.
+        prompt: Text between speech and transcript.
         fs: Sampling rate (Hz).
         num_workers: As ESPnet's option.
-        distributed: Whether torch.distributed says which rank this is.
+        distributed: Whether torch.distributed knows which rank this is.
         seed: For all that is random.
         pin_memory: Whether batches are read into pinned memory.
 
     Raises:
         ValueError: An option is out of range, or shards are missing.
     """
-    batch_sizes = read_batch_sizes(conf["batch_sizes"])
-    speed_factors = [parse_speed(factor) for factor in conf["speed_factors"]]
-    for name in ("max_tokens", "num_buckets", "buffer_size"):
-        if not isinstance(conf[name], int) or conf[name] < 1:
-            raise ValueError(
-                f"streaming_conf: {name}: expected a number from 1 on, got {conf[name]}"
-            )
-    if conf["shards"] is None:
-        raise ValueError("streaming_conf: shards: name a directory of shards")
-    weights = read_weights(conf["shards"])
-    epochs_per_pass = 1
-    if conf["hours_per_epoch"] is not None:
-        hours = sum(w * read_info(d).seconds / 3600 for d, w in weights.items())
-        epochs_per_pass = max(round(hours / conf["hours_per_epoch"]), 1)
-        logging.info(f"{hours:,.1f} h in {epochs_per_pass} epoch(s)")
-    augment = {name: conf[name] for name in ("noise", "noise_prob", "noise_snr")}
-    augment.update(rir=conf["rir"], rir_prob=conf["rir_prob"])
+    config = StreamingConfig.make(conf)
+    batch_sizes = read_batch_sizes(config.batch_sizes)
+    corpora = []
+    for directory, weight in read_weights(config.shards).items():
+        info = read_info(directory)
+        sizes = info.num_utterances, info.seconds
+        corpora.append(Corpus(directory, weight, list_shards(directory), *sizes))
+    augmentation = Augmentation(
+        fs,
+        noise=config.noise,
+        noise_prob=config.noise_prob,
+        noise_snr=config.noise_snr,
+        rir=config.rir,
+        rir_prob=config.rir_prob,
+    )
     length = SequenceLength(
         preprocess,
         num_positions,
         len(preprocess.tokenizer.prompt_tokens(prompt)),
         LENGTH_MULTIPLE,
-        longest=max(batch_sizes) if batch_sizes else conf["max_tokens"],
-        max_duration=conf["max_duration"],
-        min_text_ratio=conf["min_text_ratio"],
-        max_text_ratio=conf["max_text_ratio"],
+        longest=max(batch_sizes) if batch_sizes else config.max_tokens,
+        max_duration=config.max_duration,
+        min_text_ratio=config.min_text_ratio,
+        max_text_ratio=config.max_text_ratio,
     )
     bad = preprocess.bad_utterances
     return StreamingIterFactory(
-        corpora=[Corpus(d, weight, list_shards(d)) for d, weight in weights.items()],
+        config=config,
+        corpora=corpora,
         length=length,
-        make_batch=BatchMaker(preprocess, collate, Augmentation(fs, **augment), bad),
-        max_tokens=conf["max_tokens"],
+        make_batch=BatchMaker(preprocess, collate, augmentation, bad),
         batch_sizes=batch_sizes,
-        num_buckets=conf["num_buckets"],
-        buffer_size=conf["buffer_size"],
-        epochs_per_pass=epochs_per_pass,
-        speed_factors=speed_factors,
-        num_iters_per_epoch=conf["num_iters_per_epoch"],
         num_workers=num_workers,
         rank=torch.distributed.get_rank() if distributed else 0,
         world_size=torch.distributed.get_world_size() if distributed else 1,
@@ -382,6 +359,9 @@ def build_factory(
     )
 
 
-def _number(seed: str) -> int:
-    digest = hashlib.blake2b(seed.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
+
+
+def _seed_number(seed: str) -> int:
+    return int(_digest(seed)[:8], 16)
