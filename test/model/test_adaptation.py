@@ -115,7 +115,7 @@ def test_an_unknown_arm_or_option_is_an_error_that_names_it(
 
 @pytest.mark.parametrize("arm", ["dus", "lora", "frozen"])
 @torch.no_grad()
-def test_the_base_lm_stands_inside_an_adapted_one(tiny_lm, randomise, arm):
+def test_the_base_lm_is_inside_an_adapted_one(tiny_lm, randomise, arm):
     conf = {"dus": {"scope": "all", **CONF["dus"]}}.get(arm, {})
     lm = randomise(adapt(copy.deepcopy(tiny_lm[0]), arm, **conf)).eval()
     before = lm(IDS).logits

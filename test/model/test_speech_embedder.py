@@ -38,7 +38,7 @@ def test_an_utterance_has_the_same_embeddings_alone_and_in_a_batch(input_layer):
     lengths = [300] + list(range(15, 140))
     feats, lengths_B = features(*lengths)
     for b, length in enumerate(lengths):
-        feats[b, length:] = 7.0  # whatever stands in the padding
+        feats[b, length:] = 7.0  # anything may be in the padding
     together, together_lengths_B = model(feats, lengths_B)
     for b, length in enumerate(lengths):
         alone, alone_lengths = model(feats[b : b + 1, :length], lengths_B[b : b + 1])

@@ -109,7 +109,7 @@ def tokenizer(directory, name="clusters", sizes=SIZES):
 
 @pytest.fixture
 def make(tiny_model, tmp_path):
-    """Give a function that builds a tiny model of speech tokens."""
+    """Return a function that builds a tiny model of speech tokens."""
 
     def make(directory=None, **options):
         return tiny_model(

@@ -11,7 +11,7 @@ SPEECH_MODULES = ("norm_mlp", "cgmlp", "depthwise_conv_fusion", "merge_proj")
 
 @pytest.fixture
 def make(upscaled, tiny_lm):
-    """Give a function that makes one hybrid layer and the call of its LM's layers."""
+    """Return a function that makes one hybrid layer and the call of its LM's layers."""
 
     def make(seed=0, **layer_conf):
         lm = upscaled("e_branchformer", "all", [0], seed=seed, **layer_conf)
