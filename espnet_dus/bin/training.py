@@ -77,6 +77,9 @@ def _check_upscaling(
 ):
     from espnet2.train.dataset import ESPnetDataset
 
+    from espnet_dus.data.dataset import token_frames
+    from espnet_dus.data.lengths import takes_tokens
+    from espnet_dus.data.speech_tokens.info import TokenizerInfo
     from espnet_dus.evaluation.identity_check import run
     from espnet_dus.task import DUSTask
 
@@ -85,8 +88,11 @@ def _check_upscaling(
     speech = ESPnetDataset([(speech_scp, "speech", speech_type)])[0][1]["speech"]
     if speech.ndim == 2:
         options += ["--input_size", str(speech.shape[1])]
+    args = DUSTask.get_parser().parse_args(options)
+    if takes_tokens(args):
+        speech = token_frames(speech, TokenizerInfo.read(args.speech_tokenizer))
     run(
-        DUSTask.get_parser().parse_args(options),
+        args,
         Path(text).read_text(encoding="utf-8"),
         speech,
         Path(out_dir),

@@ -53,7 +53,7 @@ def run(
     Args:
         args: The training options, as `dus_train` takes them.
         text: Real text.
-        speech: A real utterance (samples,) or (F, M).
+        speech: A real utterance: samples (N,), features (F, M) or tokens (F, K).
         out_dir: Directory of the report.
         every_kind: Check every kind and scope besides those of the options.
 
@@ -124,7 +124,9 @@ def check_identity(
     ids = model.tokenizer(text, return_tensors="pt").input_ids[:, :128]
     ours, theirs = model.lm(input_ids=ids).logits, base(input_ids=ids).logits
 
-    batch = torch.as_tensor(speech, dtype=torch.float32)[None]
+    batch = torch.as_tensor(speech)[None]
+    if batch.is_floating_point():
+        batch = batch.float()
     speech_BSD, lengths_B = model.embed_speech(batch, torch.tensor([len(speech)]))
     text_ids = ids[:, :32]
     text_lengths = torch.tensor([text_ids.size(1)])

@@ -298,13 +298,14 @@ OPTIONS = """
 stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
 skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
-feats_type allow_pipes train_shards shard_size audio_format fs min_wav_duration
-max_wav_duration base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt
-cleaner lang dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize
-pretrained_model ignore_init_mismatch max_restarts dus_speech_fold_length
-dus_text_fold_length inference_tag inference_config inference_args inference_dus_model
-batch_size download_model perplexity_text text_tasks text_data_dir text_limit
-text_dtype base_lm_source hf_repo hf_license hf_dry_run
+feats_type speech_tokenizer speech_tokenizer_dir tokenizer_args allow_pipes channel
+train_shards shard_size audio_format fs min_wav_duration max_wav_duration base_lm
+base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner lang dus_tag
+dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
+ignore_init_mismatch max_restarts dus_speech_fold_length dus_text_fold_length
+inference_tag inference_config inference_args inference_dus_model batch_size
+download_model perplexity_text text_tasks text_data_dir text_limit text_dtype
+base_lm_source hf_repo hf_license hf_dry_run
 """.split()
 
 
@@ -507,6 +508,39 @@ def test_without_ctc_units_the_token_list_alone_is_made(recipe):
     assert value(tokens, "--ctc_token_type") == "none"
     assert {"check_upscaling", "dus_train", "launch"} <= {name for name, _ in calls}
     assert not [name for name, arguments in calls if "--ctc_units" in arguments]
+
+
+def test_tokens_are_dumped_by_a_tokenizer_of_the_training_set_and_trained_on(recipe):
+    options = ["--feats_type", "tokens", "--speech_tokenizer", "conf/whisper.yaml"]
+    options += ["--tokenizer_args", "--num_clusters 9", "--lang", "en"]
+    assert recipe("--stage", 3, "--stop_stage", 3, *options).returncode == 0
+    (name, make), *dumps = recipe.calls()
+    tokenizer = "data/speech_tokenizer/whisper"
+    assert name == "make_tokenizer" and make[-2:] == ["--num_clusters", "9"]
+    assert value(make, "--data_dir") == "data/tr"
+    assert value(make, "--tokenizer") == "conf/whisper.yaml"
+    assert value(make, "--out_dir") == tokenizer
+    assert {value(dump, "--out_dir") for _, dump in dumps} == {
+        f"dump/tokens_whisper/{name}" for name in ("org/tr", "org/dev", "eval")
+    }
+    for _, dump in dumps:
+        assert value(dump, "--feats_type") == "tokens"
+        assert value(dump, "--speech_tokenizer") == tokenizer
+
+    dump = recipe.directory / "dump"
+    (dump / "raw").rename(dump / "tokens_whisper")
+    for name in ("tr", "dev"):
+        scp = dump / "tokens_whisper" / name / "wav.scp"
+        scp.rename(scp.with_name("feats.scp"))
+    result = recipe("--stage", 7, "--stop_stage", 11, *options)
+    assert result.returncode == 0, result.stderr
+    check, *_, launch = [arguments for _, arguments in recipe.calls()]
+    for arguments in (check, launch):
+        assert value(arguments, "--speech_input") == "tokens"
+        assert value(arguments, "--speech_tokenizer") == tokenizer
+    assert "dump/tokens_whisper/tr/feats.scp,speech,kaldi_ark" in launch
+    assert not {"--normalize", "--input_size", "--frontend_conf"} & set(launch)
+    assert "_tokens_whisper_en_" in value(launch, "--output_dir")
 
 
 def test_shards_are_written_and_read_with_shar(recipe):

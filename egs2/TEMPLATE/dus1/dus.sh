@@ -49,7 +49,10 @@ valid_set=  # Name of the validation set (required).
 test_sets=  # Names of the test sets, separated by spaces (required).
 local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
-feats_type=raw  # raw (audio), fbank (log Mel features), shar (audio; trains on shards).
+feats_type=raw  # raw (audio), fbank (log Mel), tokens (speech tokens), shar (audio shards).
+speech_tokenizer=logmel  # With tokens: logmel, whisper_tiny_en, opuslm, YAML or directory.
+speech_tokenizer_dir=  # The tokenizer of stage 3 (default: data/speech_tokenizer/<its name>).
+tokenizer_args=  # With tokens: more options of make_tokenizer, e.g. "--num_clusters 500".
 allow_pipes=false  # Run commands in wav.scp ("... |"): only for trusted data.
 channel=  # Channel of multi-channel audio: an index from 0, or mean (default: mono only).
 train_shards=  # With shar: a directory, or a YAML of weights (default: stage 4's).
@@ -119,8 +122,8 @@ arguments=("$@")
 for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
-[[ ${feats_type} =~ ^(raw|fbank|shar)$ ]] \
-    || die "--feats_type ${feats_type}: raw, fbank or shar"
+[[ ${feats_type} =~ ^(raw|fbank|tokens|shar)$ ]] \
+    || die "--feats_type ${feats_type}: expected raw, fbank, tokens or shar"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char|none)$ ]] \
     || die "--ctc_token_type ${ctc_token_type}: expected llm, bpe, char or none"
 [ -z "${download_model}" ] || "${skip_train}" \
@@ -134,7 +137,7 @@ done
 
 # Several values in one option become an array; a line break in it is a space.
 for name in local_data_opts speed_perturb_factors dus_args inference_args \
-    perplexity_text text_tasks test_sets skip_stages; do
+    perplexity_text text_tasks test_sets skip_stages tokenizer_args; do
     printf -v "${name}" '%s' "${!name//$'\n'/ }"
 done
 for n in ${skip_stages}; do
@@ -144,6 +147,7 @@ read -r -a data_options <<< "${local_data_opts}"
 read -r -a speed_factors <<< "${speed_perturb_factors}"
 read -r -a train_options <<< "${dus_args}"
 read -r -a inference_options <<< "${inference_args}"
+read -r -a tokenizer_options <<< "${tokenizer_args}"
 read -r -a perplexity_options \
     <<< "${perplexity_text:+--perplexity_text ${perplexity_text}}"
 read -r -a task_options <<< "${text_tasks:+--tasks ${text_tasks}}"
@@ -173,15 +177,26 @@ unperturbed_set=${train_set}
 sp=${speed_perturb_factors:+_sp}
 train_set+=${sp}
 dump_type=${feats_type/shar/raw}
-data_feats=${dumpdir}/${dump_type}
-train_dir=${data_feats}/${train_set}
-valid_dir=${data_feats}/${valid_set}
+dump_name=${dump_type}
 shard_dir=${dumpdir}/shar/${train_set}
 if [ "${dump_type}" = raw ]; then
     scp=wav.scp scp_type=sound fold_length=$((dus_speech_fold_length * 100))
 else
     scp=feats.scp scp_type=kaldi_ark fold_length=${dus_speech_fold_length}
 fi
+
+tokenizer_name=$(basename "${speech_tokenizer}" .yaml)
+speech_tokenizer_dir=${speech_tokenizer_dir:-data/speech_tokenizer/${tokenizer_name}}
+input_options=() dump_options=()
+if [ "${feats_type}" = tokens ]; then
+    input_options=(--speech_input tokens --speech_tokenizer "${speech_tokenizer_dir}")
+    dump_options=(--speech_tokenizer "${speech_tokenizer_dir}")
+    dump_name=tokens_${tokenizer_name}
+    feats_normalize=none
+fi
+data_feats=${dumpdir}/${dump_name}
+train_dir=${data_feats}/${train_set}
+valid_dir=${data_feats}/${valid_set}
 
 if [ -n "${download_model}" ]; then # it comes with its base LM, or finds one here
     dus_exp=${dus_exp:-${expdir}/$(tr -s '/:@' '-' <<< "${download_model}")}
@@ -205,7 +220,7 @@ squeezed() { # options -> a part of a file name, as in asr.sh
     sed -e 's/--/_/g' -e 's/[ |=/]//g' <<< "$1"
 }
 if [ -z "${dus_tag}" ]; then
-    dus_tag=$(basename "${dus_config:-train}" .yaml)_${feats_type}_${lang_}
+    dus_tag=$(basename "${dus_config:-train}" .yaml)_${dump_name/#raw/${feats_type}}_${lang_}
     dus_tag+=${base_lm_name}_ctc_${ctc_name}$(squeezed "${dus_args}")${sp}
 fi
 if [ -z "${inference_tag}" ]; then
@@ -213,7 +228,7 @@ if [ -z "${inference_tag}" ]; then
     inference_tag+=$(squeezed "${inference_args}")_dus_model_${inference_dus_model%.*}
 fi
 dus_exp=${dus_exp:-${expdir}/dus_${dus_tag}}
-stats_name=dus_stats_${dump_type}_${lang_}${base_lm_name}${sp}
+stats_name=dus_stats_${dump_name}_${lang_}${base_lm_name}${sp}
 dus_stats_dir=${dus_stats_dir:-${expdir}/${stats_name}}
 inference_dir=${dus_exp}/${inference_tag}
 packed_model=${dus_exp}/$(basename "${dus_exp}")_${inference_dus_model%.*}.zip
@@ -268,7 +283,7 @@ split_tables() { # wanted number of parts, table, prefix[, table, prefix ...]
 
 set_model_options() { # $model_options: what stages 10 and 11 share; reads the dump
     model_options=(
-        --base_lm "${base_lm_dir}" "${ctc_options[@]}"
+        --base_lm "${base_lm_dir}" "${ctc_options[@]}" "${input_options[@]}"
         --non_linguistic_symbols "${nlsyms_txt}" --cleaner "${cleaner}"
         --train_data_path_and_name_and_type "${train_dir}/${scp},speech,${scp_type}"
         --train_data_path_and_name_and_type "${train_dir}/text,text,text"
@@ -278,7 +293,7 @@ set_model_options() { # $model_options: what stages 10 and 11 share; reads the d
     )
     if [ "${dump_type}" = raw ]; then
         model_options+=(--frontend_conf "fs=${fs}")
-    else
+    elif [ "${dump_type}" = fbank ]; then
         model_options+=(--input_size "$(< "${train_dir}/feats_dim")")
     fi
 }
@@ -316,13 +331,20 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
     local dset org sets=("${tests[@]}")
     if "${eval_valid_set}" || ! "${skip_train}"; then sets+=("${valid_set}"); fi
     if ! "${skip_train}"; then sets+=("${train_set}"); fi
+    if [ "${feats_type}" = tokens ] && ! "${skip_train}"; then
+        dus make_tokenizer --data_dir "data/${train_set}" \
+            --out_dir "${speech_tokenizer_dir}" --tokenizer "${speech_tokenizer}" \
+            --nj "${nj}" --allow_pipes "${allow_pipes}" \
+            ${channel:+--channel "${channel}"} "${tokenizer_options[@]}"
+    fi
     for dset in "${sets[@]}"; do
         org=
         if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then org=org/; fi
         dus format_data --data_dir "data/${dset}" \
             --out_dir "${data_feats}/${org}${dset}" --nj "${nj}" \
             --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}" \
-            --allow_pipes "${allow_pipes}" ${channel:+--channel "${channel}"}
+            --allow_pipes "${allow_pipes}" ${channel:+--channel "${channel}"} \
+            "${dump_options[@]}"
     done
 }
 
@@ -359,7 +381,7 @@ check_upscaling() { # insert the layers; prove that the model is still the base 
     need_base_lm
     local text=${perplexity_text%% *} out_dir=${dus_exp}/upscale
     dus_alone "${out_dir}/upscale.log" check_upscaling --config "${dus_config}" \
-        --base_lm "${base_lm_dir}" "${ctc_options[@]}" \
+        --base_lm "${base_lm_dir}" "${ctc_options[@]}" "${input_options[@]}" \
         --text "${text:-${valid_dir}/text}" \
         --speech_scp "${valid_dir}/${scp}" --speech_type "${scp_type}" \
         --out_dir "${out_dir}" "${train_options[@]}"
