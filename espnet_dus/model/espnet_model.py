@@ -13,6 +13,7 @@ speech, N transcript tokens, T positions of the joined sequence, D hidden, V voc
 M target positions of the batch.
 """
 
+import functools
 import logging
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
@@ -266,6 +267,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
                 seq = self.speech_alone(speech_BSD, lengths_B)
             else:
                 seq = self.join_text(speech_BSD, lengths_B, *texts)
+                self._warn_beyond_context(seq.inputs_BTD.size(1))
             lower_BTD = self.lower(seq)
             ctc_seq, hidden_BTD = seq, lower_BTD
             if self.compression is not None and not self.ctc_only:
@@ -324,6 +326,11 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
                 feats, lengths = self.normalize(feats, lengths)
         return self.speech_embedder(feats, lengths)
 
+    def _warn_beyond_context(self, num_positions: int) -> None:
+        context = self.lm.config.max_position_embeddings
+        if num_positions > context:
+            _warn_of_context(context, num_positions)
+
     def _cross_entropy(
         self,
         hidden_BTD: torch.Tensor,
@@ -379,3 +386,11 @@ def word_errors(
     out = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
     errors = out.substitutions + out.deletions + out.insertions
     return errors, out.hits + out.substitutions + out.deletions
+
+
+@functools.lru_cache(maxsize=None)  # once for each length
+def _warn_of_context(context: int, num_positions: int) -> None:
+    logging.warning(
+        f"a sequence of speech and text has {num_positions} positions, but the base "
+        f"LM's context is {context}: lower --max_wav_duration (stage 4)"
+    )

@@ -439,3 +439,17 @@ def test_every_arm_computes_in_the_precision_the_base_lm_came_in(tiny_model, arm
     assert product.dtype == torch.bfloat16
     trained = [p.dtype for p in model.parameters() if p.requires_grad]
     assert set(trained) == {torch.float32}
+
+
+def test_a_sequence_beyond_the_context_is_a_warning_with_both_numbers(
+    default_model, tiny_batch, caplog, monkeypatch
+):
+    batch = tiny_batch(*SECONDS)
+    context = default_model.lm.config.max_position_embeddings
+    default_model(**batch)
+    assert "context" not in caplog.text
+    monkeypatch.setattr(default_model.lm.config, "max_position_embeddings", 7)
+    for _ in range(2):
+        default_model(**batch)
+    (message,) = [m for m in caplog.messages if "context is 7" in m]
+    assert 7 < int(message.split(" positions")[0].split()[-1]) <= context
