@@ -74,7 +74,7 @@ class SearchConfig:
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(search or {}) - set(known)):
             raise ValueError(
-                f"search: unknown option(s) {', '.join(unknown)}; expected some of "
+                f"search: unknown key(s) {', '.join(unknown)}; expected some of "
                 f"{', '.join(known)}"
             )
         return cls(**(search or {}))

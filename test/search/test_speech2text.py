@@ -84,7 +84,7 @@ def test_one_utterance_gives_its_nbest_and_a_list_the_best_of_each(
 def test_options_that_do_not_fit_the_model_are_errors(
     make, load, tiny_model, tiny_options
 ):
-    with pytest.raises(ValueError, match="unknown option.*beams"):
+    with pytest.raises(ValueError, match="unknown key.*beams"):
         make({"beams": 3})
     with pytest.raises(ValueError, match="dtype: 'int4'"):
         make(dtype="int4")
