@@ -231,6 +231,34 @@ def test_a_key_cannot_leave_the_dump_directory(make_data_dir, tmp_path):
     assert soundfile.info(path).frames == 1600
 
 
+@pytest.mark.parametrize("feats_type", ["raw", "fbank"])
+def test_any_id_that_kaldi_allows_is_dumped(make_data_dir, tmp_path, feats_type):
+    data, out = make_data_dir({"a": 0.1}), tmp_path / "dump"
+    keys = ["x" * 300, "x" * 299 + "y", "京" * 90, "a/b", "a_b", "a:b", "//", "."]
+    for table in ("wav.scp", "text", "utt2spk"):
+        value = (data / table).read_text().split(maxsplit=1)[1]
+        lines = "".join(f"{key} {value}".replace("\n", "\r\n") for key in keys)
+        (data / table).write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    format_data(data, out, feats_type)
+    index = read_scp(out / ("wav.scp" if feats_type == "raw" else "feats.scp"))
+    assert sorted(index) == sorted(keys) and len(set(index.values())) == len(keys)
+    if feats_type == "raw":
+        for path in index.values():
+            assert soundfile.info(path).frames == 1600
+
+
+def test_one_channel_is_dumped_on_wish(make_data_dir, tmp_path, noise):
+    data = make_data_dir({"a": 0.1})
+    left, right = noise(0.1, seed=5), noise(0.1, seed=6)
+    soundfile.write(data / "a.wav", np.stack([left, right], 1), 16000)
+    with pytest.raises(ValueError, match="has 2 channels, .* --channel 0"):
+        format_data(data, tmp_path / "dump")
+    for channel, expected in ((0, left), (1, right)):
+        format_data(data, tmp_path / "dump", channel=channel)
+        path = read_scp(tmp_path / "dump/wav.scp")["a"]
+        assert (soundfile.read(path, dtype="int16")[0] == expected).all()
+
+
 def test_commands_in_wav_scp_run_only_on_wish(make_data_dir, tmp_path, capsys):
     data = make_data_dir({"a": 0.1})
     (data / "wav.scp").write_text(f"a cat {data / 'a.wav'} |\n")
