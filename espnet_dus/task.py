@@ -151,6 +151,34 @@ class DUSTask(AbsTask):
             class_choices.add_arguments(group)
 
     @classmethod
+    def check_required_command_args(cls, args: argparse.Namespace):
+        """Check the options of a training before anything is built.
+
+        Raises:
+            ValueError: Options that contradict each other or have no effect.
+        """
+        super().check_required_command_args(args)
+        if args.collect_stats:
+            return
+        if args.use_tf32 and args.use_amp:
+            raise ValueError(
+                "use_amp does not work together with use_tf32: set one of them to "
+                "false. base_lm_conf dtype=bfloat16 computes in it without use_amp"
+            )
+        if args.base_lm_conf.get("dtype") == "float16" and not args.use_amp:
+            raise ValueError(
+                "base_lm_conf dtype=float16: small gradients become zero without a "
+                "scaled loss; use bfloat16, or --use_amp true"
+            )
+        warmup = args.model_conf.get("ctc_warmup_epochs", 0)
+        if 0 < args.max_epoch <= warmup and args.model_conf.get("ctc_weight") != 1:
+            raise ValueError(
+                f"ctc_warmup_epochs: {warmup} of {args.max_epoch} epochs (max_epoch) "
+                "would train CTC alone, so the LLM would never be trained; use fewer, "
+                "or ctc_weight 1"
+            )
+
+    @classmethod
     def required_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> Tuple[str, ...]:

@@ -53,8 +53,14 @@ def add_commands(commands: Commands) -> None:
         "--lengths",
         type=int,
         nargs="+",
-        default=list(range(64, 545, 32)),
-        help="LLM positions of the longest utterances of each bucket",
+        help="LLM positions of the longest utterance of each bucket; default: from "
+        "64 in steps of 32 to the longest that streaming_conf allows",
+    )
+    command.add_argument(
+        "--num_processes",
+        type=int,
+        default=1,
+        help="GPUs that will train together: several have copies of the gradients",
     )
     command.add_argument("--most", type=int, default=1024, help="largest batch tried")
 
@@ -100,13 +106,20 @@ def _check_upscaling(
     )
 
 
-def _find_batch(config, base_lm, out, device, max_memory, lengths, most, others):
+def _find_batch(
+    config, base_lm, out, device, max_memory, lengths, num_processes, most, others
+):
     import torch
 
     from espnet_dus.data.lengths import samples_of_positions
     from espnet_dus.io import write_text
     from espnet_dus.task import DUSTask
-    from espnet_dus.training.batch_search import find_batch_sizes, report
+    from espnet_dus.training.batch_search import (
+        bucket_bytes,
+        default_lengths,
+        find_batch_sizes,
+        report,
+    )
 
     args = DUSTask.get_parser().parse_args(
         ["--config", config, "--base_lm", base_lm]
@@ -123,20 +136,26 @@ def _find_batch(config, base_lm, out, device, max_memory, lengths, most, others)
     if max_memory is None:
         raise ValueError("--max_memory: on a CPU, say how many GB may be used")
     model = DUSTask.build_model(args).to(device)
+    if args.gradient_checkpointing:
+        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    max_bytes = round(max_memory * 1e9)
+    if num_processes > 1 and not args.gradient_as_bucket_view:
+        max_bytes -= bucket_bytes(model)
     (optimizer,) = DUSTask.build_optimizers(args, model)
     sizes = find_batch_sizes(
         model,
         optimizer,
         lambda positions: samples_of_positions(args, positions),
-        lengths,
-        round(max_memory * 1e9),
+        lengths or default_lengths(args, len(model.prompt_ids)),
+        max_bytes,
         most,
     )
     text = report(
         sizes,
         [
             f"find_batch: {Path(config).name} on {model.identity.name}, {name},",
-            f"at most {max_memory:.1f} GB.",
+            f"at most {max_memory:.1f} GB, {num_processes} process(es), "
+            f"gradient_checkpointing {str(args.gradient_checkpointing).lower()}.",
         ],
     )
     write_text(out, text)

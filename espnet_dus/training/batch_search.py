@@ -1,17 +1,20 @@
-"""How many utterances of each length fit into memory: tried out, not computed.
+"""The number of utterances of each length that fit into memory, found by trial.
 
-A dry run of a training step (forward, backward) on noise of a bucket's longest length
-is repeated with more and more utterances. On a GPU the allocator says how much memory
-it took; on a CPU what is kept for the backward pass is counted, with parameters,
-gradients and the optimizer's state.
+A training step (forward, backward) on noise of a bucket's longest length is repeated
+with more and more utterances. On a GPU the allocator reports the memory it took; on a
+CPU the tensors kept for the backward pass are counted, with parameters, gradients and
+the optimizer's state.
 """
 
+import argparse
 import logging
+import math
 from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 
-from espnet_dus.data.lengths import LENGTH_MULTIPLE
+from espnet_dus.data.lengths import LENGTH_MULTIPLE, sampling_rate, speech_positions
+from espnet_dus.data.shards.config import DEFAULTS
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 
 TEXT_SHARE = 0.25  # of the LLM positions; English speech at 80 ms a position
@@ -22,7 +25,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
     Args:
         fits: Whether a number does; if one does, all smaller ones do.
-        most: No larger number is tried.
+        most: Largest number tried.
 
     Returns:
         The number; 0 if not even 1 fits.
@@ -41,6 +44,27 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
+def default_lengths(args: argparse.Namespace, num_prompt_tokens: int) -> List[int]:
+    """Return lengths of buckets up to the longest utterance that a stream lets in.
+
+    Args:
+        args: The training's options.
+        num_prompt_tokens: Tokens between speech and transcript.
+    """
+    conf = {**DEFAULTS, **args.streaming_conf}
+    samples = round(conf["max_duration"] * sampling_rate(args))
+    speech = speech_positions(args, samples)
+    longest = speech + math.floor(speech * conf["max_text_ratio"])
+    longest += num_prompt_tokens + 1
+    longest += -longest % LENGTH_MULTIPLE
+    return [*range(64, longest, 32), longest]
+
+
+def bucket_bytes(model: torch.nn.Module) -> int:
+    """Return the memory of DDP's buckets, a second copy of the gradients."""
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
 def find_batch_sizes(
     model: ESPnetDUSModel,
     optimizer: torch.optim.Optimizer,
@@ -49,23 +73,23 @@ def find_batch_sizes(
     max_bytes: int,
     most: int = 1024,
 ) -> Dict[int, int]:
-    """Find how many utterances fit for each length.
+    """Find the number of utterances that fit for each length.
 
     Args:
         model: In training, on the device to be trained on.
         optimizer: Of its trained parameters; its state takes memory too.
-        samples_of: Gives the samples that become a number of speech positions.
+        samples_of: Returns the samples that become a number of speech positions.
         lengths: LLM positions (speech, prompt, transcript, EOS) of the longest
             utterances of each bucket.
-        max_bytes: How much memory may be taken.
-        most: No larger batch is tried.
+        max_bytes: Memory to use.
+        most: Largest batch tried.
 
     Returns:
         Utterances by length, in ascending order of the lengths.
 
     Raises:
-        ValueError: A length is no multiple of what the model pads to, or too short; or
-            not even one utterance fits.
+        ValueError: A length is not a multiple of what the model pads to, or too short;
+            or not even one utterance fits.
     """
     for length in lengths:
         if length % LENGTH_MULTIPLE or length < 2 * LENGTH_MULTIPLE:
@@ -112,7 +136,7 @@ def make_batch(
         model: Whose prompt and vocabularies count.
         batch_size: Utterances.
         length: LLM positions of each.
-        samples_of: Gives the samples that become a number of speech positions.
+        samples_of: Returns the samples that become a number of speech positions.
     """
     device = next(model.parameters()).device
     num_tokens = max(round(TEXT_SHARE * length), 1)
@@ -142,7 +166,7 @@ def make_batch(
 
 
 def _fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer make its state, by a step of size zero."""
+    """Make the optimizer create its state, by a step of size zero."""
     rates = [group["lr"] for group in optimizer.param_groups]
     decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -159,10 +183,10 @@ def step_bytes(
     optimizer: torch.optim.Optimizer,
     batch: Dict[str, torch.Tensor],
 ) -> Optional[int]:
-    """Do a training step without an update; give the memory it takes.
+    """Do a training step without an update; return the memory it takes.
 
     Returns:
-        Bytes, or None: the GPU's memory is not enough.
+        Bytes, or None if the GPU's memory is not enough.
     """
     if batch["speech"].is_cuda:
         return _step_bytes_cuda(model, batch)
@@ -204,7 +228,7 @@ def _step_bytes_cuda(
 
 
 def report(sizes: Dict[int, int], header: Sequence[str]) -> str:
-    """Write a fragment of a training YAML.
+    """Return a fragment of a training YAML.
 
     Args:
         sizes: Utterances by length.

@@ -8,6 +8,8 @@ from espnet_dus.app import cli
 from espnet_dus.data.lengths import samples_of_positions, speech_positions
 from espnet_dus.task import DUSTask
 from espnet_dus.training.batch_search import (
+    bucket_bytes,
+    default_lengths,
     find_batch_sizes,
     largest,
     make_batch,
@@ -121,3 +123,38 @@ def test_the_command_writes_what_training_reads(
     cli.main(["find_batch", *command.split(), "--max_memory", "1"])
     assert read_batch_sizes(str(out)) == {32: 4, 64: 4}
     assert "train.yaml on tiny-random-llama, CPU" in out.read_text()
+
+
+def test_ddp_has_a_second_copy_of_the_gradients(trial):
+    model = trial[0]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert bucket_bytes(model) == 4 * trained > 0
+
+
+def test_checkpointing_and_ddp_are_heeded(
+    tmp_path, tiny_base_lm_dir, ctc_units_dirs, capsys
+):
+    found = {}
+    for name, more in (
+        ("plain", []),
+        ("checkpointing", ["--gradient_checkpointing", "true"]),
+        ("ddp", ["--num_processes", "2"]),
+    ):
+        (tmp_path / "train.yaml").write_text("base_lm_conf: {dtype: float32}\n")
+        command = f"--config {tmp_path}/train.yaml --base_lm {tiny_base_lm_dir} --out "
+        command += f"{tmp_path}/{name} --device cpu --lengths 128 --max_memory 0.1 "
+        command += f"--ctc_units {ctc_units_dirs['llm']} --speech_embedder_conf "
+        command += "channels=4 --adaptation_conf positions=[0]"
+        cli.main(["find_batch", *command.split(), *more])
+        written = yaml.safe_load((tmp_path / name).read_text())
+        found[name] = written["streaming_conf"]["batch_sizes"][128]
+    assert found["ddp"] <= found["plain"] < found["checkpointing"]
+
+
+def test_buckets_reach_the_longest_utterance(tiny_options):
+    # 30 s: 2,998 frames, 373 speech positions, as many tokens, 3 of a prompt, EOS
+    args = tiny_options(streaming_conf={})
+    lengths = default_lengths(args, 3)
+    assert lengths[:2] == [64, 96] and lengths[-1] == 752
+    args = tiny_options(streaming_conf=dict(max_duration=10.0, max_text_ratio=0.5))
+    assert default_lengths(args, 3)[-1] == 192

@@ -226,3 +226,22 @@ def test_an_open_file_is_saved_to_as_ever(tmp_path):
     with atomic_torch_save(), (tmp_path / "x.pth").open("wb") as file:
         torch.save(torch.tensor(3), file)
     assert load(tmp_path / "x.pth") == 3
+
+
+# -- options ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(use_amp=True, use_tf32=True), "use_amp does not work .* use_tf32"),
+        (dict(base_lm_conf={"dtype": "float16"}), "float16: small gradients become"),
+        (
+            dict(max_epoch=2, model_conf={"ctc_warmup_epochs": 2}),
+            "ctc_warmup_epochs: 2 of 2 epochs .* the LLM would never be trained",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_refused(train, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
