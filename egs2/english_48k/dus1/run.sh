@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
     --train_shards conf/mix.yaml \
     --max_wav_duration 30 \
     --base_lm HuggingFaceTB/SmolLM2-1.7B \
-    --dus_config conf/train_dus.yaml \
+    --dus_config conf/tuning/ours/train_dus_1.7b_encoder.yaml \
     --inference_config conf/decode_dus.yaml \
     --perplexity_text data/perplexity/pydoc.txt \
     "$@"
