@@ -136,14 +136,14 @@ def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
 
 
 def utterance(arm: Arm, plan: Plan) -> Work:
-    """Give the work of the mean utterance."""
+    """Return the work of the mean utterance."""
     speech = round(plan.mean_seconds * arm.positions_per_second)
     text = round(plan.mean_seconds * plan.tokens_per_second)
     return Work.of(speech, text, plan.prompt_tokens)
 
 
 def tables(arms: List[Arm], plan: Plan) -> Iterator[Tuple[str, str]]:
-    """Give the tables of `doc/scaling.md`: (title, Markdown)."""
+    """Return the tables of `doc/scaling.md`: (title, Markdown)."""
     yield "Operations", _flops_table(arms, plan)
     yield "Memory without activations", _memory_table(arms)
     yield "Time of an epoch", _time_table(arms, plan)

@@ -182,14 +182,14 @@ class DUSTask(AbsTask):
     def required_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> Tuple[str, ...]:
-        """Give the data that must be there."""
+        """Return the data that must be there."""
         return ("speech",) if inference else ("speech", "text")
 
     @classmethod
     def optional_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> Tuple[str, ...]:
-        """Give the data that may be there."""
+        """Return the data that may be there."""
         return ()
 
     @classmethod

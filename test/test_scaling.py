@@ -12,7 +12,7 @@ TUNING = ROOT / "egs2/TEMPLATE/dus1/conf/tuning/paper"
 
 
 def column(text, title, name):
-    """Give a column of a table as numbers, by base LM and arm."""
+    """Return a column of a table as numbers, by base LM and arm."""
     table = text.split(f"{title}\n\n")[1].split("\n\n")[0].splitlines()
     place = table[0].split("|").index(name)
     rows = [line.split("|") for line in table[2:]]

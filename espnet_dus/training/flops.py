@@ -1,9 +1,9 @@
 """Floating-point operations of a training step, derived from the model's own modules.
 
-A multiplication and an addition are two. Counted is what a matrix product or a
-convolution does, as in Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B: norms,
+A multiplication and an addition are two. Only matrix products and convolutions are
+counted, as in Chowdhery et al., "PaLM" (arXiv 2204.02311), appendix B: norms,
 activations and the frontend are left out, attention counts all pairs of positions, and
-what activation checkpointing computes again does not count.
+recomputation under activation checkpointing is not counted.
 
     forward     each product once
     backward    the gradient of its input, once more; of its weight, if that is trained,
@@ -54,7 +54,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, speech: int, text: int, prompt: int = 0, samples: int = 0) -> "Work":
-        """Give the work of one utterance.
+        """Return the work of one utterance.
 
         Args:
             speech: Its speech positions.
@@ -121,13 +121,13 @@ Cost = Tuple[float, float]  # forward, backward
 
 
 def _product(module: torch.nn.Module, rows: float, input_grad: bool = True) -> Cost:
-    """Cost of a linear layer on so many rows, or of a convolution at so many places."""
+    """Return the cost of a linear layer on N rows, or of a convolution at N places."""
     forward = 2 * module.weight.numel() * rows
     return forward, forward * (input_grad + module.weight.requires_grad)
 
 
 def _layer(layer: torch.nn.Module, work: Work) -> Iterator[Tuple]:
-    """Give (module, its cost) of a layer; attention with its projection of queries."""
+    """Return (module, cost) of a layer, attention with its query projection."""
     speech_only = isinstance(layer, SpeechOnlyLayer)
     rows = work.speech if speech_only else work.positions
     pairs = work.speech_pairs if speech_only else work.pairs
@@ -149,7 +149,7 @@ def _layer(layer: torch.nn.Module, work: Work) -> Iterator[Tuple]:
 
 
 def _embedder(embedder: torch.nn.Module, work: Work) -> Flops:
-    """Convolutions halve time and features: so many outputs to a speech position."""
+    """Convolutions halve time and features: this many outputs for a speech position."""
     forward = backward = 0.0
     convolutions = [m for m in embedder.modules() if isinstance(m, torch.nn.Conv2d)]
     features = getattr(embedder, "input_size", 0)  # speech tokens are looked up
@@ -171,7 +171,7 @@ def _is_trained(module: torch.nn.Module) -> bool:
 
 
 def peak_flops(given_tflops: float = None) -> float:
-    """Give the most FLOP/s of this process's device, 0 if that is not known.
+    """Return the most FLOP/s of this process's device, 0 if that is not known.
 
     Args:
         given_tflops: What the user says, in TFLOP/s.

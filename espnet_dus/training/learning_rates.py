@@ -6,7 +6,7 @@ import torch
 
 
 def is_part(name: str, prefix: str) -> bool:
-    """Tell whether a parameter is the one, or in the module, that `prefix` names."""
+    """Return whether a parameter is the one, or in the module, that `prefix` names."""
     return name == prefix or name.startswith(prefix + ".")
 
 

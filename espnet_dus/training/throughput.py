@@ -46,7 +46,7 @@ class WorkCounter:
             handle.remove()
 
     def take(self) -> Work:
-        """Give the sums over all processes since the last call."""
+        """Return the sums over all processes since the last call."""
         total, self.total = self.total, None
         if total is None:
             return Work(*[0.0] * len(Work._fields))
@@ -239,7 +239,7 @@ class ThroughputLog:
 
 
 def peak_memory() -> int:
-    """Give the most memory held, in bytes: of the GPU, or of this process without."""
+    """Return the most memory held, in bytes: of the GPU, or of this process without."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     # ru_maxrss is in kibibytes on Linux

@@ -446,7 +446,7 @@ def keep_previous(checkpoint: Path) -> None:
 
 
 def whole_checkpoint(checkpoint: Path) -> Path:
-    """Give a checkpoint, or the one before it if it is damaged.
+    """Return a checkpoint, or the one before it if it is damaged.
 
     Raises:
         RuntimeError: Both are.

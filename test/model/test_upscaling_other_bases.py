@@ -68,7 +68,7 @@ def base(request):
 
 @pytest.fixture
 def make(base, randomise, kind_and_scope):
-    """Give a function that up-scales a copy of the base by each kind and scope."""
+    """Return a function that up-scales a copy of the base by each kind and scope."""
     kind, scope = kind_and_scope
     conf = {}
     if kind == "e_branchformer":

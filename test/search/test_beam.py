@@ -17,7 +17,7 @@ SECONDS = (1.3, 0.3, 0.98, 0.5)
 
 @pytest.fixture
 def lm_log_prob(full_logits):
-    """Give a function that scores a text by one pass over the whole."""
+    """Return a function that scores a text by one pass over the whole."""
 
     def log_prob(model, speech, ids, with_eos):
         ids = [*ids, model.eos_id][: len(ids) + with_eos]
@@ -81,7 +81,7 @@ def test_joint_search_finds_what_an_exhaustive_search_finds(
 
 @pytest.fixture
 def biased_head():
-    """Give a function that makes an LM head with fixed log-probabilities of tokens."""
+    """Return a function that makes an LM head with fixed log-probabilities."""
 
     def make(model, **bias):
         head = torch.nn.Linear(model.lm.config.hidden_size, len(model.tokenizer))

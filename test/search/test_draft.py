@@ -20,7 +20,7 @@ def ids(hypotheses):
 
 
 def spoilt(tokens, seed):
-    """Give tokens with some wrong, some missing and some too many."""
+    """Return tokens with some wrong, some missing and some too many."""
     generator = random.Random(seed)
     result = []
     for token in tokens:

@@ -30,7 +30,7 @@ def silence(seconds):
 
 @pytest.fixture
 def write(tmp_path):
-    """Give a function that joins pieces to a file; gives its path and their spans."""
+    """Return a function that joins pieces to a file; gives its path and their spans."""
 
     def write(*pieces, rate=RATE, channels=1, name="long.wav"):
         ends = np.cumsum([0] + [len(piece) for piece in pieces]) / RATE

@@ -17,7 +17,7 @@ NO_GUARDS = {"no_speech": 0.0, "repetition": 0}
 
 @pytest.fixture(scope="module")
 def load(make_arm, tiny_options, tmp_path_factory):
-    """Give a function that makes a Speech2Text of a model and its options."""
+    """Return a function that makes a Speech2Text of a model and its options."""
 
     def load(model, options, search=None, **kwargs):
         directory = tmp_path_factory.mktemp("exp")
@@ -35,7 +35,7 @@ def load(make_arm, tiny_options, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make(load, tiny_model, tiny_options, randomise):
-    """Give a function that makes a Speech2Text of a tiny model."""
+    """Return a function that makes a Speech2Text of a tiny model."""
 
     def make(search=None, arm=None, **kwargs):
         arm = arm or {}

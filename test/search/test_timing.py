@@ -17,7 +17,7 @@ from espnet_dus.search.timing import (
 
 @pytest.fixture
 def units(ctc_units_dirs, tiny_lm):
-    """Give the units of a type."""
+    """Return the units of a type."""
     return lambda unit_type: CTCUnits(ctc_units_dirs[unit_type], tiny_lm[1])
 
 

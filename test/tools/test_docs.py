@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -233,3 +234,20 @@ def test_the_picture_is_well_formed_and_knows_the_dark():
     picture = ROOT / "doc/architecture.svg"
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
     assert "prefers-color-scheme: dark" in text_of(picture)
+
+
+# -- the language ----------------------------------------------------------------------
+
+CONTORTED = (
+    r"\bso many\b|\b(Added|Counted) are\b|\bCounted is\b|\bgoes on where\b"
+    r"|\bstands? for ever\b|\bTell whether\b|\"\"\"Give "
+)
+
+
+def test_sentences_begin_with_their_subject_and_use_standard_words():
+    folders = ("espnet_dus", "test", "tools", "doc", "egs2", "README.md")
+    command = ["git", "grep", "-nE", CONTORTED.replace(r"\"", '"'), "--", *folders]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    own, results = "test/tools/test_docs.py:", "egs2/an4/dus1/comparison.md:"
+    lines = found.stdout.splitlines()
+    assert [line for line in lines if not line.startswith((own, results))] == []

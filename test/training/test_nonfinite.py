@@ -13,7 +13,7 @@ from espnet_dus.training.nonfinite import NonfiniteSteps, spoil_nonfinite_loss
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Give a function that spoils the loss of an utterance in training."""
+    """Return a function that spoils the loss of an utterance in training."""
     forward = ESPnetDUSModel.forward
 
     def make(utt_id, value):

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def kept_bytes(lm, length):
-    """Give the bytes that each layer keeps of a sequence that is all speech."""
+    """Return the bytes that each layer keeps of a sequence that is all speech."""
     layers = list(lm.model.layers)
     kept, seen, current = [0] * len(layers), set(), [None]
     parameters = {p.untyped_storage().data_ptr() for p in lm.parameters()}

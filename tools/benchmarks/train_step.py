@@ -167,7 +167,7 @@ class PlainModel(torch.nn.Module):
     def forward(
         self, speech, speech_lengths, text, text_lengths, text_ctc, text_ctc_lengths
     ):
-        """Give the loss, as the only element of a tuple."""
+        """Return the loss, as the only element of a tuple."""
         feats, lengths = extract_features(self.frontend, speech, speech_lengths)
         if self.training and self.specaug is not None:
             feats, lengths = self.specaug(feats, lengths)
@@ -196,7 +196,7 @@ class PlainModel(torch.nn.Module):
 
 
 def make_batch(options, model):
-    """Give a batch of noise with random transcripts, lengths at even distances."""
+    """Return a batch of noise with random transcripts, lengths at even distances."""
     generator = torch.Generator().manual_seed(0)
     size = options.batch_size
     samples = (torch.linspace(*options.seconds, size) * 16000).long()
@@ -237,7 +237,7 @@ def check_same(name, one, other):
 
 
 def peak_memory(build):
-    """Give the most memory of two steps, GB: the process's, and without libraries."""
+    """Return the most memory of two steps, GB: the process's, and without libraries."""
     before = max_rss()
     side = build()
     for _ in range(2):  # the second meets gradients and the optimizer's state together
@@ -246,7 +246,7 @@ def peak_memory(build):
 
 
 def max_rss():
-    """Give the most memory this process has held, in GB."""
+    """Return the most memory this process has held, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -295,13 +295,13 @@ def measure(builds, pairs, repetitions):
 
 
 def table(header, rows):
-    """Give a Markdown table, the first column left, the others right."""
+    """Return a Markdown table, the first column left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def report(options, arms, measured):
-    """Give the two tables."""
+    """Return the two tables."""
     full = measured["full"]
     rows = [
         [

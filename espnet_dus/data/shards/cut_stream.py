@@ -46,7 +46,7 @@ class SequenceLength:
     max_text_ratio: float
 
     def __call__(self, cut: Cut, recorded: float) -> int:
-        """Give the length of a cut.
+        """Return the length of a cut.
 
         Args:
             cut: The utterance, at the speed at which it is trained on.

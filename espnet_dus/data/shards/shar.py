@@ -326,7 +326,7 @@ def _write_shard(
 
 
 def _flac(cut: MonoCut, fs: int) -> Tuple[bytes, int]:
-    """Give a cut's audio as FLAC, the file itself where it is that; and its samples.
+    """Return a cut's audio as FLAC, the file itself where it is that; and its samples.
 
     Raises:
         Exception: It cannot be read.

@@ -46,7 +46,7 @@ def corpora(tmp_path_factory, noise):
 
 @pytest.fixture
 def make_factory(corpora, tiny_options, tmp_path):
-    """Give a function that builds the iterator factory as the task does."""
+    """Return a function that builds the iterator factory as the task does."""
 
     def make(
         num_workers=0,
