@@ -254,8 +254,9 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
 
         Returns:
             Sum and number of its terms, by name: `loss_ce` and `acc` over transcript
-            tokens and EOS, `loss_ctc` over CTC units, `wer_ctc` (in evaluation) over
-            words, `text_drift` as it is. With CTC alone there is no `loss_ce`.
+            tokens and EOS, `loss_ctc` over CTC units, `ctc_skipped` (units of
+            transcripts that are too long for CTC) likewise, `wer_ctc` (in evaluation)
+            over words, `text_drift` as it is. With CTC alone there is no `loss_ce`.
         """
         sums: Dict[str, Tuple[torch.Tensor, torch.Tensor]] = {}
         with self.autocast():
@@ -286,7 +287,10 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         if self.ctc is not None and (self.ctc_weight > 0 or self.ctc_only):
             ctc_BSD = ctc_seq.of_speech(lower_BTD, speech_BSD.size(1))
             units = text_ctc, text_ctc_lengths
-            sums.update(loss_ctc=self.ctc(ctc_BSD, lengths_B, *units))
+            ctc, placed = self.ctc(ctc_BSD, lengths_B, *units)
+            given = text_ctc_lengths.sum()
+            skipped = (given - placed).clamp(min=0), given.clamp(min=1)
+            sums.update(loss_ctc=(ctc, placed), ctc_skipped=skipped)
             if not self.training:
                 sums.update(wer_ctc=self._ctc_errors(ctc_BSD, lengths_B, *units))
         if self.training and self.text_retention_weight:

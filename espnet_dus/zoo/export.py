@@ -42,7 +42,8 @@ def export(
         The kind of export: `model`, `adapter` or `espnet_dus`.
 
     Raises:
-        ValueError: `out_dir` exists, or the precision is unknown.
+        ValueError: `out_dir` exists, the precision is unknown, or the frontend is not
+            the default one.
     """
     out_dir = Path(out_dir)
     if dtype not in ("float32", "bfloat16"):
@@ -107,6 +108,11 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
     """Save the whole model and its feature extraction."""
     from espnet_dus.hf import DUSConfig, DUSForCausalLM, DUSProcessor
 
+    if args.frontend not in (None, "default"):
+        raise ValueError(
+            f"frontend: {args.frontend}: only models of the default frontend, of "
+            "features or of speech tokens can be exported; pack this one (stage 14)"
+        )
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
     num_inserted = len(upscaled["positions"]) if upscaled else 0
     num_layers = len(model.lm.model.layers) - num_inserted

@@ -196,6 +196,23 @@ def test_validation_reports_the_word_error_rate_of_ctc(default_model, tiny_batch
     assert "wer_ctc" not in default_model.train()(**batch)[1]
 
 
+@torch.no_grad()
+def test_the_share_of_units_that_ctc_cannot_place_is_reported(
+    default_model, tiny_batch
+):
+    batch = tiny_batch(1.3, 1.3)
+    assert default_model(**batch)[1]["ctc_skipped"] == 0
+    num_units = int(batch["text_ctc_lengths"][0])
+    units = torch.full((2, 200), -1)
+    units[0, :num_units] = batch["text_ctc"][0, :num_units]
+    units[1] = torch.arange(200) % 8 + 2
+    batch.update(text_ctc=units, text_ctc_lengths=torch.tensor([num_units, 200]))
+    stats = default_model(**batch)[1]
+    assert stats["ctc_skipped"].item() == pytest.approx(200 / (200 + num_units))
+    alone = default_model(**tiny_batch(1.3, 1.3, which=[0]))[1]
+    torch.testing.assert_close(stats["loss_ctc"], alone["loss_ctc"])
+
+
 # -- text before the speech ------------------------------------------------------------
 
 

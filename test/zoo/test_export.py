@@ -20,7 +20,7 @@ from transformers import (
 
 from espnet_dus.app import cli
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
-from espnet_dus.zoo.export import export
+from espnet_dus.zoo.export import _save_whole, export
 
 IDS = torch.arange(3, 40)[None]
 
@@ -267,6 +267,12 @@ def test_a_directory_that_is_there_is_not_written_to(tmp_path):
         export("config.yaml", "x.pth", tmp_path)
     with pytest.raises(ValueError, match="dtype: 'int8' is not one of float32"):
         export("config.yaml", "x.pth", tmp_path / "x", dtype="int8")
+
+
+def test_a_frontend_that_the_export_does_not_have_is_refused(tmp_path):
+    args = SimpleNamespace(frontend="s3prl")
+    with pytest.raises(ValueError, match="frontend: s3prl: only models of the default"):
+        _save_whole(None, args, tmp_path, torch.float32)
 
 
 # -- generation ------------------------------------------------------------------------
