@@ -64,6 +64,22 @@ def add_commands(commands: Commands) -> None:
     _add_shard_options(command)
 
     command = commands.add(
+        "prepare_owsm",
+        _prepare_owsm,
+        "Take the English ASR part of ESPnet's OWSM v3.2 data directories.",
+    )
+    command.add_argument(
+        "--data_dirs", nargs="+", required=True, help="ESPnet's data directories"
+    )
+    command.add_argument("--out_dir", required=True, help="data directory to write")
+    command.add_argument(
+        "--held_out",
+        nargs="+",
+        required=True,
+        help="data directories whose sentences must not be trained on",
+    )
+
+    command = commands.add(
         "pydoc_text",
         call("espnet_dus.data.corpora.pydoc_text:write_pydoc_text"),
         "Write a part of Python's documentation as a text for perplexity.",
@@ -256,6 +272,13 @@ def _prepare_corpus(held_out, **options):
     from espnet_dus.data.corpora.held_out import HeldOut
 
     prepare_corpus(held_out=HeldOut.read(held_out), **options)
+
+
+def _prepare_owsm(data_dirs, out_dir, held_out):
+    from espnet_dus.data.corpora.held_out import HeldOut
+    from espnet_dus.data.corpora.owsm import prepare_owsm
+
+    prepare_owsm(data_dirs, out_dir, HeldOut.read(held_out))
 
 
 def _make_tokenizer(channel, **options):

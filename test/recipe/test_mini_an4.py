@@ -1,5 +1,6 @@
 """The recipe itself, on real speech, with a tiny random base LM."""
 
+import json
 import re
 import shutil
 import time
@@ -24,6 +25,8 @@ def tiny(tiny_base_lm_dir):
         *("--base_lm", tiny_base_lm_dir, "--base_lm_dir", tiny_base_lm_dir),
         *("--dus_args", " ".join(TINY.split()), "--ngpu", 0, "--nj", 2),
         *("--inference_nj", 1, "--dus_exp", "exp/tiny"),
+        *("--feats_type", "raw", "--ctc_token_type", "llm"),
+        *("--dus_config", "conf/tuning/train_dus_features.yaml"),
     ]
 
 
@@ -59,6 +62,29 @@ def test_all_stages_lead_to_a_table_of_results(finished, prepared):
         assert len(path.read_text().splitlines()) == 2
     report = (prepared / "exp/tiny/upscale/report.md").read_text()
     assert report.count("| equal ") == 8 and "DIFFERENT" not in report
+
+
+def test_the_papers_setting_is_the_default(checkout, prepared, tiny_base_lm_dir):
+    options = TINY.replace("--speech_embedder_conf channels=8", "")
+    checkout.run(
+        *("mini_an4", "--base_lm", tiny_base_lm_dir, "--base_lm_dir", tiny_base_lm_dir),
+        *("--dus_args", " ".join(options.split()), "--ngpu", 0, "--inference_nj", 1),
+        *("--dus_exp", "exp/tokens", "--skip-stages", "1 8 9"),
+    )
+    dump = prepared / "dump/tokens_logmel"
+    tokenizer = json.loads((
+        prepared / "data/speech_tokenizer/logmel/tokenizer.json"
+    ).read_text())
+    assert tokenizer["name"] == "logmel" and tokenizer["vocab_sizes"] == [50]
+    frames = [line.split()[1] for line in (dump / "test/utt2num_frames").open()]
+    assert all(0 < int(number) < 500 for number in frames)
+    shapes = (prepared / "exp").glob("dus_stats_tokens_logmel_*/*/speech_shape")
+    assert [line.endswith(",1\n") for path in shapes for line in path.open()] == [
+        True
+    ] * 6
+    report = (prepared / "exp/tokens/upscale/report.md").read_text()
+    assert "DIFFERENT" not in report
+    assert "seen|5|" in (prepared / "exp/tokens/RESULTS.md").read_text()
 
 
 def test_a_pack_decodes_alike_where_the_experiment_is_gone(

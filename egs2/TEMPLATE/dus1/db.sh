@@ -21,3 +21,7 @@ TEDLIUM3="${TEDLIUM3:-}"              # TEDLIUM_release-3, with legacy/
 COMMONVOICE="${COMMONVOICE:-}"        # cv-corpus-<release>, with en/
 GIGASPEECH="${GIGASPEECH:-}"          # with GigaSpeech.json
 PEOPLES_SPEECH="${PEOPLES_SPEECH:-}"  # with train/clean/ and the like
+
+# OWSM v3.2 for egs2/owsm_v3.2: the training data directories that ESPnet's
+# egs2/owsm_v3/s2t1 (or egs2/owsm_v3.2/speechlm1) has made, separated by spaces.
+OWSM="${OWSM:-}"

@@ -1,0 +1,1 @@
+../../TEMPLATE/dus1/compare.sh

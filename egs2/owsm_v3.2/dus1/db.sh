@@ -1,0 +1,1 @@
+../../TEMPLATE/dus1/db.sh
