@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Transcribe, chat with, inspect and demonstrate models; run the recipes' commands.
+"""Transcribe, ask, chat, inspect and demonstrate models; run the commands of recipes.
 
 MODEL is an experiment directory (exp/dus_x), a checkpoint in one, a pack (.zip) or a
 Hugging Face hub id (user/name).
@@ -72,6 +72,24 @@ def add_commands(commands: Commands) -> None:
     command.set_defaults(kind="txt")
 
     command = commands.add(
+        "ask", ask, "Follow an instruction on a recording.", [named, loading]
+    )
+    command.add_argument("audio", help="recording of one utterance")
+    command.add_argument(
+        "instruction", help='what to do with it: "Translate it into French."'
+    )
+    command.add_argument(
+        "--example",
+        dest="examples",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TEXT", "ANSWER"),
+        help="a text that could be said, and the answer to it; may be repeated",
+    )
+    command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
+
+    command = commands.add(
         "chat", chat, "Chat in text with the LLM of a model.", [named, loading]
     )
     command.add_argument(
@@ -132,6 +150,20 @@ def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
         )
     if failed:
         raise RuntimeError(f"{failed} of {len(audio)} recordings failed, see above")
+
+
+def ask(audio, instruction, model, examples, max_new_tokens, **options):
+    """Print the answer while it is generated."""
+    speech2text = _load(model, **options)
+
+    from transformers import TextStreamer
+
+    from espnet_dus.app.transcription import answer
+
+    streamer = TextStreamer(
+        speech2text.model.tokenizer, skip_prompt=True, skip_special_tokens=True
+    )
+    answer(speech2text, audio, instruction, examples, max_new_tokens, streamer)
 
 
 def chat(model, base, max_new_tokens, **options):

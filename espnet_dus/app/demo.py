@@ -1,4 +1,4 @@
-"""A demo for the browser: speech to text, and the text ability that the LLM keeps.
+"""A demo for the browser: transcripts, instructions on speech, and text.
 
 Nothing is loaded from the network, neither analytics nor fonts: it works offline.
 """
@@ -7,7 +7,7 @@ import html
 import os
 from typing import Tuple
 
-from espnet_dus.app.transcription import Transcript, Word, transcribe
+from espnet_dus.app.transcription import Transcript, Word, answer, transcribe
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.search.speech2text import Speech2Text
 
@@ -28,6 +28,14 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
     def on_audio(path: str) -> str:
         try:
             return transcript_html(transcribe(speech2text, path))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise gr.Error(str(error)) from error
+
+    def on_instruction(path: str, instruction: str) -> str:
+        if path is None:
+            raise gr.Error("Record or upload something first.")
+        try:
+            return answer(speech2text, path, instruction)
         except (ValueError, OSError, RuntimeError) as error:
             raise gr.Error(str(error)) from error
 
@@ -58,6 +66,11 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
                     "(confident) to red (uncertain)."
                 )
                 transcript = gr.HTML()
+                instruction = gr.Textbox(
+                    label="Instruction", placeholder="Translate it into French."
+                )
+                follow = gr.Button("Follow the instruction")
+                followed = gr.Textbox(label="What the model makes of the speech")
             with gr.Column():
                 gr.Markdown("### Text, with the same weights")
                 question = gr.Textbox(label="Question", lines=2)
@@ -68,6 +81,8 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
                 verdict = gr.Markdown()
         heard = [audio.upload, audio.stop_recording]
         gr.on(heard, on_audio, audio, transcript)
+        spoken = [audio, instruction]
+        gr.on([follow.click, instruction.submit], on_instruction, spoken, followed)
         answers = [adapted, base, verdict]
         gr.on([ask.click, question.submit], on_question, question, answers)
     return page

@@ -1,10 +1,12 @@
-"""A recording of any length to its transcript: text, JSON or subtitles."""
+"""A recording to its transcript (text, JSON or subtitles), or to an answer."""
 
 import json
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Union
+from typing import Any, List, NamedTuple, Optional, Union
 
-from espnet_dus.data.audio import open_audio
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+
+from espnet_dus.data.audio import open_audio, read_file
 from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
@@ -63,6 +65,34 @@ def transcribe(
         seconds = recording.seconds
     hypothesis = join_segments(speech2text.transcribe_long(path, segment_seconds))
     return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
+
+
+def answer(
+    speech2text: Speech2Text,
+    path: Union[str, Path],
+    instruction: str,
+    *options: Any,
+) -> str:
+    """Follow an instruction on a recording of one utterance.
+
+    Args:
+        speech2text: The model.
+        path: A file that libsndfile reads, of any sampling rate.
+        instruction: What to do with it.
+        options: Further arguments of `Speech2Text.ask`.
+
+    Raises:
+        ValueError: The model takes features, the recording is too short, or
+            `Speech2Text.ask` raises it.
+        AudioError: See `open_audio`.
+    """
+    if speech2text.fs is None:
+        raise ValueError("a recording is audio, but this model takes features")
+    speech = read_file(path, speech2text.fs)
+    try:
+        return speech2text.ask(speech, instruction, *options)
+    except TooShortUttError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_kind(speech2text: Speech2Text, kind: str) -> None:

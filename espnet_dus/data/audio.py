@@ -152,6 +152,23 @@ def open_audio(
         raise AudioError(f"{wav}: {error}") from error
 
 
+def read_file(wav: Union[str, os.PathLike], fs: int) -> np.ndarray:
+    """Read a whole recording at rate `fs`, the mean of its channels.
+
+    Args:
+        wav: See `open_audio`.
+        fs: Sampling rate of the result in Hz.
+
+    Returns:
+        Samples from -1 to 1 (float32, shape (samples,)).
+
+    Raises:
+        AudioError: See `open_audio`.
+    """
+    with open_audio(wav) as recording:
+        return resample(recording.read(0, recording.frames), recording.rate, fs)
+
+
 def read_audio(
     utterance: Utterance, fs: int, allow_pipes: bool = False, channel: Channel = None
 ) -> np.ndarray:

@@ -308,19 +308,51 @@ class SpeechLM(torch.nn.Module):
             )
         if added_layers == "auto":
             added_layers = "dropped" if has_base_lm(self.lm) else "kept"
-        drop = added_layers == "dropped"
         if attention_mask is None:
             attention_mask = torch.ones_like(ids_BN)
+        drop = added_layers == "dropped"
+        with drop_added_layers(self.lm) if drop else nullcontext():
+            return self._generate(
+                generation, input_ids=ids_BN, attention_mask=attention_mask
+            )
+
+    @torch.no_grad()
+    def generate_answer(
+        self,
+        encoded: Encoded,
+        before_1N: torch.Tensor,
+        behind_1N: torch.Tensor,
+        **generation: Any,
+    ) -> torch.Tensor:
+        """Continue [text before][speech][text behind], without the trained prompt.
+
+        Args:
+            encoded: The speech of one utterance.
+            before_1N: Token ids of an instruction, with its examples.
+            behind_1N: Token ids of what ends the user's turn.
+            generation: See `generate_text`.
+
+        Returns:
+            The new token ids (1, N).
+        """
+        embed = self.lm.get_input_embeddings()
+        parts = [
+            (embed(ids_1N), ids_1N.new_tensor([ids_1N.size(1)]))
+            for ids_1N in (before_1N, behind_1N)
+        ]
+        read_BRD = encoded.read_BRD.to(embed.weight.dtype)
+        seq = join(read_BRD, encoded.read_B, *parts[1], "left", before=parts[0])
+        return self._generate(
+            generation, inputs_embeds=seq.inputs_BTD, **self.masks(seq)
+        )
+
+    def _generate(self, generation: Dict[str, Any], **inputs: Any) -> torch.Tensor:
+        """Generate by the base LM's own settings, except for those given."""
         config = copy.deepcopy(self.generation_config)
         # the rest, such as a streamer, are arguments of `generate`
         arguments = config.update(**generation)
-        with drop_added_layers(self.lm) if drop else nullcontext(), self.autocast():
-            return self.lm.generate(
-                ids_BN,
-                attention_mask=attention_mask,
-                generation_config=config,
-                **arguments,
-            )
+        with self.autocast():
+            return self.lm.generate(**inputs, generation_config=config, **arguments)
 
 
 def _with_end(config: GenerationConfig, eos_id: int) -> GenerationConfig:

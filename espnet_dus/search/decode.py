@@ -13,7 +13,7 @@ import numpy as np
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_dus.data.audio import open_audio, resample
+from espnet_dus.data.audio import open_audio, read_file
 from espnet_dus.data.dataset import check_speech_tokenizer, token_frames
 from espnet_dus.data.lengths import FRAMES_PER_SECOND
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
@@ -282,9 +282,7 @@ class _Source:
         if key not in self.paths:
             raise ValueError(f"it is not in {self.table}")
         if self.kind == "sound":
-            with open_audio(self.paths[key]) as recording:
-                samples = recording.read(0, recording.frames)
-                return resample(samples, recording.rate, self.fs)
+            return read_file(self.paths[key], self.fs)
         features = self.dataset[key][1][self.name]
         if self.info is not None:
             runs = self.run_lengths and self.run_lengths[key]

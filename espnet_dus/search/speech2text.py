@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 import numpy as np
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+from transformers.generation.streamers import BaseStreamer
 
 from espnet_dus.data.audio import as_waveform
 from espnet_dus.data.lengths import (
@@ -20,12 +21,14 @@ from espnet_dus.data.speech_tokens.tokenizer import Tokens, load_tokenizer
 from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.model.upscaling import inserted_layers
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
 from espnet_dus.search.encoding import check_ctc_head, encode
 from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech
+from espnet_dus.search.instruction import Example, around_speech, chat_text
 from espnet_dus.search.long_audio import LongResult, batches, in_recording
 from espnet_dus.search.result import Hypothesis, nothing
 from espnet_dus.search.segmentation import segments
@@ -36,7 +39,7 @@ Speech = Union[np.ndarray, torch.Tensor, Tokens]
 
 
 class Speech2Text:
-    """Transcribes speech with a trained model, and chats with the LLM in it.
+    """Transcribes speech with a trained model, answers about it, and chats.
 
     Args:
         asr_train_config: The `config.yaml` of the training.
@@ -177,12 +180,10 @@ class Speech2Text:
         if not spoken:
             return results
         batch = self._tokenized([batch[i] for i in spoken])
-        lengths = torch.tensor([len(s) for s in batch], device=self.device)
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [_tensor(speech) for speech in batch], batch_first=True
+        encoded = self._encoded(batch, self.needs_ctc)
+        self._warn_beyond_context(
+            int(encoded.read_B.max()) + len(self.model.prompt_ids)
         )
-        encoded = encode(self.model, padded.to(self.device), lengths, self.needs_ctc)
-        self._warn_beyond_context(int(encoded.read_B.max()))
         if self.search.beam_size > 1:
             found = beam_search(self.model, encoded, self.search)
         else:
@@ -195,9 +196,15 @@ class Speech2Text:
             results[i] = hypotheses
         return results
 
-    def _warn_beyond_context(self, num_read: int) -> None:
-        """Warn where speech and prompt are longer than the base LM's context."""
-        num_positions = num_read + len(self.model.prompt_ids)
+    def _encoded(self, batch: Sequence[Speech], with_ctc: bool) -> Encoded:
+        lengths = torch.tensor([len(s) for s in batch], device=self.device)
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [_tensor(speech) for speech in batch], batch_first=True
+        )
+        return encode(self.model, padded.to(self.device), lengths, with_ctc)
+
+    def _warn_beyond_context(self, num_positions: int) -> None:
+        """Warn where speech and text are longer than the base LM's context."""
         context = self.model.lm.config.max_position_embeddings
         if num_positions > context:
             logging.warning(
@@ -295,6 +302,52 @@ class Speech2Text:
             return True
         return has_speech(torch.from_numpy(speech), self.fs, self.search.no_speech)
 
+    def ask(
+        self,
+        speech: Speech,
+        instruction: str,
+        examples: Sequence[Example] = (),
+        max_new_tokens: int = 128,
+        streamer: Optional[BaseStreamer] = None,
+    ) -> str:
+        """Follow an instruction on speech, greedily and with the added layers.
+
+        Args:
+            speech: One utterance, as in `__call__`.
+            instruction: What to do with it, such as "Translate it into French."
+            examples: A text and the answer to it, for each.
+            max_new_tokens: Maximum number of tokens.
+            streamer: Gets the tokens as they are generated.
+
+        Returns:
+            The answer.
+
+        Raises:
+            AudioError: See `as_waveform`.
+            TooShortUttError: The utterance is too short for the subsampling.
+            ValueError: Nobody speaks in it, or see `around_speech`.
+
+        Examples:
+            >>> speech2text.ask(speech, "Translate it into French.", [("yes", "oui")])
+        """
+        texts = around_speech(self.model.tokenizer, instruction, examples)
+        speech = self._checked(speech)
+        if not self._is_spoken(speech):
+            raise ValueError("nobody speaks in the audio (no_speech 0: answer anyway)")
+        before, behind = map(self._ids, texts)
+        encoded = self._encoded(self._tokenized([speech]), False)
+        num_text = before.size(1) + behind.size(1)
+        self._warn_beyond_context(int(encoded.read_B) + num_text)
+        generated = self.model.generate_answer(
+            encoded,
+            before,
+            behind,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
+        )
+        return self._text(generated[0])
+
     def generate_text(
         self, prompt: str, max_new_tokens: int = 128, added_layers: str = "auto"
     ) -> str:
@@ -309,18 +362,19 @@ class Speech2Text:
         """
         tokenizer = self.model.tokenizer
         if tokenizer.chat_template:
-            prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-        ids = inputs.input_ids.to(self.device)
+            prompt = chat_text(tokenizer, [("user", prompt)])
+        ids = self._ids(prompt)
         generated = self.model.generate_text(
             ids, added_layers, max_new_tokens=max_new_tokens, do_sample=False
         )
-        new = generated[0, ids.size(1) :]
-        return tokenizer.decode(new, skip_special_tokens=True).strip()
+        return self._text(generated[0, ids.size(1) :])
+
+    def _ids(self, text: str) -> torch.Tensor:
+        ids = self.model.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.tensor([ids], device=self.device)
+
+    def _text(self, ids: torch.Tensor) -> str:
+        return self.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def _set_precision(model: ESPnetDUSModel, dtype: str) -> None:

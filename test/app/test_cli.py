@@ -171,6 +171,29 @@ def test_subtitles_without_word_times_are_an_error(run, recording, loaded, monke
     assert {word["start"] for word in json.loads(out)["words"]} == {None}
 
 
+def test_an_instruction_on_a_recording_is_answered_word_by_word(run, recording, loaded):
+    from espnet_dus.data.audio import read_file
+
+    asked = "ask", recording, "Say it backwards.", "--model", "m"
+    options = "--example", "one two", "two one", "--max_new_tokens", 7
+    out, _ = run(*asked, *options)
+    speech = read_file(recording, 16000)
+    answer = loaded.ask(speech, "Say it backwards.", [("one two", "two one")], 7)
+    assert answer and out.strip() == answer
+    out, _ = run(*asked, "--max_new_tokens", 7)
+    assert out.strip() == loaded.ask(speech, "Say it backwards.", [], 7) != answer
+
+
+def test_a_recording_too_short_to_ask_about_is_named(run, tmp_path):
+    import numpy as np
+    import soundfile
+
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(50), 8000)
+    _, err = run("ask", short, "Translate it.", "--model", "m", code=1)
+    assert f"error: {short}: has 100 samples" in err
+
+
 def test_chat_answers_each_line_until_an_empty_one(run, loaded, monkeypatch):
     lines = iter(["hello", "the cat", "", "never read"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))

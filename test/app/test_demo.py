@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
-from espnet_dus.app.transcription import Transcript, Word, transcribe
+from espnet_dus.app.transcription import Transcript, Word
+from espnet_dus.app.transcription import answer as answer_on
+from espnet_dus.app.transcription import transcribe
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -64,6 +66,14 @@ def test_a_recording_is_transcribed_and_a_question_answered_twice(
     assert first == (
         f"{word.start:.2f} to {word.end:.2f} s, confidence {word.confidence:.0%}"
     )
+
+    page.get_by_label("Instruction").fill("Translate it.")
+    page.get_by_role("button", name="Follow the instruction").click()
+    followed = page.get_by_label("What the model makes of the speech")
+    answer = printable(answer_on(loaded, recording, "Translate it."))
+    box = followed.element_handle()
+    page.wait_for_function("(box) => box.value !== ''", arg=box)
+    assert printable(followed.input_value()) == answer
 
     page.get_by_label("Question").fill("the cat sat")
     page.get_by_role("button", name="Ask").click()
