@@ -276,10 +276,11 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
                 seq = self.join_text(*self.compress(heard_BSD, lengths_B), *texts)
                 hidden_BTD = seq.inputs_BTD
             if not self.ctc_only:
+                predicted = self._predicted(seq, text, text_lengths)
                 hidden_BTD = self.upper(hidden_BTD, seq)
         targets = text_lengths.sum() + len(text_lengths)
         if not self.ctc_only:
-            ce, hits = self._cross_entropy(hidden_BTD, seq, text, text_lengths)
+            ce, hits = self._cross_entropy(hidden_BTD, *predicted)
             sums.update(loss_ce=(ce, targets), acc=(hits, targets))
         else:
             # no token was predicted: such an epoch is never the best by accuracy
@@ -335,31 +336,35 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         if num_positions > context:
             _warn_of_context(context, num_positions)
 
+    def _predicted(
+        self, seq: Joined, text_BN: torch.Tensor, text_lengths_B: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Return what is predicted, transcript and EOS: positions (B T) and tokens.
+
+        Reads a number from the GPU, so it precedes the layers.
+        """
+        steps_N = torch.arange(text_BN.size(1) + 1, device=text_BN.device)
+        wanted_X = (steps_N[None] <= text_lengths_B[:, None]).flatten()
+        wanted_M = wanted_X.nonzero().squeeze(1)
+        # the last position before the transcript predicts its first token
+        rows_B = torch.arange(len(text_BN), device=text_BN.device)
+        first_B = rows_B * seq.inputs_BTD.size(1) + seq.lengths_B - text_lengths_B - 1
+        index_BN = first_B[:, None] + steps_N[None]
+        targets_BN = torch.nn.functional.pad(text_BN, (0, 1)).masked_fill(
+            steps_N[None] == text_lengths_B[:, None], self.eos_id
+        )
+        return index_BN.flatten()[wanted_M], targets_BN.flatten()[wanted_M]
+
     def _cross_entropy(
-        self,
-        hidden_BTD: torch.Tensor,
-        seq: Joined,
-        text_BN: torch.Tensor,
-        text_lengths_B: torch.Tensor,
+        self, hidden_BTD: torch.Tensor, index_M: torch.Tensor, targets_M: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Sum the cross-entropy and the correct predictions on transcript and EOS.
 
         The LM head runs only on the positions that predict these: 49k logits on every
         speech position would cost more than all added layers.
         """
-        steps_N = torch.arange(text_BN.size(1) + 1, device=text_BN.device)
-        wanted_BN = steps_N[None] <= text_lengths_B[:, None]
-        # the last position before the transcript predicts its first token
-        index_BN = (seq.lengths_B - text_lengths_B - 1)[:, None] + steps_N[None]
-        targets_BN = torch.nn.functional.pad(text_BN, (0, 1)).masked_fill(
-            steps_N[None] == text_lengths_B[:, None], self.eos_id
-        )
-        rows_BN = torch.arange(len(text_BN), device=text_BN.device)[:, None]
-        hidden_MD = hidden_BTD[
-            rows_BN.expand_as(index_BN)[wanted_BN], index_BN[wanted_BN]
-        ]
+        hidden_MD = hidden_BTD.flatten(0, 1).index_select(0, index_M)
         logits_MV = self.lm.lm_head(hidden_MD).float()
-        targets_M = targets_BN[wanted_BN]
         loss = torch.nn.functional.cross_entropy(
             logits_MV, targets_M, label_smoothing=self.lsm_weight, reduction="sum"
         )

@@ -37,6 +37,7 @@ from transformers.cache_utils import Cache
 
 from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES, layer_options
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
+from espnet_dus.model.layers.speech_only import Speech, find_speech
 
 Positions = Union[str, Sequence[int]]
 MODES = ("kept", "dropped", "auto")
@@ -326,7 +327,7 @@ class UpscaledLM:
 class UpscaledDecoder:
     """Passes to each layer what Hugging Face's own loop does not.
 
-    `speech_mask`: as long as the new input. `rows`: for `AddedLayer`.
+    `speech`: where the speech is in the new input. `rows`: for `AddedLayer`.
     """
 
     def forward(
@@ -352,12 +353,9 @@ class UpscaledDecoder:
         if speech_mask is not None:
             _check_speech_mask(speech_mask, new, is_cached)
         rows = self._rows(added_layers, speech_mask, past_key_values)
-        if speech_mask is not None:
-            if is_cached:  # what is new is text
-                speech_mask = None
-            else:  # `generate` without a cache repeats the prefill's
-                num_added = new.shape[1] - speech_mask.shape[1]
-                speech_mask = torch.nn.functional.pad(speech_mask, (0, num_added))
+        if is_cached:  # what is new is text
+            speech_mask = None
+        speech = None if rows is False else self._speech(speech_mask, new.shape[:2])
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -365,10 +363,26 @@ class UpscaledDecoder:
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            speech_mask=speech_mask,
+            speech=speech,
             rows=rows,
             **kwargs,
         )
+
+    def _speech(
+        self, speech_mask: Optional[torch.Tensor], shape: torch.Size
+    ) -> Optional[Speech]:
+        """Find the speech, for all layers, if any of them asks for it."""
+        if not any(getattr(layer, "takes_speech", False) for layer in self.layers):
+            return None
+        if speech_mask is None:
+            if not self.training:
+                return None
+            device = next(self.parameters()).device
+            speech_mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        # `generate` without a cache repeats the prefill's
+        num_added = shape[1] - speech_mask.shape[1]
+        padded = torch.nn.functional.pad(speech_mask, (0, num_added))
+        return find_speech(padded, self.training)
 
     def _rows(
         self,

@@ -72,7 +72,8 @@ def test_layers_and_heads_are_counted_exactly(model):
         )
         ctc_BTD = model.lower(seq)
         hidden_BTD = model.upper(ctc_BTD, seq)
-        ce, _ = model._cross_entropy(hidden_BTD, seq, text, lengths[1])
+        predicted = model._predicted(seq, text, lengths[1])
+        ce, _ = model._cross_entropy(hidden_BTD, *predicted)
         units = torch.ones(B, 2, dtype=torch.long), torch.tensor([2, 2])
         return ce + model.ctc(ctc_BTD[:, :S], lengths[0], *units)[0]
 

@@ -7,8 +7,8 @@
     layer_idx   index of the added layer in the KV cache
 
 A layer takes the call of the base model's own decoder layers and, where it needs it,
-`speech_mask` bool (batch, time); it returns hidden states (batch, time, hidden). It is
-the identity until it is trained.
+`speech` (see `speech_only.Speech`); it returns hidden states (batch, time, hidden). It
+is the identity until it is trained.
 """
 
 import inspect

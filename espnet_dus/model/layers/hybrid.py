@@ -25,7 +25,7 @@ from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from espnet_dus.model.layers.e_branchformer import build_cgmlp, check_kernel
-from espnet_dus.model.layers.speech_only import speech_positions
+from espnet_dus.model.layers.speech_only import Speech
 from espnet_dus.model.layers.transformer import build_transformer
 
 # What a checkpoint or configuration of the former layer of this kind and scope is told.
@@ -99,6 +99,7 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
         merge_conv_kernel: Kernel of the convolution before the merge.
     """
 
+    takes_speech = True
     # Modules that see speech positions only.
     SPEECH_MODULES = ("norm_mlp", "cgmlp", "depthwise_conv_fusion", "merge_proj")
 
@@ -129,7 +130,7 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
         self,
         hidden_states: torch.Tensor,
         attention_mask: Optional[torch.Tensor] = None,
-        speech_mask: Optional[torch.Tensor] = None,
+        speech: Optional[Speech] = None,
         **kwargs,
     ) -> torch.Tensor:
         """Transform text and speech positions.
@@ -137,7 +138,7 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
         Args:
             hidden_states: (B, T, D).
             attention_mask: The base model's causal mask, of its attention back-end.
-            speech_mask: bool (B, T), True where a position is speech, or None.
+            speech: Where the speech is, or None.
             kwargs: For the base layer's attention: positions and cache.
 
         Returns:
@@ -148,20 +149,12 @@ class HybridEBranchformerLayer(GradientCheckpointingLayer, EBranchformerEncoderL
             hidden_states=self.norm_mha(x_BTD), attention_mask=attention_mask, **kwargs
         )
         global_BTD = self.dropout(global_BTD)
-        found = speech_positions(speech_mask, x_BTD, self.training)
-        if found is not None:
-            index_BS, mask_BS = found
-            index_BSD = index_BS[..., None].expand(-1, -1, x_BTD.size(2))
-            global_BSD = global_BTD.gather(1, index_BSD)
-            mask_BS1 = mask_BS[..., None]
+        if speech is not None:
             # zero on padding: what follows the speech must not reach the convolutions
-            x_BSD = x_BTD.gather(1, index_BSD).masked_fill(~mask_BS1, 0.0)
-            merged_BSD = self.merge(global_BSD, x_BSD, mask_BS)
-            merged_BSD = torch.where(mask_BS1, merged_BSD, global_BSD)
-            # autocast may compute the merge in another precision than the attention
-            global_BTD = global_BTD.scatter(
-                1, index_BSD, merged_BSD.to(global_BTD.dtype)
+            merged_BSD = self.merge(
+                speech.gather(global_BTD), speech.gather(x_BTD), speech.mask_BS
             )
+            global_BTD = speech.scatter(merged_BSD, global_BTD)
         x_BTD = x_BTD + global_BTD
         return x_BTD + self.dropout(self.feed_forward(self.norm_ff(x_BTD)))
 

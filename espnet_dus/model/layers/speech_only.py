@@ -1,40 +1,67 @@
 """Scope `speech`: a layer that works on the speech positions and on nothing else.
 
-Dimensions: B utterances, T positions of the LLM sequence, S speech positions, D hidden.
+Dimensions: B sequences, T positions of a sequence, S speech positions of an utterance,
+M speech positions of the batch, D hidden.
 """
 
-from typing import Optional, Tuple
+import dataclasses
+from typing import Optional
 
 import torch
 
 
-def speech_positions(
-    speech_mask: Optional[torch.Tensor], hidden_BTD: torch.Tensor, training: bool
-) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
-    """Find the speech positions, to be gathered without gap or padding between.
+@dataclasses.dataclass(frozen=True)
+class Speech:
+    """Where the speech is: found once in a pass, and used by all layers.
+
+    Finding it waits for the GPU (it reads numbers of positions); using it does not.
+
+    Attributes:
+        index_M: The speech positions, in order, as indices of all positions (B T).
+        gathered_M: Their indices among the gathered frames (B S).
+        mask_BS: bool, True on gathered frames that are speech. In an utterance without
+            speech the first frame is marked too, since attention over no frames at all
+            is not a number; what becomes of it is dropped.
+    """
+
+    index_M: torch.Tensor
+    gathered_M: torch.Tensor
+    mask_BS: torch.Tensor
+
+    def gather(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return the speech (B, S, D) without gaps, and with zeros as padding."""
+        x_MD = x_BTD.flatten(0, 1).index_select(0, self.index_M)
+        empty = x_BTD.new_zeros((self.mask_BS.numel(), x_BTD.size(2)))
+        x_XD = empty.index_copy(0, self.gathered_M, x_MD)
+        return x_XD.unflatten(0, self.mask_BS.shape)
+
+    def scatter(self, y_BSD: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return `x_BTD` with the gathered frames of `y_BSD` back in their positions."""
+        y_MD = y_BSD.flatten(0, 1).index_select(0, self.gathered_M).to(x_BTD.dtype)
+        return x_BTD.flatten(0, 1).index_copy(0, self.index_M, y_MD).view_as(x_BTD)
+
+
+def find_speech(speech_mask_BT: torch.Tensor, training: bool) -> Optional[Speech]:
+    """Find the speech positions of a pass.
 
     Args:
-        speech_mask: bool (B, T), True where a position is speech, or None.
-        hidden_BTD: (B, T, D) hidden states, for shape and device.
-        training: Return one position even if there is no speech. Its output is then
-            masked, so that all parameters have a gradient, as DDP requires.
+        speech_mask_BT: bool, True where a position is speech.
+        training: Return a `Speech` of no positions where there is no speech, so that
+            all parameters have a gradient, as DDP requires.
 
     Returns:
-        Indices (B, S) along T, in order, and the mask bool (B, S) of those that are
-        speech; None where there is no speech.
+        The positions; None where there is no speech and nothing is trained.
     """
-    if speech_mask is None and training:
-        speech_mask = hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.bool)
-    if speech_mask is None:
+    index_M = speech_mask_BT.flatten().nonzero().squeeze(1)
+    if not len(index_M) and not training:
         return None
-    lengths_B = speech_mask.sum(1)
-    longest = max(int(lengths_B.max()), int(training))
-    if longest == 0:
-        return None
-    # a stable sort moves the speech positions to the front, in their order
-    order_BT = torch.argsort((~speech_mask).to(torch.int8), dim=1, stable=True)
-    frames_S = torch.arange(longest, device=hidden_BTD.device)
-    return order_BT[:, :longest], frames_S[None] < lengths_B[:, None]
+    lengths_B = speech_mask_BT.sum(1).clamp(min=1)
+    frames_S = torch.arange(int(lengths_B.max()), device=index_M.device)
+    mask_BS = frames_S[None] < lengths_B[:, None]
+    rank_BT = speech_mask_BT.cumsum(1) - 1
+    sequence_M = index_M.div(speech_mask_BT.size(1), rounding_mode="floor")
+    gathered_M = sequence_M * len(frames_S) + rank_BT.flatten()[index_M]
+    return Speech(index_M, gathered_M, mask_BS)
 
 
 class SpeechOnlyLayer(torch.nn.Module):
@@ -51,37 +78,25 @@ class SpeechOnlyLayer(torch.nn.Module):
             behind the speech can reach it, whatever its convolutions do there.
     """
 
+    takes_speech = True
+
     def __init__(self, layer: torch.nn.Module):
         super().__init__()
         self.layer = layer
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        speech_mask: Optional[torch.Tensor] = None,
-        **_,
+        self, hidden_states: torch.Tensor, speech: Optional[Speech] = None, **_
     ) -> torch.Tensor:
         """Transform the speech positions.
 
         Args:
             hidden_states: (B, T, D).
-            speech_mask: bool (B, T), True where a position is speech, or None.
+            speech: Where the speech is, or None.
 
         Returns:
             (B, T, D).
         """
-        x_BTD = hidden_states
-        found = speech_positions(speech_mask, x_BTD, self.training)
-        if found is None:
-            return x_BTD
-        index_BS, mask_BS = found
-        index_BSD = index_BS[..., None].expand(-1, -1, x_BTD.size(2))
-        x_BSD = x_BTD.gather(1, index_BSD)
-        # In an utterance without speech one frame is computed and then dropped:
-        # attention over no frames at all is not a number.
-        present_BS = mask_BS.clone()
-        present_BS[:, 0] = True
-        mask_BS1 = mask_BS[..., None]
-        y_BSD = self.layer(x_BSD.masked_fill(~mask_BS1, 0.0), present_BS)
-        y_BSD = torch.where(mask_BS1, y_BSD, x_BSD)
-        return x_BTD.scatter(1, index_BSD, y_BSD)
+        if speech is None:
+            return hidden_states
+        y_BSD = self.layer(speech.gather(hidden_states), speech.mask_BS)
+        return speech.scatter(y_BSD, hidden_states)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoderLayer
 
+from espnet_dus.model.layers.speech_only import find_speech
+
 
 @pytest.fixture
 def frames():
@@ -18,7 +20,8 @@ def one_layer(upscaled, seed=0, **layer_conf):
 
 def call(layer, frames):
     """The layer's output where all positions are speech."""
-    return layer(frames, speech_mask=torch.ones(frames.shape[:2], dtype=torch.bool))
+    mask_BT = torch.ones(frames.shape[:2], dtype=torch.bool)
+    return layer(frames, speech=find_speech(mask_BT, layer.training))
 
 
 @torch.no_grad()

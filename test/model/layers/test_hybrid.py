@@ -6,6 +6,8 @@ import pytest
 import torch
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoderLayer
 
+from espnet_dus.model.layers.speech_only import find_speech
+
 SPEECH_MODULES = ("norm_mlp", "cgmlp", "depthwise_conv_fusion", "merge_proj")
 
 
@@ -29,7 +31,7 @@ def make(upscaled, tiny_lm):
                 attention_mask=causal,
                 position_ids=positions,
                 position_embeddings=lm.model.rotary_emb(x_BTD, positions),
-                speech_mask=mask_BT if speech else None,
+                speech=find_speech(mask_BT, layer.training),
             )
 
         return layer, call

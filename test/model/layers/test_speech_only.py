@@ -2,7 +2,7 @@
 
 import torch
 
-from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
+from espnet_dus.model.layers.speech_only import SpeechOnlyLayer, find_speech
 
 
 class Recorder(torch.nn.Module):
@@ -26,7 +26,7 @@ MASK_BT = torch.tensor(
 
 def test_the_layer_sees_the_speech_positions_without_gaps_and_in_order():
     recorder = Recorder()
-    SpeechOnlyLayer(recorder)(X_BTD, speech_mask=MASK_BT)
+    SpeechOnlyLayer(recorder)(X_BTD, find_speech(MASK_BT, True))
     ((x_BSD, mask_BS),) = recorder.calls
     assert mask_BS.tolist() == [
         [True, True, True, False],
@@ -40,7 +40,7 @@ def test_the_layer_sees_the_speech_positions_without_gaps_and_in_order():
 
 
 def test_speech_positions_are_transformed_and_all_others_leave_as_they_came():
-    y_BTD = SpeechOnlyLayer(Recorder())(X_BTD, speech_mask=MASK_BT)
+    y_BTD = SpeechOnlyLayer(Recorder())(X_BTD, find_speech(MASK_BT, True))
     assert torch.equal(y_BTD[MASK_BT], 2 * X_BTD[MASK_BT])
     assert torch.equal(y_BTD[~MASK_BT], X_BTD[~MASK_BT])
 
@@ -49,7 +49,7 @@ def test_an_input_without_speech_does_not_touch_the_layer():
     recorder = Recorder()
     layer = SpeechOnlyLayer(recorder).eval()
     assert layer(X_BTD) is X_BTD
-    assert layer(X_BTD, speech_mask=torch.zeros_like(MASK_BT)) is X_BTD
+    assert layer(X_BTD, find_speech(torch.zeros_like(MASK_BT), False)) is X_BTD
     assert not recorder.calls
 
 
@@ -58,7 +58,7 @@ def test_an_utterance_without_speech_beside_others_stays_as_it_is_with_its_gradi
     mask_BT[2] = False
     x_BTD = X_BTD.clone().requires_grad_()
     recorder = Recorder()
-    y_BTD = SpeechOnlyLayer(recorder)(x_BTD, speech_mask=mask_BT)
+    y_BTD = SpeechOnlyLayer(recorder)(x_BTD, find_speech(mask_BT, True))
     assert torch.equal(y_BTD[2], X_BTD[2])
     assert recorder.calls[0][1].any(1).all()  # attention over no frame is not a number
     y_BTD.sum().backward()
@@ -70,9 +70,9 @@ def test_an_utterance_without_speech_beside_others_stays_as_it_is_with_its_gradi
 
 def test_in_training_an_input_without_speech_gives_every_parameter_a_zero_gradient():
     x_BTD = X_BTD.clone().requires_grad_()
-    for mask_BT in (None, torch.zeros_like(MASK_BT)):
-        recorder = Recorder()
-        y_BTD = SpeechOnlyLayer(recorder)(x_BTD, speech_mask=mask_BT)
-        assert torch.equal(y_BTD, X_BTD)
-        y_BTD.sum().backward()
-        assert recorder.weight.grad == 0  # not None, which DDP would wait for
+    recorder = Recorder()
+    speech = find_speech(torch.zeros_like(MASK_BT), True)
+    y_BTD = SpeechOnlyLayer(recorder)(x_BTD, speech)
+    assert torch.equal(y_BTD, X_BTD)
+    y_BTD.sum().backward()
+    assert recorder.weight.grad == 0  # not None, which DDP would wait for

@@ -3,6 +3,7 @@
 import torch
 from transformers import LlamaForCausalLM
 
+from espnet_dus.model.layers.speech_only import find_speech
 from espnet_dus.model.upscaling import inserted_layers
 
 
@@ -48,9 +49,9 @@ def test_scope_speech_saves_no_rotary_embedding_of_its_own(upscaled):
 def test_order_of_the_frames_matters_in_scope_speech(upscaled):
     layer = upscaled("transformer", "speech", positions=[0], seed=0).model.layers[1]
     x_BTD = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
-    mask_BT = torch.ones(1, 6, dtype=torch.bool)
-    forward = layer(x_BTD, speech_mask=mask_BT)
-    backward = layer(x_BTD.flip(1), speech_mask=mask_BT).flip(1)
+    speech = find_speech(torch.ones(1, 6, dtype=torch.bool), training=False)
+    forward = layer(x_BTD, speech=speech)
+    backward = layer(x_BTD.flip(1), speech=speech).flip(1)
     assert not torch.allclose(forward, backward, atol=1e-3)
 
 
