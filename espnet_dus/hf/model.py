@@ -2,7 +2,7 @@
 
     input_features -> speech embedder -+
                                        v
-    input_ids (prompt, text)  -> [speech][text] -> LM with added layers -> logits
+                  input_ids -> [speech][prompt][text] -> LM with added layers -> logits
 
 The computation is `SpeechLM`'s, the same that training and every search run.
 
@@ -49,8 +49,8 @@ class DUSConfig(PreTrainedConfig):
             the input is features.
         speech_tokenizer: Name and sha256 of the speech tokenizer, for the record.
         speech_embedder_conf: Other options of `SpeechEmbedder` or `TokenEmbedder`.
-        num_prompt_embeddings: Number of trained prompt embeddings. They replace those
-            of the first tokens of the text behind speech. 0: none was trained.
+        prompt_ids: Token ids of the prompt between speech and text.
+        prompt_tuning: The embeddings of the prompt were trained.
         ctc_compression: `token_ids` and `embedding_rms` of `CTCCompression`, or None
             where the LM reads every speech position.
         base_lm: The base LM's name, revision and sha256, for the record.
@@ -68,7 +68,8 @@ class DUSConfig(PreTrainedConfig):
         token_vocab_sizes: Optional[Sequence[int]] = None,
         speech_tokenizer: Optional[Dict[str, str]] = None,
         speech_embedder_conf: Optional[Dict[str, Any]] = None,
-        num_prompt_embeddings: int = 0,
+        prompt_ids: Sequence[int] = (),
+        prompt_tuning: bool = False,
         ctc_compression: Optional[Dict[str, Any]] = None,
         base_lm: Optional[Dict[str, str]] = None,
         **kwargs: Any,
@@ -83,7 +84,8 @@ class DUSConfig(PreTrainedConfig):
         self.token_vocab_sizes = token_vocab_sizes
         self.speech_tokenizer = speech_tokenizer
         self.speech_embedder_conf = speech_embedder_conf or {}
-        self.num_prompt_embeddings = num_prompt_embeddings
+        self.prompt_ids = list(prompt_ids)
+        self.prompt_tuning = prompt_tuning
         self.ctc_compression = ctc_compression
         self.base_lm = base_lm or {}
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
@@ -110,11 +112,10 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
         super().__init__(
             lm,
             _embedder(config, hidden_size),
-            # only their number counts: `input_ids` begin with them
-            prompt_ids=[0] * config.num_prompt_embeddings,
+            prompt_ids=config.prompt_ids,
             eos_id=config.eos_token_id,
             compute_dtype=torch.float32,  # no autocast
-            prompt_tuning=config.num_prompt_embeddings > 0,
+            prompt_tuning=config.prompt_tuning,
             ctc=ctc,
             compression=compression,
             config=config,
@@ -141,37 +142,36 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Optional[torch.Tensor] = None,
         input_features: Optional[torch.Tensor] = None,
-        feature_lengths: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits (B, T, V).
 
         Args:
-            input_ids: (B, N) text, behind the speech where there is any.
+            input_ids: (B, N) text, behind speech and prompt where there is speech; then
+                it is padded on the right.
             input_features: (B, F, M), speech tokens (B, F, streams), or None for text
                 alone.
-            feature_lengths: (B,) number of frames.
-            attention_mask: (B, N), 1 on real tokens, which are on the left.
+            attention_mask: 1 on real frames (B, F) or, for text alone, on real tokens
+                (B, N). None: all are.
             kwargs: The LM's, such as `added_layers`.
 
         Returns:
-            What the LM returns. With speech, each row is [speech][text][padding].
+            What the LM returns. With speech, each row is [speech][prompt][text][pad].
         """
         if input_features is None:
             return self.lm(input_ids, attention_mask=attention_mask, **kwargs)
-        encoded = self._encode(input_features, feature_lengths)
-        seq = self._join(encoded, input_ids, attention_mask, "right")
+        encoded = self._encode(input_features, attention_mask)
+        seq = self._join(encoded, input_ids, "right")
         return self.lm(inputs_embeds=seq.inputs_BTD, **self.masks(seq), **kwargs)
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Optional[torch.Tensor] = None,
         input_features: Optional[torch.Tensor] = None,
-        feature_lengths: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         added_layers: str = "auto",
         **kwargs: Any,
@@ -179,14 +179,13 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
         """Generate as the LM does, behind speech and prompt; see `forward`.
 
         Text alone is generated by the base LM's own settings. A transcript is generated
-        greedily, with at most one token for each speech position, unless `kwargs` say
-        otherwise.
+        greedily unless `kwargs` say otherwise, with at most one token for each speech
+        position.
 
         Args:
             input_ids: (B, N).
             input_features: As in `forward`.
-            feature_lengths: (B,).
-            attention_mask: (B, N).
+            attention_mask: As in `forward`.
             added_layers: `kept`, `dropped`, or `auto`: text alone is the base LM's.
             kwargs: Those of Hugging Face's `generate`.
 
@@ -195,41 +194,39 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
         """
         if input_features is None:
             return self.generate_text(input_ids, added_layers, attention_mask, **kwargs)
-        encoded = self._encode(input_features, feature_lengths)
-        seq = self._join(encoded, input_ids, attention_mask, "left")
+        encoded = self._encode(input_features, attention_mask)
+        seq = self._join(encoded, input_ids, "left")
         kwargs.setdefault("eos_token_id", self.eos_id)
         kwargs.setdefault("pad_token_id", self.eos_id)
-        if not {"max_new_tokens", "max_length", "generation_config"} & set(kwargs):
-            kwargs["max_new_tokens"] = int(encoded.lengths_B.max())
+        if not {"max_length", "generation_config"} & set(kwargs):
+            most = int(encoded.lengths_B.max())
+            kwargs["max_new_tokens"] = min(kwargs.get("max_new_tokens", most), most)
         with drop_added_layers(self.lm) if added_layers == "dropped" else nullcontext():
             return self.lm.generate(
                 inputs_embeds=seq.inputs_BTD, **self.masks(seq), **kwargs
             )
 
     def _encode(
-        self, input_features: torch.Tensor, feature_lengths: torch.Tensor
+        self, input_features: torch.Tensor, attention_mask: Optional[torch.Tensor]
     ) -> Encoded:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_features[..., 0])
+        lengths_B = attention_mask.sum(1).long()
         if input_features.is_floating_point():
             dtype = self.get_input_embeddings().weight.dtype
             input_features = input_features.to(dtype)
-        return self.encode(*self.speech_embedder(input_features, feature_lengths))
+        return self.encode(*self.speech_embedder(input_features, lengths_B))
 
     def _join(
-        self,
-        encoded: Encoded,
-        input_ids: torch.Tensor,
-        attention_mask: Optional[torch.Tensor],
-        pad_side: str,
+        self, encoded: Encoded, input_ids: Optional[torch.Tensor], pad_side: str
     ) -> Joined:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        num_prompt = len(self.prompt_ids)
+        if input_ids is None:
+            shape = len(encoded.read_B), 0
+            input_ids = encoded.read_B.new_zeros(shape, dtype=torch.long)
+        # padding behind the text is text to the LM: nothing before it looks at it
+        lengths_B = torch.full_like(encoded.read_B, input_ids.size(1))
         return self.join_text(
-            encoded.read_BRD,
-            encoded.read_B,
-            input_ids[:, num_prompt:],
-            attention_mask.sum(1) - num_prompt,
-            pad_side,
+            encoded.read_BRD, encoded.read_B, input_ids, lengths_B, pad_side
         )
 
 

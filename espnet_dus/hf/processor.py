@@ -6,72 +6,104 @@ import numpy as np
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.utterance_mvn import UtteranceMVN
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
-from transformers import BatchFeature, ProcessorMixin
+from espnet2.legacy.nets.pytorch_backend.nets_utils import (
+    make_non_pad_mask,
+    make_pad_mask,
+)
+from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 
 from espnet_dus.data.audio import as_waveform
 
-Waveform = Union[np.ndarray, torch.Tensor, Sequence[float]]
+Speech = Union[np.ndarray, torch.Tensor, Sequence[float]]
 
 
-class DUSProcessor(ProcessorMixin):
-    """The tokenizer, and ESPnet's feature extraction as in training.
+class DUSFeatureExtractor(SequenceFeatureExtractor):
+    """ESPnet's feature extraction as in training.
 
     Args:
-        tokenizer: The base LM's tokenizer.
-        prompt: Text between speech and transcript.
+        feature_size: Features per frame, or streams of speech tokens.
+        sampling_rate: Rate of the training data in Hz.
+        padding_value: Value on padding.
         frontend_conf: Options of ESPnet's `DefaultFrontend`; None: the model takes
             features or tokens, which are not changed.
         mean: Mean of each feature, which is subtracted (global normalization), or None.
         std: Standard deviation of each feature, which divides it, or None.
         utterance_mvn: Options of ESPnet's `UtteranceMVN`, or None.
-        takes_tokens: The model takes speech tokens.
+        speech_tokenizer: Name of the tokenizer of a model that takes speech tokens.
+        kwargs: Those of every Hugging Face feature extractor.
     """
+
+    model_input_names = ["input_features", "attention_mask"]
 
     def __init__(
         self,
-        tokenizer,
-        prompt: str = "",
+        feature_size: int = 80,
+        sampling_rate: int = 16000,
+        padding_value: float = 0.0,
         frontend_conf: Optional[Dict[str, Any]] = None,
         mean: Optional[List[float]] = None,
         std: Optional[List[float]] = None,
         utterance_mvn: Optional[Dict[str, Any]] = None,
-        takes_tokens: bool = False,
+        speech_tokenizer: Optional[str] = None,
+        **kwargs: Any,
     ):
-        super().__init__(tokenizer)
-        self.prompt = prompt
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
         self.frontend_conf = frontend_conf
         self.mean, self.std = mean, std
         self.utterance_mvn = utterance_mvn
-        self.takes_tokens = takes_tokens
-        self.frontend = None
+        self.speech_tokenizer = speech_tokenizer
+        self._frontend = None
         if frontend_conf is not None:
-            self.frontend = DefaultFrontend(**frontend_conf)
+            self._frontend = DefaultFrontend(**frontend_conf)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the options, from which the same object can be made."""
+        options = super().to_dict()
+        del options["_frontend"]
+        return options
 
     @torch.no_grad()
-    def __call__(self, speech: Union[Waveform, Sequence[Waveform]]) -> BatchFeature:
+    def __call__(
+        self,
+        audio: Union[Speech, Sequence[Speech]],
+        sampling_rate: Optional[int] = None,
+        return_tensors: str = "pt",
+        padding: Union[bool, str] = True,
+        return_attention_mask: bool = True,
+    ) -> BatchFeature:
         """Extract the features of one utterance, or of a batch.
 
         Args:
-            speech: Samples (samples,) at the training data's rate as a NumPy array, a
-                tensor or a list of floats; an array of features (F, M) or of speech
-                tokens (F, streams) if the model was trained on these; or a list of such
-                for a batch.
+            audio: Samples (samples,) as a NumPy array, a tensor or a list of floats; an
+                array of features (F, M) or of speech tokens (F, streams) if the model
+                was trained on these; or a list of such for a batch.
+            sampling_rate: Of the samples in Hz. They are converted to the rate of the
+                training data; None: they have it.
+            return_tensors: `pt` or `np`.
+            padding: True or `longest`: there is no other padding.
+            return_attention_mask: Return which frames are real.
 
         Returns:
-            The arguments of the model's `generate`: `input_features` (B, F, M or
-            streams), `feature_lengths` (B,) and `input_ids` (B, N), the prompt.
+            `input_features` (B, F, M or streams), padded on the right, and
+            `attention_mask` (B, F), 1 on real frames.
+
+        Raises:
+            AudioError: See `as_waveform`.
+            ValueError: Audio for a model that takes features or speech tokens, or
+                another padding.
         """
-        is_batch = isinstance(speech, (list, tuple)) and not np.isscalar(speech[0])
-        batch = speech if is_batch else [speech]
-        if self.frontend is not None:
-            batch = [as_waveform(s) for s in batch]
-        dtype = torch.long if self.takes_tokens else torch.float32
-        batch = [torch.as_tensor(s, dtype=dtype) for s in batch]
-        lengths_B = torch.tensor([len(s) for s in batch])
+        if padding not in (True, "longest"):
+            raise ValueError(f"padding: {padding!r}, expected True or 'longest'")
+        is_batch = isinstance(audio, (list, tuple)) and not np.isscalar(audio[0])
+        batch = list(audio) if is_batch else [audio]
+        if self._frontend is not None:
+            batch = [as_waveform(a, sampling_rate, self.sampling_rate) for a in batch]
+        dtype = torch.float32 if self.speech_tokenizer is None else torch.long
+        batch = [self._checked(torch.as_tensor(a)).to(dtype) for a in batch]
+        lengths_B = torch.tensor([len(a) for a in batch])
         feats_BFM = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-        if self.frontend is not None:
-            feats_BFM, lengths_B = self.frontend(feats_BFM, lengths_B)
+        if self._frontend is not None:
+            feats_BFM, lengths_B = self._frontend(feats_BFM, lengths_B)
         if self.mean is not None:
             padding_BFM = make_pad_mask(lengths_B, feats_BFM, 1)
             feats_BFM = feats_BFM - torch.tensor(self.mean)
@@ -80,12 +112,42 @@ class DUSProcessor(ProcessorMixin):
             feats_BFM, lengths_B = UtteranceMVN(**self.utterance_mvn)(
                 feats_BFM, lengths_B
             )
-        prompt = self.tokenizer(self.prompt, add_special_tokens=False).input_ids
-        prompt_N = torch.tensor(prompt, dtype=torch.long)
-        return BatchFeature(
-            {
-                "input_features": feats_BFM,
-                "feature_lengths": lengths_B,
-                "input_ids": prompt_N.expand(len(batch), -1),
-            }
-        )
+        data = {"input_features": feats_BFM}
+        if return_attention_mask:
+            data["attention_mask"] = make_non_pad_mask(lengths_B).long()
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _checked(self, array: torch.Tensor) -> torch.Tensor:
+        """Check what is not audio."""
+        if self._frontend is not None:
+            return array
+        expected = f"features of shape (frames, {self.feature_size})"
+        fits = array.ndim == 2 and array.size(1) == self.feature_size
+        if self.speech_tokenizer is not None:
+            expected = (
+                f"speech tokens of shape (frames, {self.feature_size}), made with the "
+                f"tokenizer {self.speech_tokenizer}"
+            )
+            fits = fits and not array.is_floating_point()
+        if not fits:
+            raise ValueError(
+                f"this model takes {expected}, not {array.dtype} of shape "
+                f"{tuple(array.shape)}; Speech2Text takes audio"
+            )
+        return array
+
+
+class DUSProcessor(ProcessorMixin):
+    """The feature extraction of training, and the base LM's tokenizer.
+
+    Args:
+        feature_extractor: Turns audio into the model's input.
+        tokenizer: Turns the model's output into text.
+    """
+
+    def __init__(self, feature_extractor: DUSFeatureExtractor, tokenizer):
+        super().__init__(feature_extractor, tokenizer)
+
+    def __call__(self, audio, **kwargs: Any) -> BatchFeature:
+        """Return the arguments of `generate`; see `DUSFeatureExtractor`."""
+        return self.feature_extractor(audio, **kwargs)

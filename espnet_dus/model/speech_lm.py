@@ -348,7 +348,8 @@ class SpeechLM(torch.nn.Module):
 
     def _generate(self, generation: Dict[str, Any], **inputs: Any) -> torch.Tensor:
         """Generate by the base LM's own settings, except for those given."""
-        config = copy.deepcopy(self.generation_config)
+        config = generation.pop("generation_config", None) or self.generation_config
+        config = copy.deepcopy(config)
         # the rest, such as a streamer, are arguments of `generate`
         arguments = config.update(**generation)
         with self.autocast():

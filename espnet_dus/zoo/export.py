@@ -8,6 +8,7 @@ The first two hold the text side only, for runtimes without speech. The third ho
 whole model and loads where `espnet_dus` is installed.
 """
 
+import copy
 import logging
 import tempfile
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Union
 import torch
 from espnet2.layers.global_mvn import GlobalMVN
 
-from espnet_dus.data.lengths import takes_tokens
+from espnet_dus.data.lengths import sampling_rate, takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.task import DUSTask
@@ -106,7 +107,12 @@ def _save_adapter(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> N
 
 def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) -> None:
     """Save the whole model and its feature extraction."""
-    from espnet_dus.hf import DUSConfig, DUSForCausalLM, DUSProcessor
+    from espnet_dus.hf import (
+        DUSConfig,
+        DUSFeatureExtractor,
+        DUSForCausalLM,
+        DUSProcessor,
+    )
 
     if args.frontend not in (None, "default"):
         raise ValueError(
@@ -126,9 +132,8 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         token_vocab_sizes=tokens and tokens.vocab_sizes,
         speech_tokenizer=tokens and tokens.identity,
         speech_embedder_conf=args.speech_embedder_conf,
-        num_prompt_embeddings=(
-            0 if model.prompt_embeddings is None else len(model.prompt_embeddings)
-        ),
+        prompt_ids=model.prompt_ids,
+        prompt_tuning=model.prompt_embeddings is not None,
         ctc_compression=model.compression and vars(model.compression),
         base_lm=asdict(model.identity),
         eos_token_id=model.eos_id,
@@ -138,7 +143,9 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
     tensors = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers())
     whole.load_state_dict({name: tensors[name] for name in whole.state_dict()})
-    whole.generation_config = model.generation_config
+    whole.generation_config = copy.deepcopy(model.generation_config)
+    # a greedy transcript, where the pipeline for speech recognition has five beams
+    whole.generation_config.num_beams = model.generation_config.num_beams or 1
     whole.to(dtype).save_pretrained(out_dir)
 
     mean = std = None
@@ -146,17 +153,18 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         mean = normalize.mean if normalize.norm_means else 0 * normalize.mean
         std = normalize.std if normalize.norm_vars else 0 * normalize.std + 1
         mean, std = mean.float().tolist(), std.float().tolist()
-    DUSProcessor(
-        model.tokenizer,
-        prompt=args.model_conf.get("prompt", ""),
+    extractor = DUSFeatureExtractor(
+        feature_size=size if tokens is None else len(tokens.vocab_sizes),
+        sampling_rate=sampling_rate(args),
         frontend_conf=None if frontend is None else args.frontend_conf,
         mean=mean,
         std=std,
         utterance_mvn=(
             args.normalize_conf if args.normalize == "utterance_mvn" else None
         ),
-        takes_tokens=tokens is not None,
-    ).save_pretrained(out_dir)
+        speech_tokenizer=tokens and tokens.name,
+    )
+    DUSProcessor(extractor, model.tokenizer).save_pretrained(out_dir)
 
 
 def _plain_config(lm: torch.nn.Module, num_layers: int):

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soxr
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
-    AutoTokenizer,
     LlamaForCausalLM,
+    pipeline,
 )
 
 from espnet_dus.app import cli
@@ -206,7 +207,7 @@ def test_a_model_with_ctc_compression_hears_the_same_units(
     ):
         assert ours[: len(theirs.token_int[:5])] == theirs.token_int[:5]
         inputs = processor(speech)
-        frames = inputs["input_features"], inputs["feature_lengths"]
+        frames = inputs["input_features"], inputs["attention_mask"].sum(1)
         alone = trained.model.speech_embedder(*frames)
         expected = trained.model.encode(*alone)
         encoded = model.encode(*model.speech_embedder(*frames))
@@ -240,12 +241,11 @@ def test_the_processor_extracts_the_features_of_training(
     lengths = torch.tensor([len(s) for s in speech])
     expected, lengths = trained.model.embed_speech(padded, lengths)
     ours, our_lengths = model.speech_embedder(
-        inputs["input_features"], inputs["feature_lengths"]
+        inputs["input_features"], inputs["attention_mask"].sum(1)
     )
     close(ours, expected)
     assert torch.equal(our_lengths, lengths)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
-    assert tokenizer.decode(inputs["input_ids"][0]) == "Transcript:\n"
+    assert processor.decode(model.config.prompt_ids) == "Transcript:\n"
 
 
 @torch.no_grad()
@@ -348,6 +348,98 @@ def test_text_alone_is_the_base_lms_unless_the_layers_are_kept(
     assert not torch.equal(kept, theirs)
 
 
+# -- what users of transformers do -----------------------------------------------------
+
+
+@pytest.fixture
+def exported(trained, tmp_path):
+    """A model and the directory of its export."""
+    trained = trained("dus", "e_branchformer", "all")
+    export(*trained.files, tmp_path / "exported")
+    return trained, tmp_path / "exported"
+
+
+def test_the_pipeline_for_speech_transcribes_as_the_search_does(
+    exported, auto, noises, tmp_path
+):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained, directory = exported
+    search = dict(repetition=0, no_speech=0.0)
+    speech = noises(0.6, 0.9)
+    expected = [h.text for h in Speech2Text(*trained.files, search=search)(speech)]
+    assert all(expected)
+    asr = pipeline("automatic-speech-recognition", model=str(directory), device="cpu")
+    assert [asr(s)["text"].strip() for s in speech] == expected
+    together = asr([s.copy() for s in speech], batch_size=2)
+    # what follows the shorter speech's own limit is the batch's
+    assert together[1]["text"].strip() == expected[1]
+    assert together[0]["text"].strip().startswith(expected[0])
+    other_rate = soxr.resample(speech[1], 16000, 8000)
+    heard = asr({"raw": other_rate, "sampling_rate": 8000})["text"]
+    assert heard and asr.feature_extractor.sampling_rate == 16000
+
+
+def test_the_pipeline_for_text_continues_as_the_base_lm(
+    exported, auto, tiny_base_lm_dir
+):
+    asked = dict(max_new_tokens=6, do_sample=False)
+    made = [
+        pipeline("text-generation", model=str(model), device="cpu")("the cat", **asked)
+        for model in (exported[1], tiny_base_lm_dir)
+    ]
+    assert made[0] == made[1] and made[0][0]["generated_text"].startswith("the cat")
+
+
+@torch.no_grad()
+def test_audio_of_another_rate_is_converted(exported, auto, noises):
+    _, processor = auto(exported[1])
+    (speech,) = noises(0.9)
+    telephone = soxr.resample(speech, 16000, 8000)
+    ours = processor(telephone, sampling_rate=8000, return_tensors="pt")
+    expected = processor(soxr.resample(telephone, 8000, 16000), sampling_rate=16000)
+    assert torch.equal(ours["input_features"], expected["input_features"])
+    as_numpy = processor(speech, sampling_rate=16000, return_tensors="np")
+    assert isinstance(as_numpy["input_features"], np.ndarray)
+    with pytest.raises(ValueError, match="padding: 'max_length', expected True"):
+        processor(speech, padding="max_length")
+
+
+@torch.no_grad()
+def test_a_model_saved_again_is_the_same(exported, auto, noises, tmp_path):
+    model, processor = auto(exported[1], device_map="auto", torch_dtype=torch.float32)
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to("cpu")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "again")
+    again, processor_again = auto(tmp_path / "again")
+    inputs = processor(noises(0.6, 0.9), sampling_rate=16000)
+    inputs_again = processor_again(noises(0.6, 0.9), sampling_rate=16000)
+    assert torch.equal(model(**inputs).logits, again(**inputs_again).logits)
+    ids = model.generate(**inputs, num_beams=2, max_new_tokens=4)
+    assert torch.equal(
+        ids, again.generate(**inputs_again, num_beams=2, max_new_tokens=4)
+    )
+    texts = processor.batch_decode(ids, skip_special_tokens=True)
+    assert texts == processor_again.batch_decode(ids, skip_special_tokens=True)
+    assert len(texts) == 2
+
+
+@torch.no_grad()
+def test_text_behind_speech_is_read_behind_the_prompt(exported, auto, noises):
+    trained, directory = exported
+    model, processor = auto(directory)
+    inputs = processor(noises(0.9))
+    text = torch.tensor([[5, 9, 11]])
+    logits = model(input_ids=text, **inputs).logits
+    speech = torch.tensor(noises(0.9)[0])[None]
+    embedded = trained.model.embed_speech(speech, torch.tensor([speech.size(1)]))
+    seq = trained.model.join_text(*embedded, text, torch.tensor([3]))
+    hidden = trained.model.upper(trained.model.lower(seq), seq)
+    length = int(seq.lengths_B)
+    close(logits[:, :length], trained.model.lm.lm_head(hidden)[:, :length])
+
+
 @torch.no_grad()
 def test_a_model_of_speech_tokens_takes_arrays_of_them(trained, tmp_path, auto):
     info = TokenizerInfo("test", {"kind": "test"}, 50.0, 16000, (5, 3))
@@ -368,9 +460,9 @@ def test_a_model_of_speech_tokens_takes_arrays_of_them(trained, tmp_path, auto):
     inputs = processor(tokens)
     assert inputs["input_features"].shape == (2, 12, 2)
     lengths = torch.tensor([12, 2])
-    assert torch.equal(inputs["feature_lengths"], lengths)
+    assert torch.equal(inputs["attention_mask"].sum(1), lengths)
     speech = trained.model.embed_speech(inputs["input_features"], lengths)
-    text = inputs["input_ids"][:, :0], torch.zeros(2, dtype=torch.long)
+    text = torch.zeros((2, 0), dtype=torch.long), torch.zeros(2, dtype=torch.long)
     seq = trained.model.join_text(*speech, *text)
     hidden = trained.model.upper(trained.model.lower(seq), seq)
     expected = trained.model.lm.lm_head(hidden)
@@ -378,3 +470,6 @@ def test_a_model_of_speech_tokens_takes_arrays_of_them(trained, tmp_path, auto):
     for ours, theirs, length in zip(logits, expected, seq.lengths_B):
         close(ours[:length], theirs[:length])
     assert model.generate(**inputs, eos_token_id=[]).shape == (2, 12)
+    # audio is refused: the encoder of the tokenizer is not part of the export
+    with pytest.raises(ValueError, match="frames, 2.*tokenizer test, not .*float32"):
+        processor(np.zeros(16000, np.float32), sampling_rate=16000)
