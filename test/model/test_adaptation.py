@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from scaling import BASE_LMS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.adaptation import ARMS, adapt, drop_added_layers
-from espnet_dus.scaling import BASE_LMS
 
 IDS = torch.arange(3, 30)[None]
 # rank 1 of LoRA: in + out features of q, k, v, o, gate, up and down, in three layers

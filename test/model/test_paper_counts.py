@@ -9,12 +9,12 @@ import copy
 
 import pytest
 import torch
+from scaling import BASE_LMS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.model.token_embedder import TokenEmbedder
-from espnet_dus.scaling import BASE_LMS
 
 TEXT_ROWS = 49152
 # OpusLM: special tokens, XEUS k-means and eight streams of the ESPnet codec

@@ -72,9 +72,9 @@ def test_the_papers_setting_is_the_default(checkout, prepared, tiny_base_lm_dir)
         *("--dus_exp", "exp/tokens", "--skip-stages", "1 8 9"),
     )
     dump = prepared / "dump/tokens_logmel"
-    tokenizer = json.loads((
-        prepared / "data/speech_tokenizer/logmel/tokenizer.json"
-    ).read_text())
+    tokenizer = json.loads(
+        (prepared / "data/speech_tokenizer/logmel/tokenizer.json").read_text()
+    )
     assert tokenizer["name"] == "logmel" and tokenizer["vocab_sizes"] == [50]
     frames = [line.split()[1] for line in (dump / "test/utt2num_frames").open()]
     assert all(0 < int(number) < 500 for number in frames)

@@ -18,9 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.upscaling import inserted_layers
-from espnet_dus.scaling import BASE_LMS, load_arms
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from scaling import BASE_LMS, load_arms  # noqa: E402
 
 
 def kept_bytes(lm, length):

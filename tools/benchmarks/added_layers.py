@@ -12,13 +12,18 @@ run on text.
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.upscaling import inserted_layers, upscale
-from espnet_dus.scaling import BASE_LMS
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from scaling import BASE_LMS  # noqa: E402
 
 LAYERS = {
     "Transformer copy": ("transformer", "all"),

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import scaling
 
-from espnet_dus.bin import dus_scaling
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TUNING = ROOT / "egs2/TEMPLATE/dus1/conf/tuning/paper"
 
 
@@ -23,7 +22,7 @@ def column(text, title, name):
 
 
 def test_the_tables_of_the_document_are_those_of_the_command(capsys):
-    dus_scaling.main(["--config_dir", str(TUNING)])
+    scaling.main(["--config_dir", str(TUNING)])
     document = (ROOT / "doc/scaling.md").read_text(encoding="utf-8")
     tables = re.findall(
         r"^### (.+?)\n\n(.+?)\n\n", capsys.readouterr().out, re.M | re.S
@@ -38,7 +37,7 @@ def test_other_data_and_hardware_give_other_figures(capsys, tmp_path):
         name = f"train_dus_1.7b_{arm}.yaml"
         (tmp_path / name).symlink_to(TUNING / name)  # counts as the file it leads to
     options = ["--config_dir", str(tmp_path), "--hours", "960", "--peak_tflops", "312"]
-    dus_scaling.main([*options, "--mfu", "0.5", "--gpus", "4"])
+    scaling.main([*options, "--mfu", "0.5", "--gpus", "4"])
     out = capsys.readouterr().out
     hours = column(out, "Time of an epoch", "GPU-hours")
     flops = column(out, "Time of an epoch", "EFLOP")
@@ -54,7 +53,7 @@ def test_other_data_and_hardware_give_other_figures(capsys, tmp_path):
 
 def test_a_directory_without_configurations_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        dus_scaling.main(["--config_dir", str(tmp_path)])
+        scaling.main(["--config_dir", str(tmp_path)])
     assert "expected files such as train_dus_360m_lora.yaml" in capsys.readouterr().err
 
 

@@ -1,9 +1,13 @@
-"""What a training of tens of thousands of hours takes, derived from its configurations.
+#!/usr/bin/env python3
+"""Derive what a long training takes: the tables of doc/scaling.md.
 
 Models are built on the meta device, shapes without memory: no weights are needed. What
-comes from a measurement, and what is assumed, are arguments of `Plan`.
+comes from a measurement, and what is assumed, are options.
+
+    python tools/scaling.py --gpus 8 64 --mfu 0.35
 """
 
+import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
+from espnet_dus.bin import user_errors
 from espnet_dus.data.lengths import EMBEDDER_CONF, takes_tokens
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.checkpoint import parameter_counts
@@ -250,3 +255,58 @@ def _parameters(arm: Arm) -> Dict[str, int]:
 def _table(header: List[str], rows: List[List[str]]) -> str:
     lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--config_dir",
+        type=Path,
+        default=Path("egs2/TEMPLATE/dus1/conf/tuning/paper"),
+        help="holds a train_dus_<size>_<arm>.yaml for each arm",
+    )
+    add("--hours", type=float, default=48000, help="of audio in an epoch")
+    add("--mean_seconds", type=float, default=12.0, help="mean length of an utterance")
+    add(
+        "--tokens_per_second",
+        type=float,
+        default=2.87,
+        help="of transcripts, by second of audio; LibriSpeech in lower case",
+    )
+    add("--prompt_tokens", type=int, default=3, help="tokens of the prompt")
+    add(
+        "--num_ctc_units",
+        type=int,
+        default=16000,
+        help="of a CTC head, blank included; the LLM's tokens in 8 M words of English",
+    )
+    add("--peak_tflops", type=float, default=989.0, help="of a GPU, dense bfloat16")
+    add("--mfu", type=float, default=0.35, help="share of the peak that is reached")
+    add("--gpus", type=int, nargs="+", default=[8, 64], help="numbers of GPUs")
+    add(
+        "--bytes_per_second",
+        type=float,
+        default=18300.0,
+        help="of stored audio; LibriSpeech's FLAC",
+    )
+    return parser
+
+
+@user_errors
+def main(cmd=None):
+    """Print the tables."""
+    options = vars(get_parser().parse_args(cmd))
+    config_dir = options.pop("config_dir")
+    plan = Plan(**options)
+    arms = list(load_arms(config_dir, plan.num_ctc_units))
+    for title, table in tables(arms, plan):
+        print(f"### {title}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()
