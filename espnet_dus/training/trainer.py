@@ -21,7 +21,7 @@ from espnet2.torch_utils.device_funcs import to_device
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.reporter import Reporter
-from espnet2.train.trainer import Trainer, TrainerOptions
+from espnet2.train.trainer import Trainer, TrainerOptions, autocast_args
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
 
@@ -278,7 +278,7 @@ class DUSTrainer(Trainer):
         for ids, batch in iterator:  # as many of them in each process
             if ids and not options.no_forward_run:
                 batch = to_device(batch, "cuda" if options.ngpu > 0 else "cpu")
-                with torch.autocast("cuda", enabled=options.use_amp):
+                with torch.autocast("cuda", enabled=options.use_amp, **autocast_args):
                     of_batch = inner.loss_sums(**batch)
                 for name, sum_and_count in of_batch.items():
                     pair = torch.stack(sum_and_count).double()

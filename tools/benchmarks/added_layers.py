@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from espnet_dus.model.layers.speech_only import find_speech
 from espnet_dus.model.upscaling import inserted_layers, upscale
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def step(layer, rotary, x_BTD, speech):
         x_BTD,
         position_ids=positions,
         position_embeddings=rotary(x_BTD, positions),
-        speech_mask=mask,
+        speech=find_speech(mask, training=True),
     )
     y_BTD.backward(torch.ones_like(y_BTD))
     if x_BTD.is_cuda:

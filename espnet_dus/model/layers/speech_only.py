@@ -36,7 +36,7 @@ class Speech:
         return x_XD.unflatten(0, self.mask_BS.shape)
 
     def scatter(self, y_BSD: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return `x_BTD` with the gathered frames of `y_BSD` back in their positions."""
+        """Return `x_BTD` with the gathered frames `y_BSD` in their positions."""
         y_MD = y_BSD.flatten(0, 1).index_select(0, self.gathered_M).to(x_BTD.dtype)
         return x_BTD.flatten(0, 1).index_copy(0, self.index_M, y_MD).view_as(x_BTD)
 
