@@ -29,6 +29,9 @@ setup(
         "scikit-learn",
         "silero-vad",
         "gradio>=6,<7",
+        "fastapi",
+        "uvicorn",
+        "python-multipart",
         "soundfile",
         "scipy",
         "tabulate",
@@ -43,6 +46,7 @@ setup(
         "test": [
             "ctranslate2",
             "liger-kernel",
+            "openai",
             "playwright",
             "psutil",
             "pytest",

@@ -109,6 +109,26 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=7860, help="of the demo")
 
+    command = commands.add(
+        "serve",
+        serve,
+        "Serve transcripts and chats over HTTP, as OpenAI's API does. The environment "
+        "variable DUS_API_KEY, if set, is the key that requests must bring.",
+        [named, loading, searching],
+    )
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
+    command.add_argument("--port", type=int, default=8000, help="of the server")
+    for option, default, what in (
+        ("segment_seconds", 20.0, "maximum duration of a segment of a recording"),
+        ("batch_seconds", 60.0, "seconds of segments in a batch, padding included"),
+        ("max_megabytes", 25.0, "maximum size of a request"),
+        ("max_seconds", 3600.0, "maximum duration of a recording"),
+    ):
+        command.add_argument(f"--{option}", type=float, default=default, help=what)
+    command.add_argument(
+        "--max_new_tokens", type=int, default=1024, help="maximum length of an answer"
+    )
+
 
 def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
     """Transcribe each recording; one that fails does not stop the others."""
@@ -218,6 +238,36 @@ def demo(model, host, port, **options):
     from espnet_dus.app.demo import build
 
     build(speech2text).launch(server_name=host, server_port=port)
+
+
+SERVER_OPTIONS = (
+    *("segment_seconds", "batch_seconds"),
+    *("max_megabytes", "max_seconds", "max_new_tokens"),
+)
+
+
+def serve(model, host, port, **options):
+    """Serve a model until it is interrupted."""
+    import os
+    from pathlib import Path
+
+    serving = {name: options.pop(name) for name in SERVER_OPTIONS}
+    speech2text = _load(model, **options)
+
+    import uvicorn
+
+    from espnet_dus.app.server import build
+
+    api_key = os.environ.get("DUS_API_KEY")
+    if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
+        print(
+            f"{host}: whoever reaches this machine can use the model (set DUS_API_KEY)",
+            file=sys.stderr,
+        )
+    name = Path(model).stem if Path(model).exists() else model  # no paths of ours
+    app = build(speech2text, name, api_key, **serving)
+    print(f"serving http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
 def _load(model, base_lm, device, dtype, **search):

@@ -47,7 +47,10 @@ class Transcript(NamedTuple):
 
 
 def transcribe(
-    speech2text: Speech2Text, path: Union[str, Path], segment_seconds: float = 20.0
+    speech2text: Speech2Text,
+    path: Union[str, Path],
+    segment_seconds: float = 20.0,
+    **options: Any,
 ) -> Transcript:
     """Transcribe a recording.
 
@@ -56,6 +59,7 @@ def transcribe(
         path: A file that libsndfile reads, of any length and sampling rate.
         segment_seconds: Maximum duration of the segments into which the recording is
             cut at pauses.
+        options: Further arguments of `Speech2Text.transcribe_long`.
 
     Raises:
         ValueError: See `Speech2Text.transcribe_long`.
@@ -63,7 +67,8 @@ def transcribe(
     """
     with open_audio(path) as recording:
         seconds = recording.seconds
-    hypothesis = join_segments(speech2text.transcribe_long(path, segment_seconds))
+    results = speech2text.transcribe_long(path, segment_seconds, **options)
+    hypothesis = join_segments(results)
     return Transcript(str(path), seconds, hypothesis.text, _words(hypothesis))
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -253,6 +253,7 @@ class Speech2Text:
         path: Union[str, Path],
         max_seconds: float = 20.0,
         batch_size: float = 60.0,
+        transcribe: Optional[Callable[[List[np.ndarray]], List[Hypothesis]]] = None,
     ) -> Iterator[LongResult]:
         """Transcribe a recording of any length, segment by segment.
 
@@ -260,6 +261,7 @@ class Speech2Text:
             path: Any audio file that libsndfile reads.
             max_seconds: Maximum duration of a segment.
             batch_size: Seconds of segments in a batch, padding included.
+            transcribe: Transcribes a batch of waveforms; None: this object.
 
         Yields:
             Each segment's start and end, and its hypothesis, whose word times count
@@ -278,7 +280,7 @@ class Speech2Text:
             if len(segment.samples) >= self.min_length
         )
         for batch in batches(long_enough, batch_size):
-            found = self([segment.samples for segment in batch])
+            found = (transcribe or self)([segment.samples for segment in batch])
             for segment, hypothesis in zip(batch, found):
                 yield in_recording(segment, hypothesis)
 
@@ -349,23 +351,45 @@ class Speech2Text:
         return self._text(generated[0])
 
     def generate_text(
-        self, prompt: str, max_new_tokens: int = 128, added_layers: str = "auto"
+        self,
+        prompt: Union[str, Sequence[Tuple[str, str]]],
+        max_new_tokens: int = 128,
+        added_layers: str = "auto",
+        streamer: Optional[BaseStreamer] = None,
     ) -> str:
         """Answer a prompt in text, greedily and without speech.
 
         Args:
-            prompt: What the user says. It goes through the tokenizer's chat template if
-                there is one; otherwise it is continued as it is.
+            prompt: What the user says, or role and content of each message of a chat.
+                It goes through the tokenizer's chat template if there is one; otherwise
+                it is continued as it is, one message a line.
             max_new_tokens: Maximum number of tokens.
             added_layers: See `SpeechLM.generate_text`; by default the answer is the
                 base LM's.
+            streamer: Gets the tokens of the prompt, then those of the answer.
+
+        Raises:
+            ValueError: The prompt is empty or longer than the base LM's context.
         """
         tokenizer = self.model.tokenizer
+        messages = [("user", prompt)] if isinstance(prompt, str) else prompt
         if tokenizer.chat_template:
-            prompt = chat_text(tokenizer, [("user", prompt)])
-        ids = self._ids(prompt)
+            text = chat_text(tokenizer, messages)
+        else:
+            text = "\n".join(content for _, content in messages)
+        ids = self._ids(text)
+        context = self.model.lm.config.max_position_embeddings
+        if not 0 < ids.size(1) < context:
+            raise ValueError(
+                f"the prompt has {ids.size(1)} tokens, expected 1 to {context - 1} "
+                "(the base LM's context, with an answer)"
+            )
         generated = self.model.generate_text(
-            ids, added_layers, max_new_tokens=max_new_tokens, do_sample=False
+            ids,
+            added_layers,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
         )
         return self._text(generated[0, ids.size(1) :])
 

@@ -1,0 +1,306 @@
+"""A server with the endpoints of OpenAI's API that clients know.
+
+    POST /v1/audio/transcriptions    a recording to its transcript
+    POST /v1/chat/completions        text, answered by the LLM without the added layers
+    GET  /v1/models                  the name of the model
+
+    requests -> segments (their own threads) -> batches of all requests (one thread)
+
+The model runs in one thread. Segments that arrive while it is busy wait, and the next
+batch takes those of several requests together.
+"""
+
+import logging
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Deque, List, Literal, Optional, Tuple
+
+import numpy as np
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from transformers.generation.streamers import BaseStreamer
+
+from espnet_dus.app.transcription import Transcript, check_kind, render, transcribe
+from espnet_dus.data.audio import open_audio
+from espnet_dus.search.long_audio import batches
+from espnet_dus.search.result import Hypothesis
+from espnet_dus.search.segmentation import Segment
+from espnet_dus.search.speech2text import Speech2Text
+
+MAX_MESSAGES = 256
+# of a request for a transcript; the model knows one language
+FIELDS = {"file", "model", "response_format", "temperature", "language"}
+FIELDS |= {"timestamp_granularities[]"}  # words have times in verbose_json, if any
+
+
+class ModelThread:
+    """A model that many threads use: calls run one after the other, batched.
+
+    Args:
+        speech2text: The model.
+        batch_seconds: Seconds of segments in a batch, padding included.
+    """
+
+    def __init__(self, speech2text: Speech2Text, batch_seconds: float = 60.0):
+        self.speech2text = speech2text
+        self.batch_seconds = batch_seconds
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._waiting: Deque[Tuple[Segment, Future]] = deque()
+        self._lock = threading.Lock()
+
+    def call(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call a function that uses the model, when the model is free."""
+        return self._executor.submit(function, *args, **kwargs).result()
+
+    def transcribe(self, waveforms: List[np.ndarray]) -> List[Hypothesis]:
+        """Transcribe waveforms (samples,), in batches with those of other threads.
+
+        Raises:
+            Exception: What the model raises for one of them; the others of its batch
+                are transcribed.
+        """
+        jobs = []
+        for samples in waveforms:
+            segment = Segment(0.0, len(samples) / self.speech2text.fs, samples)
+            jobs.append((segment, Future()))
+        with self._lock:
+            self._waiting.extend(jobs)
+        for _ in jobs:  # a batch takes at least one
+            self._executor.submit(self._run_batch)
+        return [future.result() for _, future in jobs]
+
+    def _run_batch(self) -> None:
+        with self._lock:
+            waiting = (segment for segment, _ in self._waiting)
+            size = len(next(batches(waiting, self.batch_seconds), []))
+            jobs = [self._waiting.popleft() for _ in range(size)]
+        if not jobs:
+            return
+        try:
+            found = self.speech2text([segment.samples for segment, _ in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0][1].set_exception(error)
+                return
+            for segment, future in jobs:
+                try:
+                    future.set_result(self.speech2text([segment.samples])[0])
+                except Exception as own:
+                    future.set_exception(own)
+            return
+        for (_, future), hypothesis in zip(jobs, found):
+            future.set_result(hypothesis)
+
+
+class Message(BaseModel, extra="forbid"):
+    """A message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ChatRequest(BaseModel, extra="forbid"):
+    """The body of a request for a chat completion: what the server supports of it."""
+
+    model: str
+    messages: List[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: Optional[int] = Field(None, ge=1)
+    max_tokens: Optional[int] = Field(None, ge=1)  # its former name
+    temperature: Literal[0, None] = None  # the answer is greedy
+    n: Literal[1, None] = None
+    stream: Literal[False, None] = None
+
+
+class _Generated(BaseStreamer):
+    """Keeps the ids of a prompt and of its answer."""
+
+    def __init__(self):
+        self.num_prompt = 0
+        self.ids: Optional[List[int]] = None
+
+    def put(self, value) -> None:
+        if self.ids is None:
+            self.num_prompt, self.ids = value.numel(), []
+        else:
+            self.ids += value.flatten().tolist()
+
+    def end(self) -> None:
+        pass
+
+
+def build(
+    speech2text: Speech2Text,
+    name: str,
+    api_key: Optional[str] = None,
+    segment_seconds: float = 20.0,
+    batch_seconds: float = 60.0,
+    max_megabytes: float = 25.0,
+    max_seconds: float = 3600.0,
+    max_new_tokens: int = 1024,
+) -> FastAPI:
+    """Build the server.
+
+    Args:
+        speech2text: The model.
+        name: Of the model, in answers.
+        api_key: The key that requests must bring, or None.
+        segment_seconds: Recordings are cut at pauses into segments of at most this.
+        batch_seconds: Seconds of segments in a batch, padding included.
+        max_megabytes: Maximum size of a request.
+        max_seconds: Maximum duration of a recording.
+        max_new_tokens: Maximum number of tokens of an answer.
+    """
+    app = FastAPI(title="espnet_dus", docs_url=None, redoc_url=None)
+    model = ModelThread(speech2text, batch_seconds)
+
+    @app.middleware("http")
+    async def check_request(request: Request, call_next: Callable) -> Response:
+        # before the body is read
+        if api_key is not None and not _has_key(request, api_key):
+            return _error(401, "the API key is missing or wrong")
+        if request.method == "POST":
+            length = request.headers.get("content-length", "")
+            if not length.isdecimal():
+                return _error(411, "the request has no Content-Length")
+            if int(length) > max_megabytes * 1e6:
+                return _error(
+                    413,
+                    f"the request has {int(length) / 1e6:.1f} MB, at most "
+                    f"{max_megabytes:g} MB are accepted",
+                )
+        return await call_next(request)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(_, error: HTTPException) -> Response:
+        return _error(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_bad_request(_, error: RequestValidationError) -> Response:
+        reasons = (
+            f"{'.'.join(str(part) for part in reason['loc'][1:])}: {reason['msg']}"
+            for reason in error.errors()
+        )
+        return _error(400, "; ".join(reasons))
+
+    @app.exception_handler(ValueError)
+    async def on_user_error(_, error: ValueError) -> Response:
+        logging.info(error)
+        return _error(400, str(error))
+
+    @app.get("/v1/models")
+    def models() -> dict:
+        entry = {"id": name, "object": "model", "created": 0, "owned_by": "espnet_dus"}
+        return {"object": "list", "data": [entry]}
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(
+        request: Request,
+        file: UploadFile = File(),
+        response_format: Literal["json", "text", "srt", "verbose_json"] = Form("json"),
+        temperature: Literal["0", "0.0"] = Form("0"),
+    ) -> Response:
+        if unknown := sorted(set(await request.form()) - FIELDS):
+            raise ValueError(f"not supported: {', '.join(unknown)}")
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "recording")
+            await run_in_threadpool(_save, file, path)
+            try:
+                return await run_in_threadpool(answer_recording, path, response_format)
+            except ValueError as error:
+                named = str(error).replace(str(path), file.filename or "file")
+                raise ValueError(named) from error
+
+    def answer_recording(path: Path, response_format: str) -> Response:
+        kind = {"text": "txt", "srt": "srt"}.get(response_format)
+        if kind is not None:
+            check_kind(speech2text, kind)
+        with open_audio(path) as recording:
+            if recording.seconds > max_seconds:
+                raise ValueError(
+                    f"{path}: lasts {recording.seconds:.0f} s, at most "
+                    f"{max_seconds:g} s are accepted"
+                )
+        transcript = transcribe(
+            speech2text,
+            path,
+            segment_seconds,
+            batch_size=batch_seconds,
+            transcribe=model.transcribe,
+        )
+        if kind is not None:
+            return PlainTextResponse(render(transcript, kind))
+        if response_format == "json":
+            return JSONResponse({"text": transcript.text})
+        return JSONResponse(_verbose(transcript))
+
+    @app.post("/v1/chat/completions")
+    def chat_completions(body: ChatRequest) -> Response:
+        limit = body.max_completion_tokens or body.max_tokens or max_new_tokens
+        limit = min(limit, max_new_tokens)
+        messages = [(message.role, message.content) for message in body.messages]
+        streamer = _Generated()
+        answer = model.call(
+            speech2text.generate_text, messages, limit, streamer=streamer
+        )
+        ends = speech2text.model.generation_config.eos_token_id
+        ended = streamer.ids[-1] in (ends if isinstance(ends, list) else [ends])
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer},
+            "finish_reason": "stop" if ended else "length",
+        }
+        usage = {
+            "prompt_tokens": streamer.num_prompt,
+            "completion_tokens": len(streamer.ids),
+            "total_tokens": streamer.num_prompt + len(streamer.ids),
+        }
+        return JSONResponse(
+            {
+                "id": f"chatcmpl-{secrets.token_hex(12)}",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": name,
+                "choices": [choice],
+                "usage": usage,
+            }
+        )
+
+    return app
+
+
+def _has_key(request: Request, api_key: str) -> bool:
+    given = request.headers.get("authorization", "").encode()
+    return secrets.compare_digest(given, f"Bearer {api_key}".encode())
+
+
+def _error(status: int, message: str) -> Response:
+    error = {"message": message, "type": "invalid_request_error"}
+    content = {"error": {**error, "param": None, "code": None}}
+    return JSONResponse(content, status_code=status)
+
+
+def _save(file: UploadFile, path: Path) -> None:
+    with path.open("wb") as out:
+        shutil.copyfileobj(file.file, out)
+
+
+def _verbose(transcript: Transcript) -> dict:
+    """Return a transcript as OpenAI's `verbose_json`; confidences are ours."""
+    words = [word._asdict() for word in transcript.words]
+    return {
+        "task": "transcribe",
+        "language": "",
+        "duration": transcript.seconds,
+        "text": transcript.text,
+        "words": words,
+    }

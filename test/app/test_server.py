@@ -1,0 +1,208 @@
+"""The server: OpenAI's endpoints, limits, and many uploads at once."""
+
+import io
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import soundfile
+from fastapi.testclient import TestClient
+
+from espnet_dus.app.server import ModelThread, build
+from espnet_dus.app.transcription import render, transcribe
+
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def client(loaded):
+    return TestClient(build(loaded, "toy"), raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def expected(loaded, recording):
+    transcript = transcribe(loaded, recording)
+    assert transcript.words
+    return transcript
+
+
+def upload(client, content, **fields):
+    files = {"file": ("speech.wav", content)}
+    return client.post(TRANSCRIPTIONS, files=files, data={"model": "toy", **fields})
+
+
+def message_of(response, status):
+    assert response.status_code == status, response.text
+    return response.json()["error"]["message"]
+
+
+def chat(client, **body):
+    messages = [{"role": "user", "content": "the cat sat"}]
+    return client.post(CHAT, json={"model": "toy", "messages": messages, **body})
+
+
+# -- transcripts -----------------------------------------------------------------------
+
+
+def test_a_transcript_has_the_format_that_is_asked_for(client, recording, expected):
+    content = recording.read_bytes()
+    assert upload(client, content).json() == {"text": expected.text}
+    for name, kind in (("text", "txt"), ("srt", "srt")):
+        response = upload(client, content, response_format=name)
+        assert response.text == render(expected, kind)
+        assert response.headers["content-type"].startswith("text/plain")
+    verbose = upload(client, content, response_format="verbose_json").json()
+    assert verbose["duration"] == expected.seconds
+    words = [word._asdict() for word in expected.words]
+    assert verbose["words"] == json.loads(json.dumps(words))
+    assert message_of(upload(client, content, response_format="vtt"), 400).startswith(
+        "response_format: Input should be 'json', 'text', 'srt' or 'verbose_json'"
+    )
+
+
+def test_what_is_not_supported_is_refused_by_name(client, recording):
+    content = recording.read_bytes()
+    message = message_of(upload(client, content, prompt="x"), 400)
+    assert message == "not supported: prompt"
+    message = message_of(upload(client, content, temperature="0.7"), 400)
+    assert message.startswith("temperature: ")
+    assert message_of(chat(client, top_p=0.5), 400).startswith("top_p: Extra inputs")
+    assert message_of(chat(client, stream=True), 400).startswith("stream: ")
+
+
+def test_a_bad_file_is_an_error_and_the_next_one_is_transcribed(
+    client, recording, expected
+):
+    for content, reason in (
+        (b"RIFF, but no more", "speech.wav: "),
+        (b"", "speech.wav: is empty (0 bytes)"),
+        (recording.read_bytes()[:-1000], "speech.wav: is truncated"),
+    ):
+        assert message_of(upload(client, content), 400).startswith(reason)
+    assert "file: Field required" in message_of(
+        client.post(TRANSCRIPTIONS, data={}), 400
+    )
+    assert upload(client, recording.read_bytes()).json() == {"text": expected.text}
+
+
+def test_size_and_duration_are_limited(loaded, recording):
+    client = TestClient(build(loaded, "toy", max_megabytes=0.1, max_seconds=0.5))
+    message = message_of(upload(client, bytes(200_000)), 413)
+    assert message == "the request has 0.2 MB, at most 0.1 MB are accepted"
+    wav = io.BytesIO()
+    soundfile.write(wav, np.zeros(16000), 16000, format="WAV")
+    message = message_of(upload(client, wav.getvalue()), 400)
+    assert message == "speech.wav: lasts 1 s, at most 0.5 s are accepted"
+    response = client.post(TRANSCRIPTIONS, content=iter([b"no", b"length"]))
+    assert message_of(response, 411) == "the request has no Content-Length"
+
+
+def test_fifty_uploads_at_once_share_batches(loaded, recording, expected, monkeypatch):
+    sizes, original = [], type(loaded).__call__
+
+    def counted(self, speech):
+        sizes.append(len(speech))
+        return original(self, speech)
+
+    monkeypatch.setattr(type(loaded), "__call__", counted)
+    content = recording.read_bytes()
+    with TestClient(build(loaded, "toy")) as client, ThreadPoolExecutor(50) as pool:
+        uploads = [content] * 49 + [b"not audio"]
+        responses = list(pool.map(lambda wav: upload(client, wav), uploads))
+    assert [r.status_code for r in responses] == [200] * 49 + [400]
+    texts = {response.json()["text"] for response in responses[:49]}
+    assert texts == {expected.text}
+    assert len(sizes) < sum(sizes) and max(sizes) > 1
+
+
+# -- the thread of the model -----------------------------------------------------------
+
+
+class Doubler:
+    """A model of 1 Hz that doubles the first sample; negative ones are errors."""
+
+    fs = 1
+
+    def __init__(self):
+        self.free = threading.Event()
+        self.batches = []
+
+    def __call__(self, speech):
+        self.free.wait(10)
+        self.batches.append([int(samples[0]) for samples in speech])
+        if any(samples[0] < 0 for samples in speech):
+            raise ValueError(f"below 0: {speech[0][0]}")
+        return [2 * samples[0] for samples in speech]
+
+
+def test_waiting_waveforms_of_all_threads_make_batches_and_an_error_is_its_own():
+    model = Doubler()
+    thread = ModelThread(model, batch_seconds=4)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(thread.transcribe, [np.full(4, 1)])
+        while thread._waiting:
+            pass
+        later = [pool.submit(thread.transcribe, [np.full(2, n)]) for n in (2, -3)]
+        while len(thread._waiting) < 2:
+            pass
+        model.free.set()
+        assert first.result(10) == [2] and later[0].result(10) == [4]
+        with pytest.raises(ValueError, match="below 0: -3"):
+            later[1].result(10)
+        assert thread.transcribe([np.full(4, 5), np.full(1, 6)]) == [10, 12]
+    assert model.batches[0] == [1]
+    assert sorted(model.batches[1]) == [-3, 2]  # then each alone
+    assert model.batches[-2:] == [[5], [6]]
+
+
+# -- chat, keys ------------------------------------------------------------------------
+
+
+def test_a_chat_is_answered_by_the_base_lm(client, loaded):
+    answer = chat(client, max_completion_tokens=5).json()
+    dropped = loaded.generate_text("the cat sat", 5, "dropped")
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": dropped}
+    tokens = loaded.model.tokenizer("the cat sat", add_special_tokens=False).input_ids
+    usage = answer["usage"]
+    assert usage["prompt_tokens"] == len(tokens) and usage["completion_tokens"] == 5
+    assert usage["total_tokens"] == len(tokens) + 5
+    assert answer["choices"][0]["finish_reason"] == "length"
+    too_long = [{"role": "user", "content": "cat " * 600}]
+    message = message_of(chat(client, messages=too_long), 400)
+    assert "expected 1 to 511 (the base LM's context, with an answer)" in message
+
+
+def test_a_key_is_needed_if_there_is_one(loaded):
+    client = TestClient(build(loaded, "toy", api_key="secret"))
+    for headers in ({}, {"Authorization": "Bearer other"}):
+        response = client.get("/v1/models", headers=headers)
+        assert message_of(response, 401) == "the API key is missing or wrong"
+    response = client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+    assert [entry["id"] for entry in response.json()["data"]] == ["toy"]
+
+
+def test_the_client_of_openai_understands_the_answers(loaded, recording, expected):
+    openai = pytest.importorskip("openai")
+    app = build(loaded, "toy", api_key="secret")
+    with TestClient(app, base_url="http://testserver") as http:
+        client = openai.OpenAI(
+            api_key="secret", base_url="http://testserver/v1", http_client=http
+        )
+        with recording.open("rb") as file:
+            heard = client.audio.transcriptions.create(
+                model="toy",
+                file=file,
+                response_format="verbose_json",
+                timestamp_granularities=["word"],
+            )
+        assert heard.text == expected.text and heard.duration == expected.seconds
+        assert [word.start for word in heard.words] == [w.start for w in expected.words]
+        answer = client.chat.completions.create(
+            model="toy", messages=[{"role": "user", "content": "the cat"}], max_tokens=4
+        )
+        assert answer.choices[0].message.content == loaded.generate_text("the cat", 4)
+        with pytest.raises(openai.BadRequestError, match="is empty"):
+            client.audio.transcriptions.create(model="toy", file=("a.wav", b""))
