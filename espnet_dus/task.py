@@ -190,7 +190,7 @@ class DUSTask(AbsTask):
         cls, train: bool = True, inference: bool = False
     ) -> Tuple[str, ...]:
         """Return the data that may be there."""
-        return ()
+        return ("text_before",)
 
     @classmethod
     def build_collate_fn(cls, args: argparse.Namespace, train: bool) -> Callable:

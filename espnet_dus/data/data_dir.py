@@ -11,6 +11,7 @@ from espnet_dus.io import not_empty, read_scp, write_scp, write_text
 
 UTTERANCE_TABLES = (
     "text",
+    "prompt",  # optional: text before the speech, such as an instruction
     "utt2spk",
     "segments",
     "utt2speed",
@@ -211,9 +212,16 @@ class DataDir:
         change nothing; any other table that some lack is left out.
 
         Raises:
-            ValueError: An utterance occurs in two parts, or a recording does with
-                different audio.
+            ValueError: An utterance occurs in two parts, a recording does with
+                different audio, or only some have prompts.
         """
+        with_prompts = [part for part in parts if "prompt" in part.tables]
+        if 0 < len(with_prompts) < len(parts):
+            part = next(part for part in parts if part not in with_prompts)
+            raise ValueError(
+                f"{part.path} has no file prompt, but {with_prompts[0].path} has: "
+                "write one for both, or for none"
+            )
         neutral = {"segments": "{} 0 -1", "utt2speed": "1.0"}
         names = [
             name
@@ -283,6 +291,7 @@ def _parse_speaker(value: str) -> str:
 CHECKS = {
     "wav.scp": not_empty,
     "feats.scp": not_empty,
+    "prompt": not_empty,
     "utt2spk": _parse_speaker,
     "segments": parse_segment,
     "utt2speed": parse_speed,

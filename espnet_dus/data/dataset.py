@@ -88,6 +88,8 @@ class TranscriptTokenizer(HuggingFaceTokenizer):
 class DUSPreprocessor(CommonPreprocessor):
     """ESPnet's preprocessor; also checks the utterance and adds the CTC units.
 
+    Text before the speech, `text_before`, may hold special tokens of the base LM.
+
     Args:
         ctc_units: Encode the transcript as `text_ctc`; None: there is no such entry.
         bad_utterances: Counts bad utterances; None: a bad utterance is an error.
@@ -128,6 +130,10 @@ class DUSPreprocessor(CommonPreprocessor):
                 raise
             self.bad_utterances.add(uid, error)
             return {}
+        if isinstance(data.get("text_before"), str):
+            tokens = self.tokenizer.prompt_tokens(data["text_before"])
+            ids = self.token_id_converter.tokens2ids(tokens)
+            data = {**data, "text_before": np.array(ids, dtype=np.int64)}
         units = None
         if isinstance(data.get(self.text_name), str):
             text = self.text_cleaner(data[self.text_name])

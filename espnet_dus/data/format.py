@@ -231,7 +231,8 @@ def format_data(
 
 def _write_tables(data: DataDir, done: Done, dump: Dump) -> None:
     kept = data.subset(done).tables
-    tables = {name: kept[name] for name in ("text", "utt2spk")}
+    names = ("text", "prompt", "utt2spk")
+    tables = {name: kept[name] for name in names if name in kept}
     tables["utt2num_samples"] = {key: str(done[key].num_samples) for key in done}
     attributes = {"feats_type": dump.feats_type, "fs": str(dump.fs)}
     if dump.feats_type == "raw":

@@ -46,12 +46,14 @@ class Encoded(NamedTuple):
             compressed, units heard.
         lengths_B: Number of speech positions.
         ctc_BSU: Log-probabilities of the CTC units, or None where none were asked for.
+        before: Text before the speech, see `SpeechLM.join_text`.
     """
 
     read_BRD: torch.Tensor
     read_B: torch.Tensor
     lengths_B: torch.Tensor
     ctc_BSU: Optional[torch.Tensor]
+    before: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
 
 
 class SpeechLM(torch.nn.Module):
@@ -249,16 +251,11 @@ class SpeechLM(torch.nn.Module):
         ctc_BSU = self.ctc.log_probs(hidden_BSD) if with_ctc else None
         return Encoded(read_BRD, read_B, lengths_B, ctc_BSU)
 
-    def prefix(
-        self,
-        encoded: Encoded,
-        before: Optional[Tuple[torch.Tensor, torch.Tensor]] = None,
-    ) -> Tuple[Joined, Dict[str, torch.Tensor]]:
+    def prefix(self, encoded: Encoded) -> Tuple[Joined, Dict[str, torch.Tensor]]:
         """Return what precedes the transcript, padded on the left.
 
         Args:
-            encoded: The speech.
-            before: See `join_text`.
+            encoded: The speech, and the text before it.
 
         Returns:
             [text before][speech][prompt], and the masks (B, T) that the LM takes with
@@ -266,7 +263,7 @@ class SpeechLM(torch.nn.Module):
         """
         read_B = encoded.read_B
         none = read_B.new_zeros((len(read_B), 0)), torch.zeros_like(read_B)
-        seq = self.join_text(encoded.read_BRD, read_B, *none, "left", before)
+        seq = self.join_text(encoded.read_BRD, read_B, *none, "left", encoded.before)
         return seq, self.masks(seq)
 
     def masks(self, seq: Joined) -> Dict[str, torch.Tensor]:

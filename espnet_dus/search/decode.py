@@ -57,7 +57,8 @@ def decode(
 
     Args:
         speech2text: The model.
-        data_path_and_name_and_type: ESPnet's triple for `speech`.
+        data_path_and_name_and_type: ESPnet's triple for `speech` and, for a model
+            trained with text before the speech, the one for `text_before`.
         key_file: A table whose keys are to be transcribed; None: all of them.
         output_dir: Directory of the results.
         batch_size: Seconds of speech in a batch, padding included; halved on
@@ -80,7 +81,10 @@ def decode(
         output_dir, _run(speech2text, data_path_and_name_and_type, segment_seconds)
     )
     waiting = [key for key in keys if key not in records.done]
+    prompts = _prompts(data_path_and_name_and_type[1:], keys)
     if segment_seconds:
+        if prompts:
+            raise ValueError("segment_seconds: segments of recordings take no prompts")
         if triple[2] != "sound" or speech2text.fs is None:
             raise ValueError(
                 f"segment_seconds: {triple[0]} holds {triple[2]}, expected sound"
@@ -92,7 +96,7 @@ def decode(
     else:
         source = _Source(triple, paths, speech2text)
         lengths = source.lengths(waiting)
-        _decode_utterances(speech2text, source, lengths, records, batch_size)
+        _decode_utterances(speech2text, source, lengths, records, batch_size, prompts)
         rate = source.rate
     _write_results(records, keys, Path(output_dir), speech2text)
     _write_cost(records, keys, Path(output_dir), rate)
@@ -116,6 +120,7 @@ def _decode_utterances(
     lengths: Dict[str, int],
     records: Records,
     batch_size: float,
+    prompts: Dict[str, str],
 ) -> None:
     """Transcribe utterances in batches.
 
@@ -125,6 +130,7 @@ def _decode_utterances(
         lengths: Samples or frames of each utterance to transcribe.
         records: Gets the results.
         batch_size: Seconds of speech in a batch, padding included.
+        prompts: Text before each utterance; empty: none has such a text.
     """
     # the longest first: what does not fit into memory shows at once
     waiting = sorted(lengths, key=lambda key: -lengths[key])
@@ -139,7 +145,7 @@ def _decode_utterances(
         # between them: that of the whole batch for its first utterance
         logging.info(f"speech length: {samples[batch[0]]}")
         try:
-            results = _transcribe(speech2text, speeches)
+            results = _transcribe(speech2text, speeches, prompts)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -203,6 +209,25 @@ def _decode_recordings(
         length = round(duration * speech2text.fs)
         records.add({key: Decoded([hypothesis], length, seconds)})
         logging.info(f"best hypo: {hypothesis.text} ({key})")
+
+
+def _prompts(triples: Triples, keys: List[str]) -> Dict[str, str]:
+    """Read the text before each utterance.
+
+    Raises:
+        ValueError: A triple is not one of `text_before`, or an utterance has no text.
+    """
+    prompts: Dict[str, str] = {}
+    for path, name, kind in triples:
+        if (name, kind) != ("text_before", "text"):
+            raise ValueError(f"{path},{name},{kind}: expected ...,text_before,text")
+        prompts = read_scp(path, not_empty)
+        if missing := [key for key in keys if key not in prompts]:
+            raise ValueError(
+                f"{path} has no prompt of {len(missing)} utterance(s), the first "
+                f"{missing[0]}"
+            )
+    return prompts
 
 
 def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> Dict:
@@ -304,7 +329,9 @@ def _no_result() -> Hypothesis:
 
 
 def _transcribe(
-    speech2text: Speech2Text, speeches: Dict[str, Optional[Union[np.ndarray, Tokens]]]
+    speech2text: Speech2Text,
+    speeches: Dict[str, Optional[Union[np.ndarray, Tokens]]],
+    prompts: Dict[str, str],
 ) -> Dict[str, List[Hypothesis]]:
     """Transcribe a batch; unreadable and too short utterances get empty transcripts."""
     results = {key: [_no_result()] for key in speeches}
@@ -318,7 +345,9 @@ def _transcribe(
         except TooShortUttError as error:
             logging.error(f"utterance {key} is not decoded: {error}")
     if good:
-        results.update(zip(good, speech2text.nbest([speeches[key] for key in good])))
+        before = [prompts[key] for key in good] if prompts else None
+        found = speech2text.nbest([speeches[key] for key in good], before)
+        results.update(zip(good, found))
     return results
 
 

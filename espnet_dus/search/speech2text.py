@@ -138,13 +138,19 @@ class Speech2Text:
 
         return Speech2Text(**download(model_tag, base_lm), **kwargs)
 
-    def __call__(self, speech: Union[Speech, Sequence[Speech]]) -> List[Hypothesis]:
+    def __call__(
+        self,
+        speech: Union[Speech, Sequence[Speech]],
+        prompt: Union[str, Sequence[str], None] = None,
+    ) -> List[Hypothesis]:
         """Transcribe one utterance, or a batch.
 
         Args:
             speech: Samples at the training data's rate, in any form that `as_waveform`
                 takes. `Tokens` if the model takes speech tokens and they are at hand;
                 features (F, M) if it was trained on features. Or a list of these.
+            prompt: Text before the speech, for a model trained with it; of a list the
+                prompt of each.
 
         Returns:
             For one utterance: its n-best hypotheses, the best first. For a list: the
@@ -156,15 +162,18 @@ class Speech2Text:
         """
         is_list = isinstance(speech, (list, tuple))
         if is_list and not np.isscalar(next(iter(speech), None)):
-            return [hypotheses[0] for hypotheses in self.nbest(speech)]
-        return self.nbest([speech])[0]
+            return [hypotheses[0] for hypotheses in self.nbest(speech, prompt)]
+        return self.nbest([speech], None if prompt is None else [prompt])[0]
 
     @torch.inference_mode()
-    def nbest(self, speeches: Sequence[Speech]) -> List[List[Hypothesis]]:
+    def nbest(
+        self, speeches: Sequence[Speech], prompts: Optional[Sequence[str]] = None
+    ) -> List[List[Hypothesis]]:
         """Transcribe a batch.
 
         Args:
             speeches: A list as in `__call__`.
+            prompts: Text before each of them, or None.
 
         Returns:
             The n-best hypotheses of each utterance: `nbest` of them, or all that the
@@ -173,7 +182,10 @@ class Speech2Text:
         Raises:
             AudioError: See `as_waveform`.
             TooShortUttError: An utterance is too short for the subsampling.
+            ValueError: There is not one prompt for each utterance.
         """
+        if prompts is not None and len(prompts) != len(speeches):
+            raise ValueError(f"{len(prompts)} prompts for {len(speeches)} utterances")
         batch = [self._checked(speech) for speech in speeches]
         results = [[nothing("no_speech")] for _ in batch]
         spoken = [i for i, speech in enumerate(batch) if self._is_spoken(speech)]
@@ -181,9 +193,13 @@ class Speech2Text:
             return results
         batch = self._tokenized([batch[i] for i in spoken])
         encoded = self._encoded(batch, self.needs_ctc)
-        self._warn_beyond_context(
-            int(encoded.read_B.max()) + len(self.model.prompt_ids)
-        )
+        num_positions = encoded.read_B + len(self.model.prompt_ids)
+        if prompts is not None:
+            encoded = encoded._replace(
+                before=self._before([prompts[i] for i in spoken])
+            )
+            num_positions = num_positions + encoded.before[1]
+        self._warn_beyond_context(int(num_positions.max()))
         if self.search.beam_size > 1:
             found = beam_search(self.model, encoded, self.search)
         else:
@@ -202,6 +218,14 @@ class Speech2Text:
             [_tensor(speech) for speech in batch], batch_first=True
         )
         return encode(self.model, padded.to(self.device), lengths, with_ctc)
+
+    def _before(self, prompts: Sequence[str]) -> Tuple[torch.Tensor, torch.Tensor]:
+        ids = [self._ids(prompt)[0] for prompt in prompts]
+        lengths_B = torch.tensor([len(i) for i in ids], device=self.device)
+        padded_BN = torch.nn.utils.rnn.pad_sequence(
+            ids, batch_first=True, padding_value=-1
+        )
+        return padded_BN, lengths_B
 
     def _warn_beyond_context(self, num_positions: int) -> None:
         """Warn where speech and text are longer than the base LM's context."""

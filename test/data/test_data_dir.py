@@ -50,6 +50,9 @@ def test_unsorted_tables_are_sorted_and_spk2utt_derived(data, tmp_path):
         (dict(utt2speed="a 0\nb 1\n"), "utt2speed:1: a: .* from 0.5 to 2, got '0'"),
         (dict(utt2speed="a 1\nb inf\n"), "utt2speed:2: b: .* from 0.5 to 2, got 'inf'"),
         (dict(utt2num_samples="a 9\nb 1e4\n"), "utt2num_samples:2: b: expected a num"),
+        (dict(prompt="a P\n"), "utterance b is in .*text, not in prompt"),
+        (dict(prompt="a P\nb Q\nc R\n"), "utterance c is in .*prompt, not in text"),
+        (dict(prompt="a\nb Q\n"), "prompt:1: a: expected a value after the key"),
         (dict(text="", wav_scp="", utt2spk=""), "text: no utterances"),
     ],
 )
@@ -147,3 +150,19 @@ def test_writing_again_removes_what_the_directory_no_longer_has(data, tmp_path):
     read.write(out)
     assert not (out / "utt2speed").exists() and not (out / "feats_type").exists()
     assert read_scp(out / "text") == {"a": "ONE", "b": "TWO  WORDS"}
+
+
+def test_prompts_are_kept_and_directories_with_and_without_do_not_join(data, tmp_path):
+    write(data, prompt="b Translate:\na Write:\n")
+    read = DataDir.read(data)
+    fast = read.prefixed("sp0.9-")
+    joined = DataDir.combine([read, fast])
+    assert joined.tables["prompt"] == {
+        **{"a": "Write:", "b": "Translate:"},
+        **{"sp0.9-a": "Write:", "sp0.9-b": "Translate:"},
+    }
+    joined.write(tmp_path / "out")
+    assert read_scp(tmp_path / "out/prompt") == joined.tables["prompt"]
+    del fast.tables["prompt"]
+    with pytest.raises(ValueError, match="has no file prompt, but .*data has"):
+        DataDir.combine([read, fast])

@@ -122,6 +122,29 @@ def test_a_good_utterance_is_not_touched(open_dataset, tiny_lm, corpus):
     assert not (corpus / "exp").exists()
 
 
+def test_text_before_the_speech_becomes_ids_with_special_tokens(
+    tiny_options, tiny_lm, noises
+):
+    options = tiny_options()
+    preprocess = DUSTask.build_preprocess_fn(options, train=True)
+    befores = ["<|im_start|>the cat<|im_end|>", "yes"]
+    utterances = [
+        (uid, preprocess(uid, {"speech": speech, "text": "GO", "text_before": before}))
+        for uid, speech, before in zip("ab", noises(0.5, 0.5), befores)
+    ]
+    expected = [
+        tiny_lm[1](before, add_special_tokens=False).input_ids for before in befores
+    ]
+    special = tiny_lm[1].convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert [expected[0][0], expected[0][-1]] == special
+    _, batch = DUSTask.build_collate_fn(options, train=True)(utterances)
+    lengths = batch["text_before_lengths"].tolist()
+    assert lengths == [len(ids) for ids in expected]
+    for row, ids in zip(batch["text_before"].tolist(), expected):
+        assert row[: len(ids)] == ids and set(row[len(ids) :]) <= {-1}
+    assert "text_before" in DUSTask.optional_data_names()
+
+
 def test_the_dataset_tells_its_names(open_dataset):
     dataset = open_dataset(0)
     assert sorted(dataset.names()) == ["speech", "text"]

@@ -49,6 +49,16 @@ def test_raw_is_dumped_in_espnets_layout(make_data_dir, tmp_path, audio_format, 
     assert fs == 16000 and (samples == noise(0.3, seed=0)).all()
 
 
+def test_prompts_go_with_their_utterances(make_data_dir, tmp_path):
+    data, out = make_data_dir({"a": 0.2, "b": 0.3}), tmp_path / "dump"
+    (data / "prompt").write_text("a Translate:\nb Write:\n")
+    format_data(data, out)
+    assert read_scp(out / "prompt") == {"a": "Translate:", "b": "Write:"}
+    (data / "prompt").write_text("a Translate:\n")
+    with pytest.raises(ValueError, match="utterance b is in .*text, not in prompt"):
+        format_data(data, out)
+
+
 def test_segments_speeds_and_rates_are_applied(make_data_dir, tmp_path):
     data, out = make_data_dir({"a": 2.0}, fs=8000), tmp_path / "dump"
     (data / "segments").write_text("a a 0.5 1.6\n")

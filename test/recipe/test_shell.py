@@ -500,6 +500,19 @@ def test_features_are_read_in_place_of_audio_with_fbank(recipe):
     assert "--frontend_conf" not in launch
 
 
+def test_prompts_of_the_data_are_trained_on_and_decoded_with(recipe):
+    triple = "dump/raw/{}/prompt,text_before,text"
+    for name in ("tr", "dev", "eval"):
+        (recipe.directory / "dump/raw" / name / "prompt").write_text("")
+    result = recipe("--stage", 11, "--stop_stage", 12, "--eval_valid_set", "false")
+    assert result.returncode == 0, result.stderr
+    launch, *decoded = [arguments for _, arguments in recipe.calls()]
+    for part, name in (("train", "tr"), ("valid", "dev")):
+        option = launch.index(triple.format(name)) - 1
+        assert launch[option] == f"--{part}_data_path_and_name_and_type"
+    assert any(triple.format("eval") in arguments for arguments in decoded)
+
+
 def test_without_ctc_units_the_token_list_alone_is_made(recipe):
     options = ["--ctc_token_type", "none", "--skip_eval", "true"]
     assert recipe(*options).returncode == 0

@@ -203,10 +203,10 @@ def record_batches(speech2text, monkeypatch, fails=lambda speeches: None):
     """Record how many utterances are decoded at a time; `fails` may raise."""
     sizes, nbest = [], speech2text.nbest
 
-    def recorded(speeches):
+    def recorded(speeches, prompts):
         sizes.append(len(speeches))
         fails(speeches)
-        return nbest(speeches)
+        return nbest(speeches, prompts)
 
     monkeypatch.setattr(speech2text, "nbest", recorded)
     return sizes
@@ -431,3 +431,26 @@ def test_a_wrong_option_is_an_error_for_users(experiment, corpus, capsys):
     with pytest.raises(SystemExit):
         dus_inference.main([*options, "--ctc_weight", "0.3"])
     assert "error: ctc_weight: 0.3 has no effect" in capsys.readouterr().err
+
+
+def test_prompts_of_the_data_are_read_before_the_speech(speech2text, corpus, noises):
+    speech = ("speech", "sound")
+    keys = corpus.with_name("keys")
+    keys.write_text("a\nb\n")
+    table = corpus.with_name("prompt")
+    table.write_text("a the dog ran after it\nb yes\nc no\n")
+    before = (str(table), "text_before", "text")
+    out = corpus.parent / "prompted"
+    decode(speech2text, [(str(corpus), *speech), before], str(keys), str(out), 4)
+    found = read_scp(out / "1best_recog" / "token_int")
+    expected = speech2text(noises(0.9, 0.4), ["the dog ran after it", "yes"])
+    assert found == {
+        key: " ".join(map(str, h.token_int)) for key, h in zip("ab", expected)
+    }
+    table.write_text("a yes\n")
+    for triple, message in (
+        (before, "prompt has no prompt of 1 utterance.s., the first b"),
+        ((str(table), "prompt", "text"), "expected ...,text_before,text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode(speech2text, [(str(corpus), *speech), triple], str(keys), "x", 4)

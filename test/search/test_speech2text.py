@@ -81,6 +81,34 @@ def test_one_utterance_gives_its_nbest_and_a_list_the_best_of_each(
     ]
 
 
+@pytest.mark.parametrize("search", [{}, {"beam_size": 2}, {"draft": True}])
+@torch.no_grad()
+def test_a_prompt_before_the_speech_is_read_alone_and_in_a_batch(make, noises, search):
+    speech2text, speeches = make(search), noises(0.9, 0.5)
+    prompts = ["the dog ran after it", "yes"]
+    best = speech2text(speeches, prompts)
+    assert ids(best) == [
+        speech2text(speech, prompt)[0].token_int
+        for speech, prompt in zip(speeches, prompts)
+    ]
+    assert ids(best) != ids(speech2text(speeches))
+    if not search:  # by the full stack
+        model = speech2text.model
+        embedded = model.embed_speech(
+            torch.from_numpy(speeches[0])[None], torch.tensor([len(speeches[0])])
+        )
+        before = torch.tensor([model.tokenizer(prompts[0]).input_ids])
+        text = torch.tensor([best[0].token_int])
+        lengths = torch.tensor([before.size(1)]), torch.tensor([text.size(1)])
+        seq = model.join_text(*embedded, text, lengths[1], before=(before, lengths[0]))
+        logits = model.lm.lm_head(model.upper(model.lower(seq), seq))[0]
+        end = int(seq.lengths_B)
+        behind = logits[end - text.size(1) - 1 : end - 1]
+        assert behind.argmax(-1).tolist() == best[0].token_int
+    with pytest.raises(ValueError, match="1 prompts for 2 utterances"):
+        speech2text(speeches, ["yes"])
+
+
 def test_options_that_do_not_fit_the_model_are_errors(
     make, load, tiny_model, tiny_options
 ):

@@ -1,6 +1,6 @@
 """How often a training step makes the CPU wait for the GPU, counted on a CPU.
 
-Counted are reads of a tensor's value (`item`, `int`, `if tensor`), of the number of its
+Reads of a tensor's value count (`item`, `int`, `if tensor`), those of the number of its
 nonzero elements (`nonzero`, a boolean index), and of lengths by PyTorch's CTC loss.
 """
 

@@ -291,6 +291,12 @@ set_model_options() { # $model_options: what stages 10 and 11 share; reads the d
         --valid_data_path_and_name_and_type "${valid_dir}/text,text,text"
         ${dus_config:+--config "${dus_config}"}
     )
+    if [ -e "${train_dir}/prompt" ]; then
+        model_options+=(
+            --train_data_path_and_name_and_type "${train_dir}/prompt,text_before,text"
+            --valid_data_path_and_name_and_type "${valid_dir}/prompt,text_before,text"
+        )
+    fi
     if [ "${dump_type}" = raw ]; then
         model_options+=(--frontend_conf "fs=${fs}")
     elif [ "${dump_type}" = fbank ]; then
@@ -464,7 +470,7 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
 
 decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
     need_base_lm
-    local dset data dir logdir jobs name n cmd=${decode_cmd} gpu=0
+    local dset data dir logdir jobs name n prompt cmd=${decode_cmd} gpu=0
     if "${gpu_inference}"; then cmd=${cuda_cmd} gpu=1; fi
     write_run_script 12 "${inference_dir}"
     for dset in "${eval_sets[@]}"; do
@@ -473,6 +479,8 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
         logdir=${dir}/logdir
         mkdir -p "${logdir}"
         split_tables "${inference_nj}" "${data}/${scp}" "${logdir}/keys"
+        prompt=
+        if [ -e "${data}/prompt" ]; then prompt=${data}/prompt,text_before,text; fi
 
         log "${dset}: ${jobs} jobs, logs: '${logdir}/dus_inference.*.log'"
         # shellcheck disable=SC2086
@@ -480,6 +488,7 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             "${python}" -m espnet_dus.bin.dus_inference \
             ${batch_size:+--batch_size "${batch_size}"} --ngpu "${gpu}" \
             --data_path_and_name_and_type "${data}/${scp},speech,${scp_type}" \
+            ${prompt:+--data_path_and_name_and_type "${prompt}"} \
             --key_file "${logdir}/keys.JOB.scp" --output_dir "${logdir}/output.JOB" \
             --asr_train_config "${dus_exp}/config.yaml" \
             --asr_model_file "${dus_exp}/${inference_dus_model}" \

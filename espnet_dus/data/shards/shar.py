@@ -124,6 +124,11 @@ def write_data_dir(
         raise ValueError(
             f"{data_dir}: expected audio that stage 3 has written (feats_type raw)"
         )
+    if "prompt" in data.tables:
+        raise ValueError(
+            f"{data.path / 'prompt'}: shards do not hold prompts; train from files "
+            "(--feats_type raw)"
+        )
     fs = int(data.attributes["fs"])
     keys = sorted(data.tables["text"])
     random.Random(SHUFFLE_SEED).shuffle(keys)

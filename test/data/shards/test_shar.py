@@ -160,3 +160,11 @@ def test_what_is_no_dump_or_no_shards_is_an_error(make_data_dir, dump, tmp_path)
     (tmp_path / "shar/shards/cuts.000000.jsonl.gz").unlink()
     with pytest.raises(ValueError, match="0 shards, info.json says 1"):
         list_shards(tmp_path / "shar")
+
+
+def test_data_with_prompts_are_refused(dump, tmp_path):
+    (dump / "prompt").write_text(
+        "".join(f"{key} Write:\n" for key in read_scp(dump / "text"))
+    )
+    with pytest.raises(ValueError, match="prompt: shards do not hold prompts"):
+        write_data_dir(dump, tmp_path / "shar")
