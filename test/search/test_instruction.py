@@ -107,3 +107,24 @@ def test_silence_and_too_short_a_recording_are_not_answered(speech2text, noises)
     speech2text.search = replace(speech2text.search, no_speech=0.5)
     with pytest.raises(ValueError, match="nobody speaks in the audio"):
         speech2text.ask(np.zeros(16000, np.float32), "Translate.")
+
+
+@torch.no_grad()
+def test_every_arm_answers_as_its_full_stack_says(make_arm, arm, noises, encode_all):
+    model = make_arm(arm)
+    model.generation_config.eos_token_id = []
+    encoded = encode_all(model, noises(0.9), with_ctc=False)
+    before, behind = torch.tensor([[5, 9, 11]]), torch.tensor([[7, 3]])
+    options = dict(max_new_tokens=5, do_sample=False)
+    ids = model.generate_answer(encoded, before, behind, **options)
+    assert ids.shape == (1, 5)
+    embed = model.lm.get_input_embeddings()
+    text = embed(torch.cat([behind, ids], dim=1))
+    inputs = torch.cat([embed(before), encoded.read_BRD, text], dim=1)
+    masks = {}
+    if arm not in ("encoder", "compressed", "lora", "full", "frozen"):
+        mask = torch.zeros(inputs.shape[:2], dtype=torch.bool)
+        mask[:, 3 : 3 + int(encoded.read_B)] = True
+        masks["speech_mask"] = mask
+    logits = model.lm(inputs_embeds=inputs, **masks).logits
+    assert torch.equal(logits[:, -6:-1].argmax(-1), ids)

@@ -164,7 +164,7 @@ def test_the_hub_gets_what_the_pack_holds_and_a_card(tampered, hub):
         'Speech2Text.from_pretrained("owner/model")',
         "--download_model owner/model",
         "Base LM: `tiny-random-llama` revision test",
-        "Speech recognition by multimodal depth up-scaling: new layers",
+        "Speech recognition by multimodal depth up-scaling: trained layers",
         "`dus` (",
         "kind e_branchformer",
         "2604.00489",
