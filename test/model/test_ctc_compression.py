@@ -141,5 +141,5 @@ def test_compression_without_a_prompt_is_an_error(make):
 
 @pytest.mark.parametrize("unit_type", ["bpe", "char"])
 def test_units_that_are_no_tokens_are_an_error(make, ctc_units_dirs, unit_type):
-    with pytest.raises(ValueError, match=f"units are '{unit_type}', which are no"):
+    with pytest.raises(ValueError, match=f"units are '{unit_type}', not tokens"):
         make(ctc_units=str(ctc_units_dirs[unit_type]))
