@@ -135,7 +135,7 @@ def test_channels_are_mixed(data_dir, tokenizer_dir, tmp_path):
 
 def test_bad_audio_is_named(data_dir, tokenizer_dir, tmp_path):
     (data_dir / "utt2.wav").write_bytes(b"RIFF")
-    with pytest.raises(ValueError, match="(?s)utt2.*mend these"):
+    with pytest.raises(ValueError, match="(?s)utt2.*fix these"):
         dump(data_dir, tmp_path / "dump", tokenizer_dir)
     assert not (tmp_path / "dump/text").exists()
     data = dump(data_dir, tmp_path / "dump", tokenizer_dir, max_bad_utterances=1)
