@@ -277,13 +277,15 @@ def test_the_paper_s_schedule():
         assert (args.optim, args.optim_conf["betas"]) == ("adamw", [0.9, 0.95])
         assert args.optim_conf["weight_decay"] == 3e-7 and args.grad_clip == 1.0
         assert args.model_conf["ctc_weight"] == 0.0
-        # 8,192 positions, accumulated over 2 batches
-        max_tokens = args.streaming_conf.get("max_tokens", 8192)
-        assert max_tokens * args.accum_grad == 2 * 8192
+        # 8,192 positions, accumulated over 2 batches, on 8 GPUs
+        assert args.streaming_conf["tokens_per_update"] == 8 * 2 * 8192
+        assert args.scheduler_conf["warmup_steps_list"] == [0.0, 0.05, 1.0]
     import torch
 
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-5)
-    scheduler = scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
+    # the shares of 500,000 updates
+    conf = {**args.scheduler_conf, "warmup_steps_list": [0, 25000, 500000]}
+    scheduler = scheduler_classes[args.scheduler](optimizer, **conf)
     for update, rate in ((12500, 5e-5), (25000, 1e-4), (262500, 6e-5), (500000, 2e-5)):
         scheduler.last_epoch = update - 1
         assert scheduler.get_lr()[0] == pytest.approx(rate)
