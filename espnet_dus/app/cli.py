@@ -92,8 +92,15 @@ def add_commands(commands: Commands) -> None:
     command = commands.add(
         "chat", chat, "Chat in text with the LLM of a model.", [named, loading]
     )
-    command.add_argument(
-        "--base", action="store_true", help="show the base LM's answer too"
+    layers = command.add_mutually_exclusive_group()
+    layers.add_argument(
+        "--base", action="store_true", help="keep the added layers, show both answers"
+    )
+    layers.add_argument(
+        "--drop",
+        action="store_true",
+        help="require the added layers to be dropped: the base LM answers, or it is an "
+        "error that full fine-tuning has overwritten it",
     )
     command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
 
@@ -186,13 +193,14 @@ def ask(audio, instruction, model, examples, max_new_tokens, **options):
     answer(speech2text, audio, instruction, examples, max_new_tokens, streamer)
 
 
-def chat(model, base, max_new_tokens, **options):
+def chat(model, base, drop, max_new_tokens, **options):
     """Answer line by line, each by itself, until an empty one."""
     speech2text = _load(model, **options)
+    added_layers = "kept" if base else "dropped" if drop else "auto"
     print("An empty line ends the chat; each line is answered by itself.")
     while question := _read_line():
         asked = question, max_new_tokens
-        answer = speech2text.generate_text(*asked, "kept" if base else "auto")
+        answer = speech2text.generate_text(*asked, added_layers)
         print(answer, flush=True)
         if base:
             other = speech2text.generate_text(*asked, "dropped")

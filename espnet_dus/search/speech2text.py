@@ -380,6 +380,7 @@ class Speech2Text:
         max_new_tokens: int = 128,
         added_layers: str = "auto",
         streamer: Optional[BaseStreamer] = None,
+        drop_added_layers: bool = False,
     ) -> str:
         """Answer a prompt in text, greedily and without speech.
 
@@ -391,6 +392,7 @@ class Speech2Text:
             added_layers: See `SpeechLM.generate_text`; by default the answer is the
                 base LM's.
             streamer: Gets the tokens of the prompt, then those of the answer.
+            drop_added_layers: The same as `added_layers="dropped"`.
 
         Raises:
             ValueError: The prompt is empty or longer than the base LM's context.
@@ -410,7 +412,7 @@ class Speech2Text:
             )
         generated = self.model.generate_text(
             ids,
-            added_layers,
+            "dropped" if drop_added_layers else added_layers,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             streamer=streamer,

@@ -206,6 +206,15 @@ def test_chat_answers_each_line_until_an_empty_one(run, loaded, monkeypatch):
     assert next(lines) == "never read"
 
 
+def test_chat_with_drop_answers_as_the_base_lm(run, loaded, monkeypatch):
+    lines = iter(["the cat", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    out, _ = run("chat", "--model", "m", "--max_new_tokens", "5", "--drop")
+    answer = loaded.generate_text("the cat", 5, drop_added_layers=True)
+    assert answer != loaded.generate_text("the cat", 5, "kept")
+    assert out.splitlines()[1:] == [answer]
+
+
 def test_info_shows_where_the_inserted_layers_are(run, loaded):
     out, _ = run("info", "m")
     assert "base LM tiny-random-llama" in out
