@@ -149,7 +149,7 @@ def opuslm(ssl_model):
             "download_and_unpack",
             lambda self, tag: {"ssl_train_config": ssl_model.with_name("config.yaml")},
         )
-        yield make_encoder(
+        return make_encoder(
             {
                 "encoder": "opuslm",
                 "codec_hf_model_tag": "tiny/codec",
