@@ -14,7 +14,7 @@ from espnet_dus.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_STEP = ROOT / "tools/benchmarks/train_step.py"
-TUNING = ROOT / "egs2/an4/dus1/conf/tuning/ours"
+TUNING = ROOT / "egs2/an4/dus1/conf/tuning/features"
 
 
 def load(path):

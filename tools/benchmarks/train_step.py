@@ -57,7 +57,7 @@ def get_parser():
     add(
         "--config_dir",
         type=Path,
-        default=ROOT / "egs2/an4/dus1/conf/tuning/ours",
+        default=ROOT / "egs2/an4/dus1/conf/tuning/features",
         help="holds a train_dus_<arm>.yaml for each arm",
     )
     add("--arms", nargs="+", help="those to measure beside full; not given: all")
