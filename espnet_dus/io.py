@@ -1,4 +1,4 @@
-"""Whole files, Kaldi's two-column tables, file names for keys, and progress."""
+"""Whole files, Kaldi's tables, digests, file names, option names and progress."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import socket
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Union
 from urllib.parse import quote
 
 from tqdm import tqdm
@@ -53,6 +53,40 @@ def file_sha256(path: Union[str, Path]) -> str:
     """Return the sha256 of a file's content as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Iterable[Tuple[str, Any]]) -> str:
+    """Return the sha256 over the names, types, shapes and values of torch tensors.
+
+    Args:
+        tensors: Names and tensors; their order counts.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_names(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Check the names of options.
+
+    Args:
+        where: What takes the options, for the message.
+        given: Names to check.
+        known: Allowed names.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        raise ValueError(
+            f"{where}: unknown option(s) {', '.join(unknown)}; expected some of "
+            f"{', '.join(known) or 'none'}"
+        )
 
 
 def file_name(key: str, suffix: str = "") -> str:

@@ -1,17 +1,22 @@
 """Files that are whole, tables from any editor, a file name for every key."""
 
+import hashlib
 import socket
+import struct
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from espnet_dus.io import (
     atomic_path,
+    check_names,
     file_name,
     not_empty,
     progress,
     read_scp,
+    tensors_sha256,
     write_text,
 )
 
@@ -129,3 +134,24 @@ def test_a_name_that_the_locale_cannot_print_does_not_stop_a_command(encoding):
     assert done.stdout == "\\u4eac\\u90fd done\n"
     assert done.stderr == "error: \\u4eac\\u90fd: not found\n"
     assert done.returncode == 1
+
+
+# -- digests and option names ----------------------------------------------------------
+
+
+def test_the_digest_of_tensors_covers_name_type_shape_and_values():
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    values = struct.pack("<4f", 1, 2, 3, 4)
+    # as checkpoints and packs have recorded it from the first version on
+    expected = hashlib.sha256(b"w torch.float32 (2, 2)\n" + values).hexdigest()
+    assert tensors_sha256([("w", weight)]) == expected
+    assert tensors_sha256([("w", weight.T.contiguous().T)]) == expected
+    for other in (weight.flatten(), weight.double(), weight + 1):
+        assert tensors_sha256([("w", other)]) != expected
+    assert tensors_sha256([("v", weight)]) != expected
+
+
+def test_an_unknown_option_is_an_error_that_names_the_known_ones():
+    check_names("conf", {"a": 1}, ["a", "b"])
+    with pytest.raises(ValueError, match=r"conf: unknown option\(s\) 3, c; .* a, b"):
+        check_names("conf", {"a": 1, "c": 2, 3: 4}, ["a", "b"])

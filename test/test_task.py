@@ -103,25 +103,29 @@ def test_the_base_lm_must_be_named(tmp_path, capsys):
         (
             "base_lm_conf",
             {"dtyp": "float32"},
-            "base_lm_conf: unknown key.*dtyp; .*dtype",
+            "base_lm_conf: unknown option.*dtyp; .*dtype",
         ),
         ("base_lm_conf", {"dtype": "int8"}, "dtype: 'int8' is not one of auto"),
         (
             "speech_embedder_conf",
             {"chanels": 8},
-            "speech_embedder_conf: unknown key.*chanels; .*channels",
+            "speech_embedder_conf: unknown option.*chanels; .*channels",
         ),
         ("speech_embedder_conf", {"input_layer": "conv3d"}, "'conv3d' is not one of"),
         (
             "model_conf",
             {"ctc_wait": 1},
-            "model_conf: unknown key.*ctc_wait; .*ctc_weight",
+            "model_conf: unknown option.*ctc_wait; .*ctc_weight",
         ),
-        ("ctc_conf", {"dropout": 1}, "ctc_conf: unknown key.*dropout; .*dropout_rate"),
+        (
+            "ctc_conf",
+            {"dropout": 1},
+            "ctc_conf: unknown option.*dropout; .*dropout_rate",
+        ),
         (
             "frontend_conf",
             {"fs": 16000, "n_mel": 20},
-            "frontend_conf: unknown key.*n_mel; .*n_mels",
+            "frontend_conf: unknown option.*n_mel; .*n_mels",
         ),
         ("adaptation_conf", {"kinds": 1}, "unknown option.*kinds"),
         ("adaptation_conf", {"positions": [7]}, r"positions: \[7\] out of range"),
@@ -147,7 +151,7 @@ def test_a_wrong_key_of_specaug_or_normalization_is_an_error_that_names_it(
     tiny_model, option, name, conf, key
 ):
     options = {option: name, f"{option}_conf": conf}
-    with pytest.raises(ValueError, match=f"{option}_conf: unknown key.*{key}"):
+    with pytest.raises(ValueError, match=f"{option}_conf: unknown option.*{key}"):
         tiny_model(**options)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Unio
 
 import torch
 
+from espnet_dus.io import check_names
 from espnet_dus.model.upscaling import (
     AddedLayer,
     dropped,
@@ -38,11 +39,7 @@ def adapt(lm: torch.nn.Module, arm: str, **conf: Any) -> torch.nn.Module:
     if arm != "dus":  # whose options depend on the kind: checked there
         parameters = inspect.signature(ARMS[arm]).parameters.values()
         options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        if unknown := sorted(set(conf) - set(options)):
-            raise ValueError(
-                f"unknown option(s) of adaptation {arm!r}: {', '.join(unknown)}; it "
-                f"takes {', '.join(options) or 'none'}"
-            )
+        check_names(f"adaptation {arm}", conf, options)
     return ARMS[arm](lm, **conf)
 
 

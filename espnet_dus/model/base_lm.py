@@ -4,7 +4,6 @@ A base LM is a Hugging Face directory with its weights as safetensors. `load_bas
 loads it, frozen, together with its identity.
 """
 
-import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Iterator, Optional, Tuple, Union
 
 import torch
+
+from espnet_dus.io import tensors_sha256
 
 IDENTITY = "identity.json"
 # Keys of `config.json` that Gemma 2, Granite and Cohere change their logits by
@@ -69,13 +70,12 @@ def weights_sha256(directory: Union[str, Path]) -> str:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             places.update(dict.fromkeys(tensors.keys(), file))
-    digest = hashlib.sha256()
-    for name in sorted(places):
+
+    def load(name: str) -> torch.Tensor:
         with safe_open(places[name], framework="pt") as tensors:
-            tensor = tensors.get_tensor(name)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+            return tensors.get_tensor(name)
+
+    return tensors_sha256((name, load(name)) for name in sorted(places))
 
 
 def load_base_lm(

@@ -4,7 +4,7 @@ import argparse
 import inspect
 import json
 import re
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from espnet2.asr.specaug.specaug import SpecAug
@@ -16,6 +16,7 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet_dus.data.ctc_units import CTCUnits
 from espnet_dus.data.lengths import EMBEDDER_CONF, takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
+from espnet_dus.io import check_names
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.base_lm import embedding_rms, load_base_lm
 from espnet_dus.model.checkpoint import record_identity
@@ -125,7 +126,7 @@ def _build_embedder(
         conf = fill_defaults("speech_embedder_conf", conf, EMBEDDER_CONF)
         return SpeechEmbedder(input_size, hidden_size, embedding_rms(lm), **conf)
     info = TokenizerInfo.read(args.speech_tokenizer)
-    _check_keys("speech_embedder_conf", conf, get_default_kwargs(TokenEmbedder))
+    check_names("speech_embedder_conf", conf, get_default_kwargs(TokenEmbedder))
     embedder = TokenEmbedder(info.vocab_sizes, hidden_size, **conf)
     embedder.start_at_embeddings(lm.get_input_embeddings())
     record_identity(
@@ -157,21 +158,8 @@ def fill_defaults(
     name: str, conf: Dict[str, Any], known: Dict[str, Any]
 ) -> Dict[str, Any]:
     """Fill up an option with the defaults, of known keys."""
-    _check_keys(name, conf, known)
+    check_names(name, conf, known)
     return {**known, **conf}
-
-
-def _check_keys(name: str, conf: Dict[str, Any], known: Iterable[str]) -> None:
-    """Check an option's keys.
-
-    Raises:
-        ValueError: It has a key that is not known.
-    """
-    if unknown := sorted(set(conf) - set(known)):
-        raise ValueError(
-            f"{name}: unknown key(s) {', '.join(unknown)}; expected some of "
-            f"{', '.join(known)}"
-        )
 
 
 def check_numbers(name: str, conf: Any) -> None:
@@ -202,7 +190,7 @@ def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
     if part is None:
         return None
     conf = getattr(args, f"{choices.name}_conf")
-    _check_keys(f"{choices.name}_conf", conf, inspect.signature(part).parameters)
+    check_names(f"{choices.name}_conf", conf, inspect.signature(part).parameters)
     return part(**conf)
 
 

@@ -26,7 +26,7 @@ from espnet_dus.model.base_lm import Identity, embedding_rms
 from espnet_dus.model.checkpoint import keep_only_trained, parameter_counts
 from espnet_dus.model.ctc_compression import CTCCompression
 from espnet_dus.model.ctc_head import CTCHead
-from espnet_dus.model.features import extract_features
+from espnet_dus.model.features import FeatureModel, extract_features
 from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_lm import SpeechLM
 from espnet_dus.model.text_retention import TextRetention
@@ -182,17 +182,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
     # -- training ----------------------------------------------------------------------
 
     def forward(
-        self,
-        speech: torch.Tensor,
-        speech_lengths: torch.Tensor,
-        text: torch.Tensor,
-        text_lengths: torch.Tensor,
-        text_ctc: Optional[torch.Tensor] = None,
-        text_ctc_lengths: Optional[torch.Tensor] = None,
-        text_before: Optional[torch.Tensor] = None,
-        text_before_lengths: Optional[torch.Tensor] = None,
-        loss_denominators: Optional[torch.Tensor] = None,
-        **_,
+        self, loss_denominators: Optional[torch.Tensor] = None, **batch
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor], torch.Tensor]:
         """Compute the loss of a batch.
 
@@ -201,30 +191,14 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         the batches' losses and gradients is then that of one big batch.
 
         Args:
-            speech: (B, samples); as features (B, F, M); as tokens (B, S, K).
-            speech_lengths: (B,).
-            text: (B, N) token ids of the base LM, padded on the right.
-            text_lengths: (B,).
-            text_ctc: (B, N') CTC unit ids.
-            text_ctc_lengths: (B,).
-            text_before: (B, N'') token ids of the text before the speech.
-            text_before_lengths: (B,).
             loss_denominators: (2,) mean numbers of target tokens and of CTC units in a
                 batch of the update (see `training.accumulation`).
+            batch: Arguments of `loss_sums`.
 
         Returns:
             The loss, statistics for the log, and 1 as the batch's weight.
         """
-        sums = self.loss_sums(
-            speech,
-            speech_lengths,
-            text,
-            text_lengths,
-            text_ctc,
-            text_ctc_lengths,
-            text_before,
-            text_before_lengths,
-        )
+        sums = self.loss_sums(**batch)
         counts = {name: count for name, (_, count) in sums.items()}
         if loss_denominators is not None:
             targets, units = loss_denominators
@@ -250,7 +224,14 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         """Sum the losses and statistics of a batch.
 
         Args:
-            speech: As in `forward`, like the others.
+            speech: (B, samples); as features (B, F, M); as tokens (B, S, K).
+            speech_lengths: (B,).
+            text: (B, N) token ids of the base LM, padded on the right.
+            text_lengths: (B,).
+            text_ctc: (B, N') CTC unit ids.
+            text_ctc_lengths: (B,).
+            text_before: (B, N'') token ids of the text before the speech.
+            text_before_lengths: (B,).
 
         Returns:
             Sum and number of its terms, by name: `loss_ce` and `acc` over transcript
@@ -312,12 +293,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
             loss = loss + self.text_retention_weight * means["text_drift"]
         return loss
 
-    def collect_feats(
-        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_
-    ) -> Dict[str, torch.Tensor]:
-        """Return features (B, F, M) and their lengths (B,)."""
-        feats, lengths = extract_features(self.frontend, speech, speech_lengths)
-        return {"feats": feats, "feats_lengths": lengths}
+    collect_feats = FeatureModel.collect_feats
 
     def embed_speech(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor

@@ -1,6 +1,5 @@
 """Features of raw speech: frontends, and the model that collects their statistics."""
 
-import hashlib
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -11,6 +10,8 @@ from espnet2.asr.frontend.huggingface import HuggingFaceFrontend
 from espnet2.asr.frontend.s3prl import S3prlFrontend
 from espnet2.asr.frontend.whisper import WhisperFrontend
 from espnet2.train.abs_espnet_model import AbsESPnetModel
+
+from espnet_dus.io import tensors_sha256
 
 FRONTENDS = {
     "default": DefaultFrontend,
@@ -44,15 +45,12 @@ def freeze_pretrained(frontend: torch.nn.Module) -> str:
     for module in frontend.modules():
         # a second copy of the weights, for initializations that overwrite them
         vars(module).pop("pretrained_params", None)
-    digest = hashlib.sha256()
     parts = pretrained_parts(frontend)
+    weights = []
     for part, module in parts.items():
-        module.requires_grad_(False)
-        for name, tensor in sorted(module.state_dict().items()):
-            shape = tuple(tensor.shape)
-            digest.update(f"{part}.{name} {tensor.dtype} {shape}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest() if parts else ""
+        state = module.requires_grad_(False).state_dict()
+        weights += [(f"{part}.{name}", state[name]) for name in sorted(state)]
+    return tensors_sha256(weights) if parts else ""
 
 
 class FeatureModel(AbsESPnetModel):

@@ -35,6 +35,7 @@ from typing import (
 import torch
 from transformers.cache_utils import Cache
 
+from espnet_dus.io import check_names
 from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES, layer_options
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
 from espnet_dus.model.layers.speech_only import Speech, find_speech
@@ -85,13 +86,10 @@ def upscale(
         if value not in allowed:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
     options = layer_options(kind, scope)
-    if unknown := sorted(set(layer_conf) - set(options)):
-        former = "merge_init" in options and "linear_units" in unknown
-        raise ValueError(
-            f"unknown option(s) of kind {kind!r} in scope {scope!r}: "
-            f"{', '.join(unknown)}; it takes {', '.join(options) or 'none'}"
-            + (f" ({FORMER_LAYER})" if former else "")
-        )
+    what = f"kind {kind}, scope {scope}"
+    if "merge_init" in options and "linear_units" in layer_conf:
+        what = f"{FORMER_LAYER}; {what}"
+    check_names(what, layer_conf, options)
     check_convertible(lm)
 
     base_layers = list(lm.model.layers)

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Dict, Optional, Sequence, Union
 
+from espnet_dus.io import check_names
+
 
 def _option(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
@@ -71,13 +73,9 @@ class SearchConfig:
         """
         if isinstance(search, cls):
             return search
-        known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(search or {}) - set(known)):
-            raise ValueError(
-                f"search: unknown key(s) {', '.join(unknown)}; expected some of "
-                f"{', '.join(known)}"
-            )
-        return cls(**(search or {}))
+        search = search or {}
+        check_names("search", search, [option.name for option in fields(cls)])
+        return cls(**search)
 
     def asdict(self) -> Dict[str, Any]:
         """Return the options by name."""

@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_by_name(make, tmp_path):
         ({"specaug": "specaug"}, "specaug: specaug is for features; .*num_time_mask"),
         (
             {"speech_embedder_conf": {"channels": 8}},
-            "unknown key.*channels; .*num_time",
+            "unknown option.*channels; .*num_time",
         ),
     ],
 )

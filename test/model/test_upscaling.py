@@ -404,9 +404,12 @@ def test_inserted_layers_stand_where_the_positions_say(upscaled, tiny_lm, kind):
         ({"scope": "text"}, "scope: 'text' is not one of all, speech"),
         (
             {"kernel": 3, "depth": 1},
-            "unknown option.*e_branchformer.*depth, kernel; it takes cgmlp_",
+            "e_branchformer.*: unknown option.*depth, kernel; expected some of cgmlp_",
         ),
-        ({"kind": "transformer", "kernel": 3}, "unknown option.*kernel; it takes none"),
+        (
+            {"kind": "transformer", "kernel": 3},
+            "unknown option.*kernel; expected some of none",
+        ),
     ],
 )
 def test_an_unknown_option_or_value_is_an_error_that_names_what_is_allowed(

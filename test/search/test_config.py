@@ -14,7 +14,7 @@ def test_a_dict_of_options_is_a_configuration():
 
 
 def test_an_unknown_option_is_an_error():
-    with pytest.raises(ValueError, match="unknown key.*beamsize.*beam_size"):
+    with pytest.raises(ValueError, match="unknown option.*beamsize.*beam_size"):
         SearchConfig.make({"beamsize": 4})
 
 

@@ -112,7 +112,7 @@ def test_a_prompt_before_the_speech_is_read_alone_and_in_a_batch(make, noises, s
 def test_options_that_do_not_fit_the_model_are_errors(
     make, load, tiny_model, tiny_options
 ):
-    with pytest.raises(ValueError, match="unknown key.*beams"):
+    with pytest.raises(ValueError, match="unknown option.*beams"):
         make({"beams": 3})
     with pytest.raises(ValueError, match="dtype: 'int4'"):
         make(dtype="int4")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Optional, Sequence, Union
 
+from espnet_dus.io import check_names
+
 
 def _option(default: Any, help_text: str) -> Any:
     if isinstance(default, list):
@@ -95,11 +97,7 @@ class StreamingConfig:
         Raises:
             ValueError: It has an unknown key, or a wrong value.
         """
-        if unknown := sorted(set(conf) - set(DEFAULTS)):
-            raise ValueError(
-                f"streaming_conf: unknown key(s) {', '.join(unknown)}; expected some "
-                f"of {', '.join(DEFAULTS)}"
-            )
+        check_names("streaming_conf", conf, DEFAULTS)
         return cls(**conf)
 
 

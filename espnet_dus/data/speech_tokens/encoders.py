@@ -8,7 +8,6 @@ own audio (and the device), whether the encoder masks padding or not, and shapes
 Dimensions: B utterances, N samples, F frames, D dimensions or streams.
 """
 
-import hashlib
 import inspect
 import os
 import zipfile
@@ -29,7 +28,7 @@ from filelock import FileLock
 
 from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.wheel import download_wheel
-from espnet_dus.io import default_cache
+from espnet_dus.io import check_names, default_cache, file_sha256, tensors_sha256
 
 PAD_SECONDS = 0.5  # an utterance is padded to a multiple of this
 BATCH_SECONDS = 64  # on a GPU; on a CPU utterances go alone
@@ -254,8 +253,7 @@ class CTranslate2Whisper(Encoder):
             raise ValueError(
                 f"{directory}: not a CTranslate2 model, it has no model.bin"
             )
-        with (directory / "model.bin").open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = file_sha256(directory / "model.bin")
         self.device = device
         name, _, index = device.partition(":")
         # One thread: the sums of a product are then the same on every machine.
@@ -388,11 +386,8 @@ def read_spec(tokenizer: str) -> Tuple[str, Dict[str, Any]]:
             f"{path}: expected a mapping with encoder: one of {', '.join(ENCODERS)}"
         )
     known = inspect.signature(ENCODERS[spec["encoder"]]).parameters
-    if unknown := sorted(set(spec) - {"encoder"} - set(known)):
-        raise ValueError(
-            f"{path}: unknown option(s) {', '.join(map(str, unknown))} of encoder "
-            f"{spec['encoder']}; expected some of {', '.join(set(known) - {'device'})}"
-        )
+    known = [*known.keys() - {"device"}, "encoder"]
+    check_names(f"{path}: encoder {spec['encoder']}", spec, sorted(known))
     return path.stem, spec
 
 
@@ -435,9 +430,5 @@ def weights_sha256(module: torch.nn.Module) -> str:
     """Hash a module's weights; "" if it has none, as a log-mel frontend."""
     if next(module.parameters(), None) is None:
         return ""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(data.numpy())
-    return digest.hexdigest()
+    state = module.state_dict()
+    return tensors_sha256((name, state[name]) for name in sorted(state))

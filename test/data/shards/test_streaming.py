@@ -501,7 +501,7 @@ def test_bad_utterances_are_counted_once_over_epochs(tmp_path):
         (dict(batch_sizes="nowhere.yaml"), "nowhere.yaml: no such file"),
         (dict(speed_factors=[3]), "expected a speed factor from 0.5 to 2"),
         (dict(noise="nowhere"), "nowhere: no audio there"),
-        (dict(max_token=9), "streaming_conf: unknown key.*max_token; expected"),
+        (dict(max_token=9), "streaming_conf: unknown option.*max_token; expected"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_names_it(make_factory, conf, message):
