@@ -90,6 +90,32 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
 
     command = commands.add(
+        "instruction_eval",
+        instruction_eval,
+        "Evaluate how models follow instructions on speech: translate, simplify, "
+        "summarise, spell, answer. The reference is the base LM on the transcripts.",
+        [loading],
+    )
+    command.add_argument(
+        "--model",
+        dest="models",
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help="see espnet-dus --help",
+    )
+    command.add_argument(
+        "--data_dir", required=True, help="data directory with wav.scp and text"
+    )
+    command.add_argument(
+        "--out_dir", required=True, help="for instructions.md and instructions.json"
+    )
+    command.add_argument(
+        "--num_utterances", type=int, default=6, help="number of utterances"
+    )
+    command.add_argument("--max_new_tokens", type=int, default=48, help="of an answer")
+
+    command = commands.add(
         "chat", chat, "Chat in text with the LLM of a model.", [named, loading]
     )
     layers = command.add_mutually_exclusive_group()
@@ -126,12 +152,12 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=8000, help="of the server")
     for option, default, what in (
-        ("segment_seconds", 20.0, "maximum duration of a segment of a recording"),
-        ("batch_seconds", 60.0, "seconds of segments in a batch, padding included"),
-        ("max_megabytes", 25.0, "maximum size of a request"),
-        ("max_seconds", 3600.0, "maximum duration of a recording"),
+        ("--segment_seconds", 20.0, "maximum duration of a segment of a recording"),
+        ("--batch_seconds", 60.0, "seconds of segments in a batch, padding included"),
+        ("--max_megabytes", 25.0, "maximum size of a request"),
+        ("--max_seconds", 3600.0, "maximum duration of a recording"),
     ):
-        command.add_argument(f"--{option}", type=float, default=default, help=what)
+        command.add_argument(option, type=float, default=default, help=what)
     command.add_argument(
         "--max_new_tokens", type=int, default=1024, help="maximum length of an answer"
     )
@@ -191,6 +217,15 @@ def ask(audio, instruction, model, examples, max_new_tokens, **options):
         speech2text.model.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
     answer(speech2text, audio, instruction, examples, max_new_tokens, streamer)
+
+
+def instruction_eval(models, **options):
+    """Print the tables; the answers go to the log as they are generated."""
+    print(f"loading {', '.join(models)}", file=sys.stderr, flush=True)
+
+    from espnet_dus.app.instructions import evaluate
+
+    print(evaluate(models, **options), end="")
 
 
 def chat(model, base, drop, max_new_tokens, **options):

@@ -1,7 +1,8 @@
 """A server with the endpoints of OpenAI's API that clients know.
 
     POST /v1/audio/transcriptions    a recording to its transcript
-    POST /v1/chat/completions        text, answered by the LLM without the added layers
+    POST /v1/chat/completions        text, answered by the LLM without the added layers,
+                                     whole or as a stream of pieces
     GET  /v1/models                  the name of the model
 
     requests -> segments (their own threads) -> batches of all requests (one thread)
@@ -10,6 +11,7 @@ The model runs in one thread. Segments that arrive while it is busy wait, and th
 batch takes those of several requests together.
 """
 
+import json
 import logging
 import secrets
 import shutil
@@ -19,16 +21,21 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Deque, List, Literal, Optional, Tuple
+from typing import Any, Callable, Deque, Iterator, List, Literal, Optional, Tuple
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import (
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from transformers.generation.streamers import BaseStreamer
+from transformers import TextIteratorStreamer
 
 from espnet_dus.app.transcription import Transcript, check_kind, render, transcribe
 from espnet_dus.data.audio import open_audio
@@ -58,9 +65,9 @@ class ModelThread:
         self._waiting: Deque[Tuple[Segment, Future]] = deque()
         self._lock = threading.Lock()
 
-    def call(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    def submit(self, function: Callable, *args: Any) -> Future:
         """Call a function that uses the model, when the model is free."""
-        return self._executor.submit(function, *args, **kwargs).result()
+        return self._executor.submit(function, *args)
 
     def transcribe(self, waveforms: List[np.ndarray]) -> List[Hypothesis]:
         """Transcribe waveforms (samples,), in batches with those of other threads.
@@ -109,6 +116,12 @@ class Message(BaseModel, extra="forbid"):
     content: str
 
 
+class StreamOptions(BaseModel, extra="forbid"):
+    """What a stream has beside the answer."""
+
+    include_usage: Optional[bool] = None
+
+
 class ChatRequest(BaseModel, extra="forbid"):
     """The body of a request for a chat completion: what the server supports of it."""
 
@@ -118,24 +131,37 @@ class ChatRequest(BaseModel, extra="forbid"):
     max_tokens: Optional[int] = Field(None, ge=1)  # its former name
     temperature: Literal[0, None] = None  # the answer is greedy
     n: Literal[1, None] = None
-    stream: Literal[False, None] = None
+    stream: Optional[bool] = None
+    stream_options: Optional[StreamOptions] = None
 
 
-class _Generated(BaseStreamer):
-    """Keeps the ids of a prompt and of its answer."""
+class _Streamer(TextIteratorStreamer):
+    """Yields the pieces of an answer, and keeps its ids and the length of the prompt.
 
-    def __init__(self):
+    Attributes:
+        num_prompt: Number of tokens of the prompt.
+        ids: The answer's ids so far; empty if generation has failed before the first.
+        cancelled: Whether nobody reads the answer any longer: its generation ends.
+    """
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.num_prompt = 0
-        self.ids: Optional[List[int]] = None
+        self.ids: List[int] = []
+        self.cancelled = False
 
     def put(self, value) -> None:
-        if self.ids is None:
-            self.num_prompt, self.ids = value.numel(), []
+        if self.cancelled:
+            raise _Cancelled
+        if self.next_tokens_are_prompt:
+            self.num_prompt = value.numel()
         else:
             self.ids += value.flatten().tolist()
+        super().put(value)
 
-    def end(self) -> None:
-        pass
+
+class _Cancelled(Exception):
+    """The client has left."""
 
 
 def build(
@@ -248,32 +274,55 @@ def build(
         limit = body.max_completion_tokens or body.max_tokens or max_new_tokens
         limit = min(limit, max_new_tokens)
         messages = [(message.role, message.content) for message in body.messages]
-        streamer = _Generated()
-        answer = model.call(
-            speech2text.generate_text, messages, limit, streamer=streamer
-        )
+        streamer = _Streamer(speech2text.model.tokenizer)
+
+        def generate() -> str:
+            try:
+                return speech2text.generate_text(messages, limit, streamer=streamer)
+            finally:
+                streamer.end()  # after an error too, so that nobody waits for more
+
+        future = model.submit(generate)
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": name,
+        }
+        if not body.stream:
+            message = {"role": "assistant", "content": future.result()}
+            choice = {"index": 0, "message": message, "finish_reason": reason(streamer)}
+            content = {"object": "chat.completion", "choices": [choice]}
+            return JSONResponse({**head, **content, "usage": _usage(streamer)})
+        first = next(streamer)
+        if not streamer.ids:
+            future.result()  # raises what is wrong with the request
+        with_usage = body.stream_options and body.stream_options.include_usage
+
+        def events() -> Iterator[str]:
+            def event(choices: List[dict], **more: Any) -> str:
+                chunk = {"object": "chat.completion.chunk", "choices": choices}
+                return f"data: {json.dumps({**head, **chunk, **more})}\n\n"
+
+            def delta(ends: Optional[str] = None, **content: str) -> List[dict]:
+                return [{"index": 0, "delta": content, "finish_reason": ends}]
+
+            try:
+                yield event(delta(role="assistant", content=first))
+                yield from (event(delta(content=text)) for text in streamer if text)
+                future.result()
+                yield event(delta(reason(streamer)))
+                if with_usage:
+                    yield event([], usage=_usage(streamer))
+                yield "data: [DONE]\n\n"
+            finally:
+                streamer.cancelled = True
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    def reason(streamer: _Streamer) -> str:
         ends = speech2text.model.generation_config.eos_token_id
         ended = streamer.ids[-1] in (ends if isinstance(ends, list) else [ends])
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": answer},
-            "finish_reason": "stop" if ended else "length",
-        }
-        usage = {
-            "prompt_tokens": streamer.num_prompt,
-            "completion_tokens": len(streamer.ids),
-            "total_tokens": streamer.num_prompt + len(streamer.ids),
-        }
-        return JSONResponse(
-            {
-                "id": f"chatcmpl-{secrets.token_hex(12)}",
-                "object": "chat.completion",
-                "created": int(time.time()),
-                "model": name,
-                "choices": [choice],
-                "usage": usage,
-            }
-        )
+        return "stop" if ended else "length"
 
     return app
 
@@ -287,6 +336,15 @@ def _error(status: int, message: str) -> Response:
     error = {"message": message, "type": "invalid_request_error"}
     content = {"error": {**error, "param": None, "code": None}}
     return JSONResponse(content, status_code=status)
+
+
+def _usage(streamer: _Streamer) -> dict:
+    prompt, answer = streamer.num_prompt, len(streamer.ids)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+    }
 
 
 def _save(file: UploadFile, path: Path) -> None:

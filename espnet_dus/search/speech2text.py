@@ -399,11 +399,7 @@ class Speech2Text:
         """
         tokenizer = self.model.tokenizer
         messages = [("user", prompt)] if isinstance(prompt, str) else prompt
-        if tokenizer.chat_template:
-            text = chat_text(tokenizer, messages)
-        else:
-            text = "\n".join(content for _, content in messages)
-        ids = self._ids(text)
+        ids = self._ids(chat_text(tokenizer, messages))
         context = self.model.lm.config.max_position_embeddings
         if not 0 < ids.size(1) < context:
             raise ValueError(

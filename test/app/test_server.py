@@ -70,7 +70,6 @@ def test_what_is_not_supported_is_refused_by_name(client, recording):
     message = message_of(upload(client, content, temperature="0.7"), 400)
     assert message.startswith("temperature: ")
     assert message_of(chat(client, top_p=0.5), 400).startswith("top_p: Extra inputs")
-    assert message_of(chat(client, stream=True), 400).startswith("stream: ")
 
 
 def test_a_bad_file_is_an_error_and_the_next_one_is_transcribed(
@@ -175,6 +174,57 @@ def test_a_chat_is_answered_by_the_base_lm(client, loaded):
     assert "expected 1 to 511 (the base LM's context, with an answer)" in message
 
 
+def streamed(client, **body):
+    """Return the events of a streamed answer, without the last."""
+    response = chat(client, stream=True, **body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, last = response.text.removesuffix("\n\n").split("\n\n")
+    assert last == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(client, loaded):
+    whole = chat(client, max_tokens=20).json()
+    assert "usage" not in streamed(client, max_tokens=20)[-1]
+    *chunks, end, usage = streamed(
+        client, max_tokens=20, stream_options={"include_usage": True}
+    )
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    pieces = [chunk["choices"][0]["delta"]["content"] for chunk in chunks]
+    assert "".join(pieces).strip() == whole["choices"][0]["message"]["content"]
+    assert len(pieces) > 1 and {c["choices"][0]["finish_reason"] for c in chunks} == {
+        None
+    }
+    (choice,) = end["choices"]
+    assert choice["delta"] == {}
+    assert choice["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert usage["choices"] == [] and usage["usage"] == whole["usage"]
+    assert len({event["id"] for event in (*chunks, end, usage)}) == 1
+
+
+def test_a_bad_request_for_a_stream_is_an_error_and_no_stream(client):
+    too_long = [{"role": "user", "content": "cat " * 600}]
+    message = message_of(chat(client, messages=too_long, stream=True), 400)
+    assert message.startswith("the prompt has ")
+
+
+def test_an_answer_that_nobody_reads_is_not_generated_to_its_end(loaded, monkeypatch):
+    from espnet_dus.app.server import _Cancelled, _Streamer
+
+    streamer = _Streamer(loaded.model.tokenizer)
+    put = streamer.put
+
+    def leave_after_three(value):
+        put(value)
+        streamer.cancelled = len(streamer.ids) == 3
+
+    monkeypatch.setattr(streamer, "put", leave_after_three)
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", [])
+    with pytest.raises(_Cancelled):
+        loaded.generate_text("the cat sat", 50, streamer=streamer)
+    assert len(streamer.ids) == 3
+
+
 def test_a_key_is_needed_if_there_is_one(loaded):
     client = TestClient(build(loaded, "toy", api_key="secret"))
     for headers in ({}, {"Authorization": "Bearer other"}):
@@ -204,5 +254,13 @@ def test_the_client_of_openai_understands_the_answers(loaded, recording, expecte
             model="toy", messages=[{"role": "user", "content": "the cat"}], max_tokens=4
         )
         assert answer.choices[0].message.content == loaded.generate_text("the cat", 4)
+        stream = client.chat.completions.create(
+            model="toy",
+            messages=[{"role": "user", "content": "the cat"}],
+            max_tokens=4,
+            stream=True,
+        )
+        deltas = [chunk.choices[0].delta.content or "" for chunk in stream]
+        assert "".join(deltas).strip() == answer.choices[0].message.content
         with pytest.raises(openai.BadRequestError, match="is empty"):
             client.audio.transcriptions.create(model="toy", file=("a.wav", b""))
