@@ -376,3 +376,36 @@ def make_experiment(tmp_path):
         return exp_dir
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whisper_dir(tmp_path_factory):
+    """A Whisper of one layer in CTranslate2's format."""
+    converter = pytest.importorskip("ctranslate2.converters.transformers")
+    import torch
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=100,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    model = WhisperForConditionalGeneration(config).eval()
+    spec = converter.WhisperLoader().get_model_spec(model)
+    spec.config.suppress_ids = spec.config.suppress_ids_begin = []
+    spec.config.lang_ids, spec.config.alignment_heads = [], [[0, 0]]
+    spec.register_vocabulary([f"<{n}>" for n in range(100)])
+    spec.validate()
+    directory = tmp_path_factory.mktemp("whisper")
+    spec.save(directory)
+    return directory

@@ -1,5 +1,7 @@
 """Turns waveforms into the input of an exported model, and its tokens into text."""
 
+import functools
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
@@ -11,14 +13,25 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import (
     make_pad_mask,
 )
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
+from transformers.utils import cached_file
 
 from espnet_dus.data.audio import as_waveform
+from espnet_dus.data.speech_tokens.info import (
+    CENTRES,
+    INFO,
+    check_same_tokenizer,
+    read_tokenizer,
+)
+from espnet_dus.data.speech_tokens.tokenizer import SpeechTokenizer, load_tokenizer
 
 Speech = Union[np.ndarray, torch.Tensor, Sequence[float]]
 
+TOKENIZER_DIR = "speech_tokenizer"  # of a model's directory
+HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+
 
 class DUSFeatureExtractor(SequenceFeatureExtractor):
-    """ESPnet's feature extraction as in training.
+    """Features or speech tokens as in training.
 
     Args:
         feature_size: Features per frame, or streams of speech tokens.
@@ -29,7 +42,9 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
         mean: Mean of each feature, which is subtracted (global normalization), or None.
         std: Standard deviation of each feature, which divides it, or None.
         utterance_mvn: Options of ESPnet's `UtteranceMVN`, or None.
-        speech_tokenizer: Name of the tokenizer of a model that takes speech tokens.
+        speech_tokenizer: Name and sha256 of the tokenizer of a model that takes speech
+            tokens, or None. Its files are in `speech_tokenizer/` of the model's
+            directory; its encoder is fetched at the first audio.
         kwargs: Those of every Hugging Face feature extractor.
     """
 
@@ -44,7 +59,7 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
         mean: Optional[List[float]] = None,
         std: Optional[List[float]] = None,
         utterance_mvn: Optional[Dict[str, Any]] = None,
-        speech_tokenizer: Optional[str] = None,
+        speech_tokenizer: Optional[Dict[str, str]] = None,
         **kwargs: Any,
     ):
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
@@ -52,6 +67,7 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
         self.mean, self.std = mean, std
         self.utterance_mvn = utterance_mvn
         self.speech_tokenizer = speech_tokenizer
+        self._tokenizer_dir: Optional[Path] = None
         self._frontend = None
         if frontend_conf is not None:
             self._frontend = DefaultFrontend(**frontend_conf)
@@ -59,8 +75,50 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
     def to_dict(self) -> Dict[str, Any]:
         """Return the options, from which the same object can be made."""
         options = super().to_dict()
-        del options["_frontend"]
+        del options["_frontend"], options["_tokenizer_dir"]
         return options
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any):
+        """As Hugging Face's; the speech tokenizer's files are found too."""
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        extractor = loaded[0] if isinstance(loaded, tuple) else loaded
+        if extractor.speech_tokenizer is not None:
+            paths = [
+                cached_file(
+                    pretrained_model_name_or_path,
+                    f"{TOKENIZER_DIR}/{name}",
+                    _raise_exceptions_for_missing_entries=False,
+                    **hub,
+                )
+                for name in (INFO, CENTRES)
+            ]
+            if paths[0] is not None:
+                extractor.use_tokenizer(Path(paths[0]).parent)
+        return loaded
+
+    def use_tokenizer(self, directory: Union[str, Path]) -> None:
+        """Name the directory of the speech tokenizer.
+
+        Raises:
+            ValueError: It is missing, incomplete or changed.
+            RuntimeError: It is of another tokenizer than the model's.
+        """
+        info, _ = read_tokenizer(directory)
+        check_same_tokenizer(self.speech_tokenizer, info, "this model")
+        self._tokenizer_dir = Path(directory)
+
+    def save_pretrained(self, save_directory: Union[str, Path], **kwargs: Any):
+        """As Hugging Face's; the speech tokenizer's files are saved too."""
+        self.save_tokenizer(save_directory)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def save_tokenizer(self, save_directory: Union[str, Path]) -> None:
+        """Copy the speech tokenizer's files, if there are any."""
+        if self._tokenizer_dir is not None:
+            info, centres = read_tokenizer(self._tokenizer_dir)
+            info.write(Path(save_directory, TOKENIZER_DIR), centres)
 
     @torch.no_grad()
     def __call__(
@@ -75,8 +133,8 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             audio: Samples (samples,) as a NumPy array, a tensor or a list of floats; an
-                array of features (F, M) or of speech tokens (F, streams) if the model
-                was trained on these; or a list of such for a batch.
+                array of features (F, M), or of integers (F, streams), speech tokens, if
+                the model was trained on these; or a list of such for a batch.
             sampling_rate: Of the samples in Hz. They are converted to the rate of the
                 training data; None: they have it.
             return_tensors: `pt` or `np`.
@@ -89,8 +147,8 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             AudioError: See `as_waveform`.
-            ValueError: Audio for a model that takes features or speech tokens, or
-                another padding.
+            ValueError: Audio for a model that takes features, or another padding.
+            RuntimeError: The speech tokenizer's encoder cannot be loaded.
         """
         if padding not in (True, "longest"):
             raise ValueError(f"padding: {padding!r}, expected True or 'longest'")
@@ -98,6 +156,8 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
         batch = list(audio) if is_batch else [audio]
         if self._frontend is not None:
             batch = [as_waveform(a, sampling_rate, self.sampling_rate) for a in batch]
+        elif self._tokenizer_dir is not None:
+            batch = self._tokenized(batch, sampling_rate)
         dtype = torch.float32 if self.speech_tokenizer is None else torch.long
         batch = [self._checked(torch.as_tensor(a)).to(dtype) for a in batch]
         lengths_B = torch.tensor([len(a) for a in batch])
@@ -117,6 +177,23 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
             data["attention_mask"] = make_non_pad_mask(lengths_B).long()
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def _tokenized(
+        self, batch: Sequence[Speech], sampling_rate: Optional[int]
+    ) -> List[Speech]:
+        """Turn the audio of a batch into tokens; tokens stay as they are."""
+        arrays = [torch.as_tensor(speech) for speech in batch]
+        is_audio = [a.ndim == 1 or a.is_floating_point() for a in arrays]
+        waveforms = [
+            as_waveform(speech, sampling_rate, self.sampling_rate)
+            for speech, audio in zip(batch, is_audio)
+            if audio
+        ]
+        made = iter(())
+        if waveforms:
+            sha256 = self.speech_tokenizer["sha256"]
+            made = iter(_tokenizer(self._tokenizer_dir, sha256)(waveforms))
+        return [next(made) if a else speech for speech, a in zip(batch, is_audio)]
+
     def _checked(self, array: torch.Tensor) -> torch.Tensor:
         """Check what is not audio."""
         if self._frontend is not None:
@@ -126,15 +203,21 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
         if self.speech_tokenizer is not None:
             expected = (
                 f"speech tokens of shape (frames, {self.feature_size}), made with the "
-                f"tokenizer {self.speech_tokenizer}"
+                f"tokenizer {self.speech_tokenizer['name']}"
             )
             fits = fits and not array.is_floating_point()
         if not fits:
             raise ValueError(
                 f"this model takes {expected}, not {array.dtype} of shape "
-                f"{tuple(array.shape)}; Speech2Text takes audio"
+                f"{tuple(array.shape)}"
             )
         return array
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(directory: Path, sha256: str) -> SpeechTokenizer:
+    """Load a tokenizer once; the `sha256` is a part of the cache's key alone."""
+    return load_tokenizer(directory)
 
 
 class DUSProcessor(ProcessorMixin):
@@ -151,3 +234,8 @@ class DUSProcessor(ProcessorMixin):
     def __call__(self, audio, **kwargs: Any) -> BatchFeature:
         """Return the arguments of `generate`; see `DUSFeatureExtractor`."""
         return self.feature_extractor(audio, **kwargs)
+
+    def save_pretrained(self, save_directory: Union[str, Path], **kwargs: Any):
+        """As Hugging Face's; the speech tokenizer's files are saved too."""
+        self.feature_extractor.save_tokenizer(save_directory)
+        return super().save_pretrained(save_directory, **kwargs)

@@ -162,8 +162,10 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
         utterance_mvn=(
             args.normalize_conf if args.normalize == "utterance_mvn" else None
         ),
-        speech_tokenizer=tokens and tokens.name,
+        speech_tokenizer=tokens and tokens.identity,
     )
+    if tokens is not None:
+        extractor.use_tokenizer(args.speech_tokenizer)
     DUSProcessor(extractor, model.tokenizer).save_pretrained(out_dir)
 
 

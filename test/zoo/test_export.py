@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 import torch
 import yaml
@@ -20,7 +21,8 @@ from transformers import (
 )
 
 from espnet_dus.app import cli
-from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.data.speech_tokens.info import TokenizerInfo, read_tokenizer
+from espnet_dus.data.speech_tokens.kmeans import make_tokenizer
 from espnet_dus.zoo.export import _save_whole, export
 
 IDS = torch.arange(3, 40)[None]
@@ -442,7 +444,8 @@ def test_text_behind_speech_is_read_behind_the_prompt(exported, auto, noises):
 
 @torch.no_grad()
 def test_a_model_of_speech_tokens_takes_arrays_of_them(trained, tmp_path, auto):
-    info = TokenizerInfo("test", {"kind": "test"}, 50.0, 16000, (5, 3))
+    encoder = {"encoder": "ctranslate2_whisper", "model": "nowhere", "sha256": ""}
+    info = TokenizerInfo("test", encoder, 50.0, 16000, (5, 3))
     info = info.write(tmp_path / "tokenizer")
     trained = trained(
         "dus",
@@ -470,6 +473,75 @@ def test_a_model_of_speech_tokens_takes_arrays_of_them(trained, tmp_path, auto):
     for ours, theirs, length in zip(logits, expected, seq.lengths_B):
         close(ours[:length], theirs[:length])
     assert model.generate(**inputs, eos_token_id=[]).shape == (2, 12)
-    # audio is refused: the encoder of the tokenizer is not part of the export
-    with pytest.raises(ValueError, match="frames, 2.*tokenizer test, not .*float32"):
+    with pytest.raises(RuntimeError, match="encoder .* cannot be loaded .*nowhere"):
         processor(np.zeros(16000, np.float32), sampling_rate=16000)
+    with pytest.raises(ValueError, match="frames, 2.*tokenizer test, not .*int64"):
+        processor(np.zeros((5, 3), np.int64))
+
+
+@pytest.fixture(params=["logmel", "whisper"])
+def of_tokens(request, trained, noises, tmp_path, whisper_dir):
+    """A model of k-means tokens that removes repeats, its tokenizer and its export."""
+    spec = request.param
+    if spec == "whisper":
+        spec = tmp_path / "whisper.yaml"
+        spec.write_text(f"encoder: ctranslate2_whisper\nmodel: {whisper_dir}\n")
+    tokenizer = tmp_path / "tokenizer"
+    (tmp_path / "data").mkdir()
+    soundfile.write(tmp_path / "a.wav", noises(2.0)[0], 16000)
+    for name, value in (
+        ("wav.scp", tmp_path / "a.wav"),
+        ("text", "A"),
+        ("utt2spk", "a"),
+    ):
+        (tmp_path / "data" / name).write_text(f"a {value}\n")
+    make_tokenizer(tmp_path / "data", tokenizer, str(spec), 6, remove_repeats=True)
+    trained = trained(
+        "dus",
+        "e_branchformer",
+        "all",
+        speech_input="tokens",
+        speech_tokenizer=str(tokenizer),
+        speech_embedder_conf={},
+    )
+    export(*trained.files, tmp_path / "exported")
+    return trained, tokenizer, tmp_path / "exported"
+
+
+@torch.no_grad()
+def test_a_model_of_speech_tokens_hears_waveforms(of_tokens, auto, noises, tmp_path):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained, tokenizer, directory = of_tokens
+    search = dict(repetition=0, no_speech=0.0)
+    speech2text = Speech2Text(*trained.files, search=search)
+    speech = noises(0.6, 0.9)
+    shutil.move(tokenizer, tmp_path / "gone")  # the export carries its own
+    model, processor = auto(directory)
+    processor.save_pretrained(tmp_path / "again")
+    again = AutoProcessor.from_pretrained(tmp_path / "again")
+    inputs = processor(speech, sampling_rate=16000, return_tensors="pt")
+    lengths = inputs["attention_mask"].sum(1)
+    for n, expected in enumerate(speech2text.speech_tokenizer(speech)):
+        assert inputs["input_features"][n, : lengths[n]].tolist() == expected.tolist()
+        alone = again(speech[n], sampling_rate=16000)["input_features"]
+        assert alone[0].tolist() == expected.tolist()
+    stereo = np.stack([speech[1]] * 2, 1)
+    heard = processor(soxr.resample(stereo, 16000, 44100), sampling_rate=44100)
+    assert heard["input_features"].shape[2] == 1
+    asr = pipeline("automatic-speech-recognition", model=str(directory), device="cpu")
+    expected = [hypothesis.text for hypothesis in speech2text(speech)]
+    assert [asr(s)["text"].strip() for s in speech] == expected and any(expected)
+
+
+def test_a_speech_tokenizer_that_is_not_the_models_is_refused(of_tokens, auto):
+    directory = of_tokens[2]
+    info, centres = read_tokenizer(directory / "speech_tokenizer")
+    info.write(directory / "speech_tokenizer", centres + 1)
+    with pytest.raises(
+        RuntimeError, match="this model belongs to the speech tokenizer"
+    ):
+        auto(directory)
+    shutil.rmtree(directory / "speech_tokenizer")
+    with pytest.raises(ValueError, match="takes speech tokens of shape .frames, 1."):
+        auto(directory)[1](np.zeros(16000, np.float32), sampling_rate=16000)
