@@ -243,11 +243,8 @@ class DUSTask(AbsTask):
         if not isinstance(iter_options.preprocess_fn, DUSPreprocessor):
             raise ValueError("iterator_type: task needs --use_preprocessor true")
         if args.input_size is not None:
-            raise ValueError("iterator_type: task reads audio, not features")
-        if takes_tokens(args):
             raise ValueError(
-                "iterator_type: task reads audio; speech_input: tokens needs the files "
-                "of --feats_type tokens"
+                "iterator_type: task reads audio or speech tokens, not features"
             )
         if args.num_iters_per_epoch is not None:
             raise ValueError(

@@ -185,14 +185,44 @@ def add_commands(commands: Commands) -> None:
     command = commands.add(
         "shar",
         call("espnet_dus.data.shards.shar:write_data_dir"),
-        "Write the shards that streaming training reads (stage 4, feats_type shar).",
+        "Write the shards that streaming training reads (stage 4, feats_type shar and "
+        "tokens_shar).",
     )
-    command.add_argument("--data_dir", required=True, help="audio dump from stage 3")
+    command.add_argument(
+        "--data_dir", required=True, help="dump of audio or speech tokens from stage 3"
+    )
     command.add_argument(
         "--out_dir", required=True, help="directory of shards to write"
     )
     command.add_argument("--nj", type=int, default=1, help="number of processes")
     _add_shard_options(command)
+
+    command = commands.add(
+        "tokenize_shards",
+        call("espnet_dus.data.shards.tokenize:tokenize_shards"),
+        "Write the speech tokens of audio shards (stage 4, feats_type tokens_shar).",
+    )
+    command.add_argument(
+        "--shards",
+        required=True,
+        help="a directory of audio shards, or a YAML file of directories with weights",
+    )
+    command.add_argument(
+        "--out_dir",
+        required=True,
+        help="for a directory of token shards of each, and mix.yaml, which names them",
+    )
+    command.add_argument(
+        "--speech_tokenizer", required=True, help="directory of the tokenizer"
+    )
+    command.add_argument("--nj", type=int, default=1, help="number of processes")
+    command.add_argument(
+        "--job",
+        default="1/1",
+        help="K/N: do the K-th of N parts, so that machines share the work; a run "
+        "without it then completes the directories",
+    )
+    _add_bad_option(command)
 
     command = commands.add(
         "tokens", _tokens, "Write the token list and make the CTC units (stage 5)."
@@ -237,6 +267,10 @@ def _add_shard_options(command) -> None:
         help="utterances in a shard. There must be at least as many shards as GPUs "
         "times data loading processes (num_workers)",
     )
+    _add_bad_option(command)
+
+
+def _add_bad_option(command) -> None:
     command.add_argument(
         "--max_bad_utterances",
         type=int,

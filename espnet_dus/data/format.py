@@ -469,10 +469,11 @@ def _encoder(fs: int, tokenizer_dir: Optional[Path], sha256: str) -> Encode:
     The `sha256` of the tokenizer is a part of the cache's key alone.
     """
     if tokenizer_dir is not None:
-        from espnet_dus.data.speech_tokens.encoders import device_of_process  # torch
-        from espnet_dus.data.speech_tokens.tokenizer import load_tokenizer
+        from espnet_dus.data.speech_tokens.tokenizer import (  # torch
+            tokenizer_of_process,
+        )
 
-        tokenizer = load_tokenizer(tokenizer_dir, device_of_process())
+        tokenizer = tokenizer_of_process(tokenizer_dir, sha256)
 
         def encode(waveforms):
             for tokens in tokenizer.tokenize(waveforms):

@@ -581,6 +581,42 @@ def test_shards_are_written_and_read_with_shar(recipe):
         assert value(launch, "--normalize_conf") == f"stats_file={stats}"
 
 
+def test_token_shards_are_made_of_a_mix_of_audio_shards_and_read(recipe):
+    options = ["--feats_type", "tokens_shar", "--speech_tokenizer", "opuslm"]
+    options += ["--lang", "en"]
+    assert recipe("--stage", 3, "--stop_stage", 4, *options).returncode == 0
+    calls = recipe.calls()
+    assert [name for name, _ in calls] == (
+        ["make_tokenizer"] + ["format_data"] * 3 + ["filter_data"] * 2 + ["shar"]
+    )
+    assert value(calls[1][1], "--feats_type") == "tokens"
+    assert value(calls[-1][1], "--data_dir") == "dump/tokens_opuslm/tr"
+    assert value(calls[-1][1], "--out_dir") == "dump/tokens_shar_opuslm/tr"
+
+    mix = ["--train_shards", "m.yaml"]
+    assert recipe("--stage", 4, "--stop_stage", 4, *options, *mix).returncode == 0
+    *_, (_, shar), (name, tokenize) = recipe.calls()
+    assert name == "tokenize_shards" and value(tokenize, "--shards") == "m.yaml"
+    assert value(tokenize, "--out_dir") == "dump/tokens_shar_opuslm"
+    assert value(tokenize, "--speech_tokenizer") == "data/speech_tokenizer/opuslm"
+
+    dump = recipe.directory / "dump"
+    (dump / "raw").rename(dump / "tokens_opuslm")
+    for name in ("tr", "dev"):
+        scp = dump / "tokens_opuslm" / name / "wav.scp"
+        scp.rename(scp.with_name("feats.scp"))
+    for more, shards in (([], "tr"), (mix, "mix.yaml")):
+        result = recipe("--stage", 11, "--stop_stage", 11, *options, *more)
+        assert result.returncode == 0, result.stderr
+        ((_, launch),) = recipe.calls()
+        assert value(launch, "--iterator_type") == "task"
+        stream = f"shards=dump/tokens_shar_opuslm/{shards}"
+        assert value(launch, "--streaming_conf") == stream
+        assert value(launch, "--speech_input") == "tokens"
+        assert "dump/tokens_opuslm/dev/feats.scp,speech,kaldi_ark" in launch
+        assert "_tokens_shar_opuslm_en_" in value(launch, "--output_dir")
+
+
 def test_decoding_puts_the_parts_together_sorted(recipe):
     result = recipe("--stage", 12, "--stop_stage", 12, "--inference_tag", "decode_x")
     assert result.returncode == 0, result.stderr

@@ -49,14 +49,14 @@ valid_set=  # Name of the validation set (required).
 test_sets=  # Names of the test sets, separated by spaces (required).
 local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
-feats_type=raw  # raw (audio), fbank (log Mel), tokens (speech tokens), shar (audio shards).
-speech_tokenizer=logmel  # With tokens: logmel, whisper_tiny_en, opuslm, YAML or directory.
+feats_type=raw  # raw (audio), fbank (log Mel), tokens (speech), shar, tokens_shar (shards).
+speech_tokenizer=logmel  # Of tokens: logmel, whisper_tiny_en, opuslm, YAML or directory.
 speech_tokenizer_dir=  # The tokenizer of stage 3 (default: data/speech_tokenizer/<its name>).
-tokenizer_args=  # With tokens: more options of make_tokenizer, e.g. "--num_clusters 500".
+tokenizer_args=  # Of tokens: more options of make_tokenizer, e.g. "--num_clusters 500".
 allow_pipes=false  # Run commands in wav.scp ("... |"): only for trusted data.
 channel=  # Channel of multi-channel audio: an index from 0, or mean (default: mono only).
-train_shards=  # With shar: a directory, or a YAML of weights (default: stage 4's).
-shard_size=1000  # With shar: utterances in a shard.
+train_shards=  # Audio shards: a directory, or a YAML of weights (default: stage 4's).
+shard_size=1000  # Utterances in a shard.
 audio_format=flac  # Format of the dumped audio: flac or wav.
 fs=16k  # Sampling rate.
 min_wav_duration=0.1  # Shorter utterances are not trained on (seconds).
@@ -122,8 +122,8 @@ arguments=("$@")
 for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
-[[ ${feats_type} =~ ^(raw|fbank|tokens|shar)$ ]] \
-    || die "--feats_type ${feats_type}: expected raw, fbank, tokens or shar"
+[[ ${feats_type} =~ ^(raw|fbank|tokens|shar|tokens_shar)$ ]] \
+    || die "--feats_type ${feats_type}: expected raw, fbank, tokens, shar or tokens_shar"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char|none)$ ]] \
     || die "--ctc_token_type ${ctc_token_type}: expected llm, bpe, char or none"
 [ -z "${download_model}" ] || "${skip_train}" \
@@ -176,9 +176,9 @@ threads=${OMP_NUM_THREADS:-${cores}}
 unperturbed_set=${train_set}
 sp=${speed_perturb_factors:+_sp}
 train_set+=${sp}
-dump_type=${feats_type/shar/raw}
+dump_type=${feats_type%_shar}
+dump_type=${dump_type/shar/raw}
 dump_name=${dump_type}
-shard_dir=${dumpdir}/shar/${train_set}
 if [ "${dump_type}" = raw ]; then
     scp=wav.scp scp_type=sound fold_length=$((dus_speech_fold_length * 100))
 else
@@ -188,11 +188,17 @@ fi
 tokenizer_name=$(basename "${speech_tokenizer}" .yaml)
 speech_tokenizer_dir=${speech_tokenizer_dir:-data/speech_tokenizer/${tokenizer_name}}
 input_options=() dump_options=()
-if [ "${feats_type}" = tokens ]; then
+shards_dir=${dumpdir}/shar
+if [ "${dump_type}" = tokens ]; then
     input_options=(--speech_input tokens --speech_tokenizer "${speech_tokenizer_dir}")
     dump_options=(--speech_tokenizer "${speech_tokenizer_dir}")
     dump_name=tokens_${tokenizer_name}
+    shards_dir=${dumpdir}/tokens_shar_${tokenizer_name}
     feats_normalize=none
+fi
+stream=${train_shards:-${shards_dir}/${train_set}}
+if [ "${feats_type}" = tokens_shar ] && [ -n "${train_shards}" ]; then
+    stream=${shards_dir}/mix.yaml # stage 4 tokenizes them
 fi
 data_feats=${dumpdir}/${dump_name}
 train_dir=${data_feats}/${train_set}
@@ -220,7 +226,7 @@ squeezed() { # options -> a part of a file name, as in asr.sh
     sed -e 's/--/_/g' -e 's/[ |=/]//g' <<< "$1"
 }
 if [ -z "${dus_tag}" ]; then
-    dus_tag=$(basename "${dus_config:-train}" .yaml)_${dump_name/#raw/${feats_type}}_${lang_}
+    dus_tag=$(basename "${dus_config:-train}" .yaml)_${dump_name/#${dump_type}/${feats_type}}_${lang_}
     dus_tag+=${base_lm_name}_ctc_${ctc_name}$(squeezed "${dus_args}")${sp}
 fi
 if [ -z "${inference_tag}" ]; then
@@ -337,7 +343,7 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
     local dset org sets=("${tests[@]}")
     if "${eval_valid_set}" || ! "${skip_train}"; then sets+=("${valid_set}"); fi
     if ! "${skip_train}"; then sets+=("${train_set}"); fi
-    if [ "${feats_type}" = tokens ] && ! "${skip_train}"; then
+    if [ "${dump_type}" = tokens ] && ! "${skip_train}"; then
         dus make_tokenizer --data_dir "data/${train_set}" \
             --out_dir "${speech_tokenizer_dir}" --tokenizer "${speech_tokenizer}" \
             --nj "${nj}" --allow_pipes "${allow_pipes}" \
@@ -354,7 +360,7 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
     done
 }
 
-filter_data() { # dump/raw/org/ -> dump/raw/, dump/shar/: too long, too short left out
+filter_data() { # dump/raw/org/ -> dump/raw/, shards: too long, too short left out
     local dset
     for dset in "${train_set}" "${valid_set}"; do
         dus filter_data --in_dir "${data_feats}/org/${dset}" \
@@ -362,15 +368,21 @@ filter_data() { # dump/raw/org/ -> dump/raw/, dump/shar/: too long, too short le
             --min_wav_duration "${min_wav_duration}" \
             --max_wav_duration "${max_wav_duration}"
     done
-    [ "${feats_type}" != shar ] || dus shar --data_dir "${train_dir}" \
-        --out_dir "${shard_dir}" --shard_size "${shard_size}" --nj "${nj}"
+    if [[ ${feats_type} = *shar ]]; then
+        dus shar --data_dir "${train_dir}" --out_dir "${shards_dir}/${train_set}" \
+            --shard_size "${shard_size}" --nj "${nj}"
+    fi
+    if [ "${stream}" = "${shards_dir}/mix.yaml" ]; then
+        dus tokenize_shards --shards "${train_shards}" --out_dir "${shards_dir}" \
+            --speech_tokenizer "${speech_tokenizer_dir}" --nj "${nj}"
+    fi
 }
 
 make_tokens() { # base LM, training text -> token list and CTC units
     need_base_lm
     dus tokens --base_lm "${base_lm_dir}" --text "${train_dir}/text" \
         --out_dir "${token_dir}" --ctc_token_type "${ctc_token_type}" --nbpe "${nbpe}" \
-        --cleaner "${cleaner}" ${train_shards:+--shards "${train_shards}"}
+        --cleaner "${cleaner}" ${train_shards:+--shards "${stream}"}
 }
 
 get_base_lm() {
@@ -428,14 +440,14 @@ collect_stats() { # shapes of all utterances, mean and variance of the features
 
 train() { # -> exp/dus_<tag>/valid.acc.ave.pth
     need_base_lm
-    local normalize=() stream=() threads_here=${OMP_NUM_THREADS}
+    local normalize=() streaming=() threads_here=${OMP_NUM_THREADS}
     if [ "${feats_normalize}" = global_mvn ]; then
         normalize=(--normalize global_mvn
             --normalize_conf "stats_file=${dus_stats_dir}/train/feats_stats.npz")
     fi
-    if [ "${feats_type}" = shar ]; then
-        stream=(--iterator_type task --valid_iterator_type sequence
-            --streaming_conf "shards=${train_shards:-${shard_dir}}")
+    if [[ ${feats_type} = *shar ]]; then
+        streaming=(--iterator_type task --valid_iterator_type sequence
+            --streaming_conf "shards=${stream}")
     fi
     if [ "${ngpu}" -eq 0 ]; then threads_here=${threads}; fi
     # Hours of training come first: are the texts there that stage 13 wants?
@@ -465,7 +477,7 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
         --resume true --output_dir "${dus_exp}" \
         ${pretrained_model:+--init_param "${pretrained_model}"} \
         --ignore_init_mismatch "${ignore_init_mismatch}" \
-        "${normalize[@]}" "${stream[@]}" "${model_options[@]}" "${train_options[@]}"
+        "${normalize[@]}" "${streaming[@]}" "${model_options[@]}" "${train_options[@]}"
 }
 
 decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}

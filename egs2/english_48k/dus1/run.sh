@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Training uses the mix, and CTC units come from all its transcripts. The Kaldi-style
-# training set is LibriSpeech: feature statistics come from it.
+# The paper's setting for SmolLM2-1.7B on the mix of conf/mix.yaml: OpusLM's speech tokens
+# in shards, cross-entropy, greedy search. The Kaldi-style training set is LibriSpeech.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -9,11 +9,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
     --train_set train_960 \
     --valid_set dev \
     --test_sets "test_clean test_other dev_clean dev_other" \
-    --feats_type shar \
+    --feats_type tokens_shar \
+    --speech_tokenizer opuslm \
+    --ctc_token_type none \
     --train_shards conf/mix.yaml \
     --max_wav_duration 30 \
     --base_lm HuggingFaceTB/SmolLM2-1.7B \
-    --dus_config conf/tuning/ours/train_dus_1.7b_encoder.yaml \
+    --dus_config conf/train_dus.yaml \
     --inference_config conf/decode_dus.yaml \
     --perplexity_text data/perplexity/pydoc.txt \
     "$@"

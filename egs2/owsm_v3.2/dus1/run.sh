@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
     --train_set train_owsm \
     --valid_set dev \
     --test_sets "test_clean test_other" \
-    --feats_type tokens \
+    --feats_type tokens_shar \
     --speech_tokenizer opuslm \
     --ctc_token_type none \
     --min_wav_duration 2.99 \

@@ -14,6 +14,7 @@ from espnet_dus.data.ctc_units import llm_text
 from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
 from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.mix import Part
+from espnet_dus.data.shards.shar import TOKENS
 
 Batch = Tuple[List[str], Dict[str, Any]]
 
@@ -27,7 +28,8 @@ class SequenceLength:
 
     Attributes:
         preprocessor: Turns a transcript into tokens, as it does for training.
-        num_positions: Gives the speech positions of a number of samples.
+        num_positions: Returns the speech positions of a number of samples; None: cuts
+            hold speech tokens, a position for each frame.
         num_prompt_tokens: Tokens between speech and transcript.
         multiple: The model pads sequences to a multiple of this.
         longest: Most positions of an utterance.
@@ -37,7 +39,7 @@ class SequenceLength:
     """
 
     preprocessor: DUSPreprocessor
-    num_positions: Callable[[int], int]
+    num_positions: Optional[Callable[[int], int]]
     num_prompt_tokens: int
     multiple: int
     longest: int
@@ -62,7 +64,10 @@ class SequenceLength:
             )
         text = self.preprocessor.text_cleaner(cut.supervisions[0].text or "")
         tokens = len(self.preprocessor.tokenizer.text2tokens(llm_text(text)))
-        positions = self.num_positions(cut.num_samples)
+        if self.num_positions is None:
+            positions = cut.tokens.shape[0]
+        else:
+            positions = self.num_positions(cut.num_samples)
         ratio = tokens / max(positions, 1)
         if not self.min_text_ratio <= ratio <= self.max_text_ratio:
             raise ValueError(
@@ -110,7 +115,7 @@ class Utterances:
     def __iter__(self) -> Iterator[Cut]:
         rng = random.Random(self.seed)
         for part in self.parts:
-            for cut in self._read(part):
+            for cut in read_part(part, self.bad):
                 speed, recorded = rng.choice(self.speed_factors), cut.duration
                 if speed != 1:
                     cut = cut.perturb_speed(speed, affix_id=False)
@@ -121,21 +126,26 @@ class Utterances:
                     continue
                 yield cut
 
-    def _read(self, part: Part) -> Iterator[Cut]:
-        count = 0
-        try:
-            cuts = CutSet.from_shar(fields={k: [p] for k, p in part.shard.items()})
-            wanted = part.slice(len(cuts))
-            if wanted.start == wanted.stop:
-                return
-            for cut in islice(cuts, wanted.stop):
-                count += 1
-                if count > wanted.start:
-                    yield cut
-            if missing := wanted.stop - count:  # zip() ends without a word
-                raise ValueError(f"audio of {missing} of {len(cuts)} is missing")
-        except Exception as error:  # tarfile, gzip, json, lhotse raise what they like
-            _count(self.bad, f"shard:{part.shard['cuts']}", error)
+
+def read_part(part: Part, bad: Optional[BadUtterances]) -> Iterator[Cut]:
+    """Yield the cuts of a part of a shard, with their audio or tokens in memory.
+
+    A shard that cannot be read is counted in `bad` (None: it is an error).
+    """
+    count = 0
+    try:
+        cuts = CutSet.from_shar(fields={k: [p] for k, p in part.shard.items()})
+        wanted = part.slice(len(cuts))
+        if wanted.start == wanted.stop:
+            return
+        for cut in islice(cuts, wanted.stop):
+            count += 1
+            if count > wanted.start:
+                yield cut
+        if missing := wanted.stop - count:  # zip() ends without a word
+            raise ValueError(f"{missing} of {len(cuts)} are missing in its tar file")
+    except Exception as error:  # tarfile, gzip, json, lhotse raise what they like
+        _count(bad, f"shard:{part.shard['cuts']}", error)
 
 
 def _count(
@@ -157,7 +167,7 @@ class BatchMaker:
         preprocess: ESPnet's preprocessing, the same as for Kaldi data.
         collate: ESPnet's collation.
         augment: Noise and reverberation.
-        bad: Where unreadable audio is counted; None: it is an error.
+        bad: Where unreadable speech is counted; None: it is an error.
     """
 
     preprocess: DUSPreprocessor
@@ -166,13 +176,16 @@ class BatchMaker:
     bad: Optional[BadUtterances]
 
     def __call__(self, cuts: CutSet, rng: random.Random) -> Batch:
-        """Read the audio; bad utterances are not in the batch."""
+        """Read the audio or tokens; bad utterances are not in the batch."""
         utterances = []
         for cut in self.augment(cuts, rng):
             try:
-                speech = cut.load_audio()[0]
+                if cut.has_custom(TOKENS):
+                    speech = cut.load_tokens()
+                else:
+                    speech = cut.load_audio()[0]
             except Exception as error:  # lhotse's backends raise what they like
-                _count(self.bad, cut.id, f"its audio cannot be read: {error!r}")
+                _count(self.bad, cut.id, f"its speech cannot be read: {error!r}")
                 continue
             data = {"speech": speech, "text": cut.supervisions[0].text}
             utterances.append((cut.id, self.preprocess(cut.id, data)))

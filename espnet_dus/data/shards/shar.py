@@ -1,11 +1,14 @@
-"""Lhotse Shar shards: audio and transcripts in files that are read from start to end.
+"""Lhotse Shar shards: speech and transcripts in files that are read from start to end.
 
     out_dir/info.json                       what it was made of, and how much it is
     out_dir/shards/cuts.000000.jsonl.gz     ids, transcripts, speakers, durations
-    out_dir/shards/recording.000000.tar     the audio, in the same order
+    out_dir/shards/recording.000000.tar     the audio, in the same order, or
+    out_dir/shards/tokens.000000.tar        speech tokens (F, K), int16 or int32
 
 A shard is written under temporary names, the directory as `.out_dir.partial`: what has
-its final name is whole. A second run goes on with the first shard that is missing.
+its final name is whole. A second run writes only the shards that are missing.
+
+Dimensions: F frames, K streams.
 """
 
 import functools
@@ -16,12 +19,28 @@ import logging
 import random
 import shutil
 from contextlib import closing
-from itertools import islice
+from itertools import batched
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
+import kaldiio
+import numpy as np
 import soundfile
+from filelock import FileLock
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse.array import Array
 from lhotse.serialization import SequentialJsonlWriter, load_jsonl
 from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers.tar import TarWriter
@@ -33,6 +52,11 @@ from espnet_dus.data.parallel import run_blocks
 from espnet_dus.io import atomic_path, progress, write_text
 
 SHUFFLE_SEED = 0
+AUDIO, TOKENS = "recording", "tokens"  # what a shard holds, an attribute of its cuts
+SUFFIXES = {AUDIO: ".flac", TOKENS: ".npy"}
+
+# Utterances that can be read: a cut, and the file with its audio or tokens.
+Stored = Iterator[Tuple[MonoCut, bytes]]
 
 
 class ShardInfo(NamedTuple):
@@ -43,12 +67,19 @@ class ShardInfo(NamedTuple):
         num_shards: Number of shards.
         num_utterances: Number of utterances.
         seconds: Their duration.
+        tokenizer: Name and sha256 of the speech tokenizer; None: they hold audio.
     """
 
     source: str
     num_shards: int
     num_utterances: int
     seconds: float
+    tokenizer: Optional[Dict[str, str]] = None
+
+    @property
+    def field(self) -> str:
+        """`AUDIO` or `TOKENS`."""
+        return AUDIO if self.tokenizer is None else TOKENS
 
 
 def read_info(shard_dir: Union[str, Path]) -> ShardInfo:
@@ -61,7 +92,7 @@ def read_info(shard_dir: Union[str, Path]) -> ShardInfo:
     if not path.is_file():
         raise ValueError(
             f"{path}: no such file; expected a directory of shards, which stage 4 "
-            "writes with --feats_type shar"
+            "writes with --feats_type shar or tokens_shar"
         )
     return ShardInfo(**json.loads(path.read_text(encoding="utf-8")))
 
@@ -74,7 +105,7 @@ def list_shards(shard_dir: Union[str, Path]) -> List[Dict[str, str]]:
     """
     info = read_info(shard_dir)
     shards = [
-        {"cuts": str(cuts), "recording": str(_recording_path(cuts))}
+        {"cuts": str(cuts), info.field: str(_tar_path(cuts, info.field))}
         for cuts in sorted(Path(shard_dir, "shards").glob("cuts.*.jsonl.gz"))
     ]
     if len(shards) != info.num_shards:
@@ -105,14 +136,14 @@ def write_data_dir(
     """Write the shards of a data directory that stage 3 or 4 has written.
 
     The utterances are shuffled, so that a shard is a sample of the whole. Audio files
-    are taken as they are, byte by byte.
+    are copied byte by byte. Of speech tokens without repeats, run lengths are left out.
 
     Args:
-        data_dir: A dump with audio (feats_type raw).
+        data_dir: A dump with audio (feats_type raw) or speech tokens (tokens).
         out_dir: The directory of shards to write.
         shard_size: Utterances in a shard.
         nj: Number of processes.
-        max_bad_utterances: So many unreadable ones may be left out.
+        max_bad_utterances: Number of unreadable utterances that may be left out.
 
     Raises:
         ValueError: `data_dir` is no such dump, or an option is out of range.
@@ -120,44 +151,52 @@ def write_data_dir(
     """
     data = DataDir.read(data_dir)
     data.validate()
-    if data.attributes.get("feats_type") != "raw":
+    feats_type = data.attributes.get("feats_type")
+    if feats_type not in ("raw", "tokens"):
         raise ValueError(
-            f"{data_dir}: expected audio that stage 3 has written (feats_type raw)"
+            f"{data_dir}: expected audio or speech tokens that stage 3 has written "
+            "(feats_type raw or tokens)"
         )
     if "prompt" in data.tables:
         raise ValueError(
             f"{data.path / 'prompt'}: shards do not hold prompts; train from files "
-            "(--feats_type raw)"
+            f"(--feats_type {feats_type})"
         )
     fs = int(data.attributes["fs"])
     keys = sorted(data.tables["text"])
     random.Random(SHUFFLE_SEED).shuffle(keys)
-    source = hashlib.blake2b(repr((fs, shard_size)).encode(), digest_size=8)
-    for name in ("wav.scp", "text", "utt2spk", "utt2num_samples"):
+    settings: Tuple[Any, ...] = (fs, shard_size)
+    index, tokenizer, store = "wav.scp", None, functools.partial(_audio, fs=fs)
+    if feats_type == "tokens":
+        name, sha256 = data.attributes["tokenizer"].split()
+        index, tokenizer, store = "feats.scp", dict(name=name, sha256=sha256), _tokens
+        settings += (sha256,)
+    source = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    for name in (index, "text", "utt2spk", "utt2num_samples"):
         source.update(repr(sorted(data.tables[name].items())).encode())
-    write_shards(
-        _cuts_of(data, keys, fs),
+    write_blocks(
+        _batched(_rows(data, keys, fs), shard_size),
+        store,
         out_dir,
         source.hexdigest(),
-        fs=fs,
-        shard_size=shard_size,
         nj=nj,
         max_bad_utterances=max_bad_utterances,
         total=len(keys),
+        tokenizer=tokenizer,
     )
 
 
-def _cuts_of(data: DataDir, keys: List[str], fs: int) -> Iterator[MonoCut]:
+def _rows(data: DataDir, keys: List[str], fs: int) -> Iterator[Any]:
+    """Return what `_audio` or `_tokens` takes."""
     for key in keys:
         num_samples = int(data.tables["utt2num_samples"][key])
-        yield make_cut(
-            key,
-            data.tables["wav.scp"][key],
-            fs,
-            num_samples,
-            data.tables["text"][key],
-            data.tables["utt2spk"][key],
-        )
+        said = data.tables["text"][key], data.tables["utt2spk"][key]
+        if "feats.scp" not in data.tables:
+            yield make_cut(key, data.tables["wav.scp"][key], fs, num_samples, *said)
+        else:
+            num_frames = int(data.tables["utt2num_frames"][key])
+            location = data.tables["feats.scp"][key]
+            yield location, num_frames, (key, num_samples / fs, *said)
 
 
 def make_cut(
@@ -173,33 +212,45 @@ def make_cut(
         text: The transcript.
         speaker: Who speaks.
     """
-    seconds = num_samples / fs
-    return MonoCut(
+    cut = _cut(key, num_samples / fs, text, speaker)
+    cut.recording = Recording(
         id=key,
-        start=0,
-        duration=seconds,
-        channel=0,
-        recording=Recording(
-            id=key,
-            sources=[AudioSource(type="file", channels=[0], source=path)],
-            sampling_rate=fs,
-            num_samples=num_samples,
-            duration=seconds,
-        ),
-        supervisions=[
-            SupervisionSegment(
-                id=key,
-                recording_id=key,
-                start=0,
-                duration=seconds,
-                text=text,
-                speaker=speaker,
-            )
-        ],
+        sources=[AudioSource(type="file", channels=[0], source=path)],
+        sampling_rate=fs,
+        num_samples=num_samples,
+        duration=cut.duration,
     )
+    return cut
 
 
-# -- any cuts --------------------------------------------------------------------------
+def token_cut(
+    key: str, seconds: float, text: str, speaker: str, tokens_FK: np.ndarray
+) -> Tuple[MonoCut, bytes]:
+    """Return an utterance of speech tokens as shards hold it.
+
+    Args:
+        key: The utterance's id.
+        seconds: Duration of the audio.
+        text: The transcript.
+        speaker: Who speaks.
+        tokens_FK: Integers (F, K), from 0.
+    """
+    cut = _cut(key, seconds, text, speaker)
+    # Not a TemporalArray: lhotse would cut it at the duration, which may fall into the
+    # last frame, and without repeats it has no fixed frame shift.
+    cut.tokens = Array("shar", "", "", list(tokens_FK.shape))
+    dtype = np.int16 if tokens_FK.max(initial=0) < 2**15 else np.int32
+    file = io.BytesIO()
+    np.save(file, tokens_FK.astype(dtype), allow_pickle=False)
+    return cut, file.getvalue()
+
+
+def _cut(key: str, seconds: float, text: str, speaker: str) -> MonoCut:
+    said = SupervisionSegment(key, key, 0, seconds, text=text, speaker=speaker)
+    return MonoCut(key, start=0, duration=seconds, channel=0, supervisions=[said])
+
+
+# -- writing ---------------------------------------------------------------------------
 
 
 def write_shards(
@@ -210,9 +261,8 @@ def write_shards(
     shard_size: int = 1000,
     nj: int = 1,
     max_bad_utterances: int = 0,
-    total: int = None,
 ) -> None:
-    """Write shards of cuts: lhotse's own corpus preparation, or `write_data_dir`.
+    """Write audio shards of lhotse's cuts, such as those of its corpus preparation.
 
     Args:
         cuts: One utterance each, with its transcript; the same in every run.
@@ -221,88 +271,147 @@ def write_shards(
         fs: Sampling rate of the audio (Hz); other rates are converted.
         shard_size: Utterances in a shard.
         nj: Number of processes.
-        max_bad_utterances: So many unreadable ones may be left out.
-        total: Number of cuts, for the progress; None: not known.
+        max_bad_utterances: Number of unreadable utterances that may be left out.
 
     Raises:
         ValueError: An option is out of range, or nothing is left.
         TooManyBadUtterances: More are unreadable.
         OSError: A file cannot be written.
     """
-    if shard_size < 1 or nj < 1:
-        raise ValueError(
-            f"expected shard_size and nj from 1 on, got {shard_size} and {nj}"
-        )
-    out_dir = Path(out_dir)
+    write_blocks(
+        _batched(cuts, shard_size),
+        functools.partial(_audio, fs=fs),
+        out_dir,
+        source,
+        nj=nj,
+        max_bad_utterances=max_bad_utterances,
+    )
+
+
+def _batched(utterances: Iterable, shard_size: int) -> Iterator[Sequence]:
+    if shard_size < 1:
+        raise ValueError(f"expected a shard_size from 1 on, got {shard_size}")
+    return batched(utterances, shard_size)
+
+
+def write_blocks(
+    blocks: Iterable,
+    store: Callable[[Any, BadUtterances], Stored],
+    out_dir: Union[str, Path],
+    source: str,
+    nj: int = 1,
+    max_bad_utterances: int = 0,
+    total: Optional[int] = None,
+    tokenizer: Optional[Dict[str, str]] = None,
+    job: Tuple[int, int] = (1, 1),
+) -> None:
+    """Write a directory of shards, one of each block of utterances.
+
+    Args:
+        blocks: The same in every run, each of them what `store` takes.
+        store: Yields the utterances of a block that can be read, and counts the others.
+        out_dir: The directory of shards to write.
+        source: Digest of what the blocks are made of: with another one, all is redone.
+        nj: Number of processes.
+        max_bad_utterances: Number of unreadable utterances that may be left out.
+        total: Number of utterances, for the progress; None: not known.
+        tokenizer: Identity of the speech tokenizer; None: they are shards of audio.
+        job: (k, n): writes only each n-th shard from the k-th on, and leaves it to a
+            later call without `job` to write what is missing and to rename `out_dir`.
+
+    Raises:
+        ValueError: An option is out of range, or nothing is left.
+        TooManyBadUtterances: More are unreadable.
+        OSError: A file cannot be written.
+    """
+    if nj < 1:
+        raise ValueError(f"expected a number of processes (nj) from 1 on, got {nj}")
+    out_dir, is_whole = Path(out_dir), job == (1, 1)
     if (out_dir / "info.json").is_file() and read_info(out_dir).source == source:
         logging.info(f"{out_dir}: done before")
         return
     partial = out_dir.with_name(f".{out_dir.name}.partial")
-    marker = partial / "source"
-    if not (marker.is_file() and marker.read_text(encoding="utf-8") == source):
-        shutil.rmtree(partial, ignore_errors=True)
-        write_text(marker, source)
-    shards = partial / "shards"
-    shards.mkdir(exist_ok=True)
-    for stray in shards.glob(".*.tmp.*"):  # of a killed run
+    shards, marker = partial / "shards", partial / "source"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{partial}.lock"):  # several jobs may begin at once
+        if not (marker.is_file() and marker.read_text(encoding="utf-8") == source):
+            shutil.rmtree(partial, ignore_errors=True)
+            write_text(marker, source)
+        shards.mkdir(exist_ok=True)
+    for stray in shards.glob(".*.tmp.*") if is_whole else ():  # of a killed run
         stray.unlink()
     work = functools.partial(
         _write_shard,
+        store=store,
+        field=AUDIO if tokenizer is None else TOKENS,
         directory=shards,
-        fs=fs,
         bad=BadUtterances(partial / "bad_utterances.txt", max_bad_utterances),
     )
+    numbered = (block for block in enumerate(blocks) if block[0] % job[1] == job[0] - 1)
     num_shards = num_utterances = 0
     seconds = 0.0
-    num_bad = 0
     # Closed, so that an error here also ends the processes.
-    with closing(run_blocks(work, _blocks(cuts, shard_size), nj)) as finished:
-        with progress(what=str(out_dir), total=total) as bar:
-            for utterances, duration, bad in finished:
+    with closing(run_blocks(work, numbered, nj)) as finished:
+        with progress(what=str(out_dir), total=total and total // job[1]) as bar:
+            for utterances, duration in finished:
                 num_shards += utterances > 0
                 num_utterances += utterances
                 seconds += duration
-                num_bad += bad
-                bar.set_postfix_str(f"{num_bad} bad", refresh=False)
-                bar.update(utterances + bad)
+                bar.update(utterances)
+    if not is_whole:
+        logging.info(f"{out_dir}: job {job[0]} of {job[1]} is done")
+        return
     if not num_utterances:
         raise ValueError(f"{out_dir}: no utterance is left")
-    info = ShardInfo(source, num_shards, num_utterances, round(seconds, 3))
+    info = ShardInfo(source, num_shards, num_utterances, round(seconds, 3), tokenizer)
     with explain_write_errors(partial / "info.json"):
         write_text(partial / "info.json", json.dumps(info._asdict(), indent=2) + "\n")
     if out_dir.exists():
         shutil.rmtree(out_dir)
     partial.rename(out_dir)
+    Path(f"{partial}.lock").unlink(missing_ok=True)
     logging.info(
         f"{out_dir}: {num_utterances} utterances, {seconds / 3600:.2f} h, "
         f"{num_shards} shards"
     )
 
 
-def _blocks(
-    cuts: Iterable[MonoCut], shard_size: int
-) -> Iterator[Tuple[int, List[MonoCut]]]:
-    cuts, number = iter(cuts), 0
-    while block := list(islice(cuts, shard_size)):
-        yield number, block
-        number += 1
-
-
-def _recording_path(cuts_path: Path) -> Path:
+def _tar_path(cuts_path: Path, field: str) -> Path:
     number = cuts_path.name.split(".")[1]
-    return cuts_path.with_name(f"recording.{number}.tar")
+    return cuts_path.with_name(f"{field}.{number}.tar")
 
 
 def _write_shard(
-    block: Tuple[int, List[MonoCut]], directory: Path, fs: int, bad: BadUtterances
-) -> Tuple[int, float, int]:
-    """Write a shard; give its utterances, their seconds, and how many were left out."""
-    number, cuts = block
+    block: Tuple[int, Any],
+    store: Callable[[Any, BadUtterances], Stored],
+    field: str,
+    directory: Path,
+    bad: BadUtterances,
+) -> Tuple[int, float]:
+    """Write a shard; return the number of its utterances and their seconds."""
+    number, utterances = block
     cuts_path = directory / f"cuts.{number:06d}.jsonl.gz"
     if cuts_path.is_file():  # it is named last: the shard is whole
         done = [cut["duration"] for cut in load_jsonl(cuts_path)]
-        return len(done), sum(done), len(cuts) - len(done)
-    kept: List[Tuple[MonoCut, bytes]] = []
+        return len(done), sum(done)
+    kept = list(store(utterances, bad))
+    if not kept:
+        return 0, 0.0
+    tar_path = _tar_path(cuts_path, field)
+    with explain_write_errors(tar_path), atomic_path(tar_path) as temporary:
+        with TarWriter(temporary, shard_size=None) as tar:
+            for cut, content in kept:
+                manifest = json.dumps(getattr(cut, field).to_dict()) + "\n"
+                tar.write(f"{cut.id}{SUFFIXES[field]}", io.BytesIO(content))
+                tar.write(f"{cut.id}.json", io.BytesIO(manifest.encode()), count=False)
+    with explain_write_errors(cuts_path), atomic_path(cuts_path) as temporary:
+        with SequentialJsonlWriter(temporary) as lines:
+            for cut, _ in kept:
+                lines.write(cut)
+    return len(kept), sum(cut.duration for cut, _ in kept)
+
+
+def _audio(cuts: Iterable[MonoCut], bad: BadUtterances, fs: int) -> Stored:
     for cut in cuts:
         try:
             audio, num_samples = _flac(cut, fs)
@@ -312,22 +421,17 @@ def _write_shard(
         said = cut.supervisions[0]
         cut = make_cut(cut.id, "", fs, num_samples, said.text, said.speaker)
         cut.recording = to_shar_placeholder(cut.recording)
-        kept.append((cut, audio))
-    if not kept:
-        return 0, 0.0, len(cuts)
-    tar_path = _recording_path(cuts_path)
-    with explain_write_errors(tar_path), atomic_path(tar_path) as temporary:
-        with TarWriter(temporary, shard_size=None) as tar:
-            for cut, audio in kept:
-                manifest = json.dumps(cut.recording.to_dict()) + "\n"
-                tar.write(f"{cut.id}.flac", io.BytesIO(audio))
-                tar.write(f"{cut.id}.json", io.BytesIO(manifest.encode()), count=False)
-    with explain_write_errors(cuts_path), atomic_path(cuts_path) as temporary:
-        with SequentialJsonlWriter(temporary) as lines:
-            for cut, _ in kept:
-                lines.write(cut)
-    seconds = sum(cut.duration for cut, _ in kept)
-    return len(kept), seconds, len(cuts) - len(kept)
+        yield cut, audio
+
+
+def _tokens(rows: Iterable[Tuple[str, int, Tuple]], bad: BadUtterances) -> Stored:
+    for location, num_frames, utterance in rows:
+        try:
+            tokens_FK = kaldiio.load_mat(location).reshape(num_frames, -1)
+        except Exception as error:  # a damaged ark may raise anything
+            bad.add(utterance[0], f"{location}: {error!r}")
+            continue
+        yield token_cut(*utterance, tokens_FK)
 
 
 def _flac(cut: MonoCut, fs: int) -> Tuple[bytes, int]:

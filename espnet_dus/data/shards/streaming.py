@@ -26,7 +26,7 @@ from espnet_dus.data.lengths import LENGTH_MULTIPLE
 from espnet_dus.data.settings import check_settings
 from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.batching import batches_by_length
-from espnet_dus.data.shards.config import StreamingConfig
+from espnet_dus.data.shards.config import DEFAULTS, StreamingConfig
 from espnet_dus.data.shards.cut_stream import (
     Batch,
     BatchMaker,
@@ -35,7 +35,8 @@ from espnet_dus.data.shards.cut_stream import (
     read_batch_sizes,
 )
 from espnet_dus.data.shards.mix import Corpus, Part, deal, read_weights
-from espnet_dus.data.shards.shar import list_shards, read_info
+from espnet_dus.data.shards.shar import ShardInfo, list_shards, read_info
+from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 
 NOT_YET = "not yet"
 NUM_MEASURED = 5000  # utterances that the number of batches is estimated from
@@ -317,13 +318,19 @@ def build_factory(
         pin_memory: Whether batches are read into pinned memory.
 
     Raises:
-        ValueError: An option is out of range, or shards are missing.
+        ValueError: An option is out of range, or shards are missing or hold audio where
+            the model takes tokens, or the reverse.
+        RuntimeError: Their tokens are of another tokenizer than the model's.
     """
     config = StreamingConfig.make(conf)
     batch_sizes = read_batch_sizes(config.batch_sizes)
     corpora = []
+    tokenizer = preprocess.speech_tokenizer
+    if tokenizer is not None:
+        _check_unchanged(config)
     for directory, weight in read_weights(config.shards).items():
         info = read_info(directory)
+        _check_content(directory, info, tokenizer)
         sizes = info.num_utterances, info.seconds
         corpora.append(Corpus(directory, weight, list_shards(directory), *sizes))
     augmentation = Augmentation(
@@ -336,7 +343,7 @@ def build_factory(
     )
     length = SequenceLength(
         preprocess,
-        num_positions,
+        num_positions if tokenizer is None else None,
         len(preprocess.tokenizer.prompt_tokens(prompt)),
         LENGTH_MULTIPLE,
         longest=max(batch_sizes) if batch_sizes else config.max_tokens,
@@ -357,6 +364,34 @@ def build_factory(
         seed=seed,
         pin_memory=pin_memory,
     )
+
+
+def _check_content(
+    directory: str, info: ShardInfo, tokenizer: Optional[TokenizerInfo]
+) -> None:
+    if tokenizer is None and info.tokenizer is not None:
+        raise ValueError(
+            f"{directory}: holds tokens of the speech tokenizer "
+            f"{info.tokenizer['name']}, but the model takes audio: name shards of "
+            "audio, or train with speech_input: tokens"
+        )
+    if tokenizer is not None and info.tokenizer is None:
+        raise ValueError(
+            f"{directory}: holds audio, but the model takes speech tokens: tokenize "
+            "the shards (stage 4 with --feats_type tokens_shar)"
+        )
+    if tokenizer is not None:
+        check_same_tokenizer(info.tokenizer, tokenizer, directory)
+
+
+def _check_unchanged(config: StreamingConfig) -> None:
+    """Check that no option would change audio, where there is none."""
+    for name in ("speed_factors", "noise", "rir"):
+        if (value := getattr(config, name)) != DEFAULTS[name]:
+            raise ValueError(
+                f"streaming_conf: {name}={value} has no effect on speech tokens; "
+                "change the audio before stage 3"
+            )
 
 
 def _digest(content: Any) -> str:

@@ -3,6 +3,7 @@
 Dimensions: F frames, K streams, D dimensions, C clusters.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
@@ -10,7 +11,11 @@ from typing import List, Optional, Sequence, Union
 import numpy as np
 import torch
 
-from espnet_dus.data.speech_tokens.encoders import Encoder, make_encoder
+from espnet_dus.data.speech_tokens.encoders import (
+    Encoder,
+    device_of_process,
+    make_encoder,
+)
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, read_tokenizer
 
 
@@ -125,3 +130,12 @@ def load_tokenizer(directory: Union[str, Path], device: str = "cpu") -> SpeechTo
             "(stage 3) and train with it"
         )
     return SpeechTokenizer(info, encoder, centres)
+
+
+@functools.lru_cache(maxsize=1)
+def tokenizer_of_process(directory: Path, sha256: str) -> SpeechTokenizer:
+    """Load a tokenizer once in each process of several, on its share of the GPUs.
+
+    `sha256` is `TokenizerInfo.sha256`: another tokenizer in the same place is loaded.
+    """
+    return load_tokenizer(directory, device_of_process())

@@ -150,11 +150,13 @@ def test_lines_of_a_shard_are_lhotses(dump, tmp_path):
 
 
 def test_what_is_no_dump_or_no_shards_is_an_error(make_data_dir, dump, tmp_path):
-    with pytest.raises(ValueError, match="expected audio that stage 3 has written"):
+    with pytest.raises(
+        ValueError, match="expected audio or speech tokens that stage 3"
+    ):
         write_data_dir(make_data_dir({"a": 0.1}, name="plain"), tmp_path / "shar")
     with pytest.raises(ValueError, match="info.json: no such file"):
         list_shards(dump)
-    with pytest.raises(ValueError, match="shard_size and nj from 1 on, got 0"):
+    with pytest.raises(ValueError, match="expected a shard_size from 1 on, got 0"):
         write_data_dir(dump, tmp_path / "shar", shard_size=0)
     write_data_dir(dump, tmp_path / "shar")
     (tmp_path / "shar/shards/cuts.000000.jsonl.gz").unlink()

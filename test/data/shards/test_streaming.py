@@ -433,8 +433,8 @@ def test_faulty_shards_and_utterances_are_named_counted_and_left_out(
         assert bad_shards == {0, 1, 5}
         assert sum("transcript tokens for" in line for line in report) == 2
         assert sum("the transcript is empty" in line for line in report) == 2
-        assert sum("its audio cannot be read" in line for line in report) == 1
-        assert any("audio of 1 of 2 is missing" in line for line in report)
+        assert sum("its speech cannot be read" in line for line in report) == 1
+        assert any("1 of 2 are missing in its tar file" in line for line in report)
         assert not set(read) & set(named)
 
 
