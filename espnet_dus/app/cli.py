@@ -9,7 +9,15 @@ import argparse
 import logging
 import sys
 
-from espnet_dus.bin import Commands, data, evaluation, training, user_errors, zoo
+from espnet_dus.bin import (
+    Commands,
+    channel,
+    data,
+    evaluation,
+    training,
+    user_errors,
+    zoo,
+)
 from espnet_dus.search.config import add_options
 
 SEARCH_OPTIONS = ("beam_size", "ctc_weight")  # of those of the command inference
@@ -38,6 +46,13 @@ def add_commands(commands: Commands) -> None:
     )
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--model", required=True, help="see espnet-dus --help")
+    hearing = argparse.ArgumentParser(add_help=False)
+    hearing.add_argument(
+        "--channel",
+        type=channel,
+        default="mean",
+        help="channel to take of multi-channel audio: an index from 0, or mean",
+    )
     searching = argparse.ArgumentParser(add_help=False)
     add_options(searching, SEARCH_OPTIONS)
 
@@ -45,7 +60,7 @@ def add_commands(commands: Commands) -> None:
         "transcribe",
         transcribe,
         "Transcribe recordings.",
-        [named, loading, searching],
+        [named, loading, searching, hearing],
     )
     command.add_argument("audio", nargs="+", help="recordings of any length")
     command.add_argument("--out_dir", help="directory for a file of each recording")
@@ -72,7 +87,7 @@ def add_commands(commands: Commands) -> None:
     command.set_defaults(kind="txt")
 
     command = commands.add(
-        "ask", ask, "Follow an instruction on a recording.", [named, loading]
+        "ask", ask, "Follow an instruction on a recording.", [named, loading, hearing]
     )
     command.add_argument("audio", help="recording of one utterance")
     command.add_argument(
@@ -163,7 +178,7 @@ def add_commands(commands: Commands) -> None:
     )
 
 
-def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
+def transcribe(audio, channel, model, out_dir, segment_seconds, kind, **options):
     """Transcribe each recording; one that fails does not stop the others."""
     import time
     from pathlib import Path
@@ -184,7 +199,7 @@ def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
     for number, path in enumerate(audio, 1):
         started = time.perf_counter()
         try:
-            transcript = transcribe(speech2text, path, segment_seconds)
+            transcript = transcribe(speech2text, path, segment_seconds, channel=channel)
             text = render(transcript, kind)
         except (RuntimeError, OSError, ValueError) as error:
             failed += 1
@@ -205,7 +220,7 @@ def transcribe(audio, model, out_dir, segment_seconds, kind, **options):
         raise RuntimeError(f"{failed} of {len(audio)} recordings failed, see above")
 
 
-def ask(audio, instruction, model, examples, max_new_tokens, **options):
+def ask(audio, channel, instruction, model, examples, max_new_tokens, **options):
     """Print the answer while it is generated."""
     speech2text = _load(model, **options)
 
@@ -216,7 +231,8 @@ def ask(audio, instruction, model, examples, max_new_tokens, **options):
     streamer = TextStreamer(
         speech2text.model.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
-    answer(speech2text, audio, instruction, examples, max_new_tokens, streamer)
+    options = examples, max_new_tokens, streamer
+    answer(speech2text, audio, instruction, *options, channel=channel)
 
 
 def instruction_eval(models, **options):

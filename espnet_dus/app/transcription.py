@@ -6,7 +6,7 @@ from typing import Any, List, NamedTuple, Optional, Union
 
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-from espnet_dus.data.audio import open_audio, read_file
+from espnet_dus.data.audio import Channel, open_audio, read_file
 from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
@@ -77,6 +77,7 @@ def answer(
     path: Union[str, Path],
     instruction: str,
     *options: Any,
+    channel: Channel = "mean",
 ) -> str:
     """Follow an instruction on a recording of one utterance.
 
@@ -85,6 +86,7 @@ def answer(
         path: A file that libsndfile reads, of any sampling rate.
         instruction: What to do with it.
         options: Further arguments of `Speech2Text.ask`.
+        channel: See `open_audio`.
 
     Raises:
         ValueError: The model takes features, the recording is too short, or
@@ -93,7 +95,7 @@ def answer(
     """
     if speech2text.fs is None:
         raise ValueError("a recording is audio, but this model takes features")
-    speech = read_file(path, speech2text.fs)
+    speech = read_file(path, speech2text.fs, channel)
     try:
         return speech2text.ask(speech, instruction, *options)
     except TooShortUttError as error:

@@ -150,3 +150,13 @@ def boolean(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
     return text == "true"
+
+
+def channel(text: str) -> Any:
+    """Read an option `--channel`, see `data.audio.parse_channel`."""
+    from espnet_dus.data.audio import parse_channel
+
+    try:
+        return parse_channel(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

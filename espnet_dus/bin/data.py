@@ -1,6 +1,6 @@
 """Commands that make data: corpora (stage 1) and stages 2 to 5."""
 
-from espnet_dus.bin import Commands, boolean, call
+from espnet_dus.bin import Commands, boolean, call, channel
 
 
 def add_commands(commands: Commands) -> None:
@@ -102,7 +102,7 @@ def add_commands(commands: Commands) -> None:
 
     command = commands.add(
         "make_tokenizer",
-        _make_tokenizer,
+        call("espnet_dus.data.speech_tokens.kmeans:make_tokenizer"),
         "Make a speech tokenizer, with k-means learned on a training set (stage 3).",
     )
     command.add_argument("--data_dir", required=True, help="the training set")
@@ -254,6 +254,7 @@ def _add_reading_options(command) -> None:
     )
     command.add_argument(
         "--channel",
+        type=channel,
         help="channel to take of multi-channel audio: an index from 0, or mean; "
         "without it, several channels are a fault",
     )
@@ -315,23 +316,11 @@ def _prepare_owsm(data_dirs, out_dir, held_out):
     prepare_owsm(data_dirs, out_dir, HeldOut.read(held_out))
 
 
-def _make_tokenizer(channel, **options):
-    from espnet_dus.data.speech_tokens.kmeans import make_tokenizer
-
-    make_tokenizer(channel=_parse_channel(channel), **options)
-
-
-def _format_data(fs, channel, **options):
+def _format_data(fs, **options):
     from espnet_dus.data.audio import parse_fs
     from espnet_dus.data.format import format_data
 
-    format_data(fs=parse_fs(fs), channel=_parse_channel(channel), **options)
-
-
-def _parse_channel(channel):
-    from espnet_dus.data.audio import parse_channel
-
-    return None if channel is None else parse_channel(channel)
+    format_data(fs=parse_fs(fs), **options)
 
 
 def _tokens(base_lm, text, shards, out_dir, ctc_token_type, nbpe, cleaner):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Transcribe a data set with a trained model (stage 12)."""
 
-from espnet_dus.bin import user_errors
+from espnet_dus.bin import channel, user_errors
 
 
 def get_parser():
@@ -38,6 +38,12 @@ def get_parser():
         default=0.0,
         help="cut long recordings at pauses into segments of at most this many "
         "seconds; 0: decode each utterance as it is",
+    )
+    parser.add_argument(
+        "--channel",
+        type=channel,
+        default="mean",
+        help="channel to take of multi-channel audio: an index from 0, or mean",
     )
     parser.add_argument(
         "--dtype",
@@ -77,6 +83,7 @@ def main(cmd=None):
         args.output_dir,
         args.batch_size,
         args.segment_seconds,
+        args.channel,
     )
 
 

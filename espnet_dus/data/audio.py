@@ -152,12 +152,15 @@ def open_audio(
         raise AudioError(f"{wav}: {error}") from error
 
 
-def read_file(wav: Union[str, os.PathLike], fs: int) -> np.ndarray:
-    """Read a whole recording at rate `fs`, the mean of its channels.
+def read_file(
+    wav: Union[str, os.PathLike], fs: int, channel: Channel = "mean"
+) -> np.ndarray:
+    """Read a whole recording at rate `fs`.
 
     Args:
         wav: See `open_audio`.
         fs: Sampling rate of the result in Hz.
+        channel: See `open_audio`.
 
     Returns:
         Samples from -1 to 1 (float32, shape (samples,)).
@@ -165,7 +168,7 @@ def read_file(wav: Union[str, os.PathLike], fs: int) -> np.ndarray:
     Raises:
         AudioError: See `open_audio`.
     """
-    with open_audio(wav) as recording:
+    with open_audio(wav, channel) as recording:
         return resample(recording.read(0, recording.frames), recording.rate, fs)
 
 

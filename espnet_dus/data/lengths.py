@@ -132,6 +132,17 @@ def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
         (1 + (num_samples - (0 if center else window)) // hop) * (hop // shift)
         for hop, window, center in framings
     )
+    return _positions_of_frames(args, frames)
+
+
+def input_positions(args: argparse.Namespace, length: int) -> int:
+    """Return the number of speech positions of an input: samples, frames or tokens."""
+    if takes_tokens(args) or args.input_size is not None:
+        return _positions_of_frames(args, length)
+    return speech_positions(args, length)
+
+
+def _positions_of_frames(args: argparse.Namespace, frames: int) -> int:
     fewest, factor = _subsampling(args)
     return max(0, (frames - fewest) // factor + 1)
 

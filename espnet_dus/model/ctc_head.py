@@ -43,11 +43,7 @@ class CTCHead(torch.nn.Module):
         units_BN: torch.Tensor,
         unit_lengths_B: torch.Tensor,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Sum the CTC loss over the utterances that CTC can place.
-
-        A transcript that needs more positions than the speech has (one for each unit,
-        and one between equal units) has no alignment and counts for nothing, as one
-        without units does.
+        """Sum the CTC loss over the utterances that CTC can place, see `placed`.
 
         Args:
             x_BSD: (B, S, D) hidden states of the speech positions.
@@ -59,9 +55,7 @@ class CTCHead(torch.nn.Module):
             The sum, a scalar, and the number of units in it, at least 1.
         """
         x_BSD = self.dropout(self.norm(x_BSD.float()))
-        repeated_BN = (units_BN[:, 1:] == units_BN[:, :-1]) & (units_BN[:, 1:] >= 0)
-        placed_B = unit_lengths_B + repeated_BN.sum(1) <= lengths_B
-        placed_B &= unit_lengths_B > 0
+        placed_B = placed(lengths_B, units_BN, unit_lengths_B)
         # not ESPnet's forward, which waits for the GPU once for each utterance
         logits_SBU = self.ctc.ctc_lo(x_BSD).transpose(0, 1)
         losses_B = self.ctc.loss_fn(logits_SBU, units_BN, lengths_B, unit_lengths_B)
@@ -100,6 +94,19 @@ class CTCHead(torch.nn.Module):
     def greedy(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:
         """Return the unit ids of the best path of each utterance."""
         return collapse(self.best_units(x_BSD), lengths_B)
+
+
+def placed(
+    lengths_B: torch.Tensor, units_BN: torch.Tensor, unit_lengths_B: torch.Tensor
+) -> torch.Tensor:
+    """Return which transcripts CTC can place (B,), and so can be trained on.
+
+    A transcript needs a speech position for each unit, and one between equal units. One
+    without units has nothing to place.
+    """
+    repeated_BN = (units_BN[:, 1:] == units_BN[:, :-1]) & (units_BN[:, 1:] >= 0)
+    fits_B = unit_lengths_B + repeated_BN.sum(1) <= lengths_B
+    return fits_B & (unit_lengths_B > 0)
 
 
 def collapse(path_BS: torch.Tensor, lengths_B: torch.Tensor) -> List[List[int]]:

@@ -281,6 +281,19 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
             sums.update(text_drift=(drift, torch.ones_like(drift)))
         return sums
 
+    def statistics(self, training: bool) -> Sequence[str]:
+        """Return the names of what every epoch reports, in training or validation."""
+        names = ["loss"]
+        if self.ctc_weight < 1:  # else no token is predicted
+            names.append("acc")
+            if self.ctc_warmup_epochs == 0:
+                names.append("loss_ce")
+        if self.ctc_weight > 0:
+            names += ["loss_ctc", "ctc_skipped"] + ([] if training else ["wer_ctc"])
+        if training and self.text_retention_weight:
+            names.append("text_drift")
+        return names
+
     def combine(self, means: Dict[str, torch.Tensor]) -> torch.Tensor:
         """Weight the mean losses of `loss_sums`; return their sum, a scalar."""
         if self.ctc_only:

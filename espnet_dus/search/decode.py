@@ -13,7 +13,7 @@ import numpy as np
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_dus.data.audio import open_audio, read_file
+from espnet_dus.data.audio import Channel, open_audio, read_file
 from espnet_dus.data.dataset import check_speech_tokenizer, token_frames
 from espnet_dus.data.lengths import FRAMES_PER_SECOND
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
@@ -45,6 +45,7 @@ def decode(
     output_dir: str,
     batch_size: float,
     segment_seconds: float = 0.0,
+    channel: Channel = "mean",
 ) -> None:
     """Transcribe the utterances of a key file.
 
@@ -65,10 +66,11 @@ def decode(
             out-of-memory. A longer utterance is decoded alone.
         segment_seconds: Above 0: the utterances are long recordings, of any rate, which
             are cut at pauses into segments of at most this duration.
+        channel: Of audio with several channels, see `open_audio`.
 
     Raises:
         ValueError: There is nothing to transcribe, a line of a table has no value, or
-            long recordings are not audio.
+            an option is for audio and the data are not audio.
     """
     triple, *_ = data_path_and_name_and_type
     paths = read_scp(triple[0], not_empty)
@@ -77,10 +79,10 @@ def decode(
         raise ValueError(f"{key_file or triple[0]}: no utterance to decode")
     if batch_size <= 0:
         raise ValueError(f"batch_size: {batch_size}, expected seconds above 0")
-    records = Records(
-        output_dir, _run(speech2text, data_path_and_name_and_type, segment_seconds)
-    )
-    waiting = [key for key in keys if key not in records.done]
+    if channel != "mean" and triple[2] != "sound":
+        raise ValueError(
+            f"channel: {channel} has no effect: {triple[0]} holds {triple[2]}"
+        )
     prompts = _prompts(data_path_and_name_and_type[1:], keys)
     if segment_seconds:
         if prompts:
@@ -89,12 +91,16 @@ def decode(
             raise ValueError(
                 f"segment_seconds: {triple[0]} holds {triple[2]}, expected sound"
             )
+    run = _run(speech2text, data_path_and_name_and_type, segment_seconds, channel)
+    records = Records(output_dir, run)
+    waiting = [key for key in keys if key not in records.done]
+    if segment_seconds:
         _decode_recordings(
-            speech2text, paths, waiting, records, batch_size, segment_seconds
+            speech2text, paths, waiting, records, batch_size, segment_seconds, channel
         )
         rate = speech2text.fs
     else:
-        source = _Source(triple, paths, speech2text)
+        source = _Source(triple, paths, speech2text, channel)
         lengths = source.lengths(waiting)
         _decode_utterances(speech2text, source, lengths, records, batch_size, prompts)
         rate = source.rate
@@ -181,17 +187,18 @@ def _decode_recordings(
     records: Records,
     batch_size: float,
     segment_seconds: float,
+    channel: Channel,
 ) -> None:
     """Transcribe long recordings, one after the other."""
     for key in keys:
         started = time.perf_counter()
         duration, found = 0.0, []
         try:
-            with open_audio(paths[key]) as recording:
+            with open_audio(paths[key], channel) as recording:
                 duration = recording.seconds
             logging.info(f"speech length: {round(duration * speech2text.fs)}")
             for result in speech2text.transcribe_long(
-                paths[key], segment_seconds, batch_size
+                paths[key], segment_seconds, batch_size, channel=channel
             ):
                 found.append(result)
                 left = (time.perf_counter() - started) * (duration / result.end - 1)
@@ -230,11 +237,17 @@ def _prompts(triples: Triples, keys: List[str]) -> Dict[str, str]:
     return prompts
 
 
-def _run(speech2text: Speech2Text, triples: Triples, segment_seconds: float) -> Dict:
+def _run(
+    speech2text: Speech2Text,
+    triples: Triples,
+    segment_seconds: float,
+    channel: Channel,
+) -> Dict:
     """Return what determines the results."""
     return {
         "model": speech2text.run,
         "segment_seconds": segment_seconds,
+        "channel": channel,
         "data": [
             [path, name, kind, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
             for path, name, kind in triples
@@ -249,6 +262,7 @@ class _Source:
         triple: ESPnet's path, name and type.
         paths: What the table holds.
         speech2text: Says what the model takes.
+        channel: See `open_audio`.
 
     Attributes:
         rate: Samples or frames of a second.
@@ -262,9 +276,10 @@ class _Source:
         triple: Tuple[str, str, str],
         paths: Dict[str, str],
         speech2text: Speech2Text,
+        channel: Channel,
     ):
         self.table, self.name, self.kind = triple
-        self.paths, self.fs = paths, speech2text.fs
+        self.paths, self.fs, self.channel = paths, speech2text.fs, channel
         self.rate: float = self.fs or FRAMES_PER_SECOND
         self.info = self.run_lengths = None
         if self.kind == "sound":
@@ -284,7 +299,7 @@ class _Source:
         for key in keys:
             try:
                 if self.kind == "sound":
-                    with open_audio(self.paths[key]) as recording:
+                    with open_audio(self.paths[key], self.channel) as recording:
                         lengths[key] = round(recording.seconds * self.fs)
                 else:
                     lengths[key] = len(self._read_one(key))
@@ -307,7 +322,7 @@ class _Source:
         if key not in self.paths:
             raise ValueError(f"it is not in {self.table}")
         if self.kind == "sound":
-            return read_file(self.paths[key], self.fs)
+            return read_file(self.paths[key], self.fs, self.channel)
         features = self.dataset[key][1][self.name]
         if self.info is not None:
             runs = self.run_lengths and self.run_lengths[key]

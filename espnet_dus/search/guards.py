@@ -10,13 +10,12 @@ Each is named in the hypothesis on which it acted:
                 given to the LLM (its weights come in the package `silero-vad`)
 """
 
-import functools
 from typing import List, Sequence
 
 import numpy as np
 import torch
 
-from espnet_dus.search.vad import RATE, WINDOW, load_vad
+from espnet_dus.search.vad import RATE, WINDOW, voice_detector
 
 # The longest token sequence whose repetition is looked for.
 MAX_LOOP = 8
@@ -81,8 +80,7 @@ def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
     windows = samples_T.split(WINDOW)
     if len(samples_T) < NUM_WINDOWS * WINDOW:
         return True
-    vad, num_speech = _vad(), 0
-    vad.reset_states()
+    vad, num_speech = voice_detector(), 0
     with torch.inference_mode():
         for window in windows:
             window = torch.nn.functional.pad(window, (0, WINDOW - len(window)))
@@ -91,8 +89,3 @@ def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
             if num_speech == NUM_WINDOWS:
                 return True
     return False
-
-
-@functools.lru_cache(maxsize=1)
-def _vad() -> torch.nn.Module:
-    return load_vad()

@@ -15,8 +15,8 @@ import numpy as np
 import soxr
 import torch
 
-from espnet_dus.data.audio import open_audio, resample
-from espnet_dus.search.vad import RATE, WINDOW, load_vad
+from espnet_dus.data.audio import Channel, open_audio, resample
+from espnet_dus.search.vad import RATE, WINDOW, voice_detector
 
 BLOCK_SECONDS = 30.0  # read at a time
 # Silero's options, in milliseconds where it says so
@@ -44,7 +44,10 @@ class Segment(NamedTuple):
 
 
 def segments(
-    path: Union[str, Path], fs: int, max_seconds: float = 20.0
+    path: Union[str, Path],
+    fs: int,
+    max_seconds: float = 20.0,
+    channel: Channel = "mean",
 ) -> Iterator[Segment]:
     """Cut a recording into segments of speech, in order.
 
@@ -52,9 +55,10 @@ def segments(
     longest pause or, if it has none, at that length.
 
     Args:
-        path: See `open_audio`; of several channels the mean is taken.
+        path: See `open_audio`.
         fs: Sampling rate of the segments' samples in Hz.
         max_seconds: Maximum duration of a segment, padding included.
+        channel: See `open_audio`.
 
     Yields:
         Segments that do not overlap; none for silence.
@@ -65,11 +69,11 @@ def segments(
     """
     if max_seconds < 1.5:
         raise ValueError(f"max_seconds: expected at least 1.5, got {max_seconds}")
-    vad = load_vad()
+    vad = voice_detector()
     from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
     probabilities, num_samples = [], 0
-    for samples in _windows(path):
+    for samples in _windows(path, channel):
         num_samples += len(samples)
         padded = np.pad(samples, (0, -len(samples) % WINDOW))
         for window in torch.from_numpy(padded.reshape(-1, WINDOW)):
@@ -82,7 +86,7 @@ def segments(
         audio_length_samples=num_samples,
         **SILERO,
     )
-    with open_audio(path) as recording:
+    with open_audio(path, channel) as recording:
         for span in spans:
             start = span["start"] / RATE
             end = min(span["end"] / RATE, recording.seconds)
@@ -91,16 +95,17 @@ def segments(
             yield Segment(start, end, resample(samples, recording.rate, fs))
 
 
-def _windows(path: Union[str, Path]) -> Iterator[np.ndarray]:
+def _windows(path: Union[str, Path], channel: Channel) -> Iterator[np.ndarray]:
     """Read a file at the VAD's rate, block by block.
 
     Args:
         path: See `open_audio`.
+        channel: See `open_audio`.
 
     Yields:
         Mono samples (samples,), float32: whole windows, except for the last block.
     """
-    with open_audio(path) as recording:
+    with open_audio(path, channel) as recording:
         stream = soxr.ResampleStream(recording.rate, RATE, 1, dtype="float32")
         rest = np.zeros(0, np.float32)
         for block in recording.blocks(BLOCK_SECONDS):

@@ -9,7 +9,7 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from transformers.generation.streamers import BaseStreamer
 
-from espnet_dus.data.audio import as_waveform
+from espnet_dus.data.audio import Channel, as_waveform
 from espnet_dus.data.lengths import (
     FRAMES_PER_SECOND,
     min_length,
@@ -278,6 +278,7 @@ class Speech2Text:
         max_seconds: float = 20.0,
         batch_size: float = 60.0,
         transcribe: Optional[Callable[[List[np.ndarray]], List[Hypothesis]]] = None,
+        channel: Channel = "mean",
     ) -> Iterator[LongResult]:
         """Transcribe a recording of any length, segment by segment.
 
@@ -286,6 +287,7 @@ class Speech2Text:
             max_seconds: Maximum duration of a segment.
             batch_size: Seconds of segments in a batch, padding included.
             transcribe: Transcribes a batch of waveforms; None: this object.
+            channel: The channel to take (from 0), or `mean` for the mean of all.
 
         Yields:
             Each segment's start and end, and its hypothesis, whose word times count
@@ -300,7 +302,7 @@ class Speech2Text:
             raise ValueError("long recordings are audio, but this model takes features")
         long_enough = (
             segment
-            for segment in segments(path, self.fs, max_seconds)
+            for segment in segments(path, self.fs, max_seconds, channel)
             if len(segment.samples) >= self.min_length
         )
         for batch in batches(long_enough, batch_size):

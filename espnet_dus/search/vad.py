@@ -1,5 +1,6 @@
 """Silero's voice activity detection; its weights come in the package `silero-vad`."""
 
+import threading
 import warnings
 
 import torch
@@ -7,18 +8,29 @@ import torch
 RATE = 16000  # Hz
 WINDOW = 512  # samples per call, 32 ms
 
+_of_thread = threading.local()
+_loading = threading.Lock()
 
-def load_vad() -> torch.nn.Module:
-    """Load the detector, which maps a window and the rate to a speech probability.
 
-    It keeps a state from window to window: each reader of audio needs its own, or has
-    to call `reset_states()` first.
+def voice_detector() -> torch.nn.Module:
+    """Return this thread's detector, at the start of an audio.
+
+    It maps a window and the rate to a speech probability, and keeps a state from window
+    to window. Each thread therefore has its own, and reads one audio at a time.
     """
-    threads = torch.get_num_threads()
-    with warnings.catch_warnings():
+    if not hasattr(_of_thread, "detector"):
+        _of_thread.detector = _load()
+    _of_thread.detector.reset_states()
+    return _of_thread.detector
+
+
+def _load() -> torch.nn.Module:
+    with _loading, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript, the package's own format
+        threads = torch.get_num_threads()
         from silero_vad import load_silero_vad
 
-        vad = load_silero_vad()
-    torch.set_num_threads(threads)  # the import has set it to 1 for the whole process
-    return vad
+        detector = load_silero_vad()
+        # the import has set it to 1 for the whole process
+        torch.set_num_threads(threads)
+    return detector

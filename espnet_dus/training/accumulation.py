@@ -10,16 +10,19 @@ last update of an epoch may be a smaller one.
 """
 
 from itertools import islice
-from typing import Any, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
 
 import torch
 
+from espnet_dus.model.ctc_head import placed
 from espnet_dus.training.distributed import gather_numbers
 
 Batch = Tuple[List[str], Dict[str, Any]]
 
 
-def as_one_batch(batches: Iterable[Batch], accum_grad: int) -> Iterator[Batch]:
+def as_one_batch(
+    batches: Iterable[Batch], accum_grad: int, num_positions: Callable[[int], int]
+) -> Iterator[Batch]:
     """Add `loss_denominators` to the batches of each update; complete it by fillers.
 
     All processes call this together.
@@ -27,6 +30,7 @@ def as_one_batch(batches: Iterable[Batch], accum_grad: int) -> Iterator[Batch]:
     Args:
         batches: Of an epoch, of this process.
         accum_grad: Batches of each process in an update.
+        num_positions: Returns the speech positions of a length of the input.
 
     Yields:
         Ids and tensors of a batch; a filler has no ids.
@@ -37,7 +41,7 @@ def as_one_batch(batches: Iterable[Batch], accum_grad: int) -> Iterator[Batch]:
         window = list(islice(batches, accum_grad))
         if window:
             filler = _filler(window[-1])
-        counts = [_count(batch) for _, batch in window]
+        counts = [_count(batch, num_positions) for _, batch in window]
         totals = [sum(numbers) for numbers in zip(*counts)] or [0, 0]
         of_process = gather_numbers([*totals, len(window), filler is not None])
         targets, units, num_batches, _ = of_process.sum(0).tolist()
@@ -54,11 +58,19 @@ def as_one_batch(batches: Iterable[Batch], accum_grad: int) -> Iterator[Batch]:
             yield filler
 
 
-def _count(batch: Dict[str, torch.Tensor]) -> Tuple[int, int]:
-    """Count target tokens (transcript and EOS) and CTC units."""
+def _count(
+    batch: Dict[str, torch.Tensor], num_positions: Callable[[int], int]
+) -> Tuple[int, int]:
+    """Count target tokens (transcript and EOS) and the CTC units that can be placed."""
     lengths_B = batch["text_lengths"]
-    units_B = batch.get("text_ctc_lengths", lengths_B.new_zeros(1))
-    return int(lengths_B.sum()) + len(lengths_B), int(units_B.sum())
+    targets = int(lengths_B.sum()) + len(lengths_B)
+    if "text_ctc" not in batch:
+        return targets, 0
+    positions_B = torch.tensor([*map(num_positions, batch["speech_lengths"].tolist())])
+    units_B = batch["text_ctc_lengths"]
+    return targets, int(
+        (units_B * placed(positions_B, batch["text_ctc"], units_B)).sum()
+    )
 
 
 def _filler(batch: Batch) -> Batch:

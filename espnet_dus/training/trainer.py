@@ -13,8 +13,9 @@ import json
 import logging
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional
 
 import torch
 from espnet2.torch_utils.device_funcs import to_device
@@ -25,11 +26,12 @@ from espnet2.train.trainer import Trainer, TrainerOptions, autocast_args
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
 
-from espnet_dus.data.lengths import input_rate
+from espnet_dus.data.lengths import input_positions, input_rate
 from espnet_dus.data.settings import data_settings
 from espnet_dus.io import atomic_path, write_text
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
+from espnet_dus.training.criteria import check_criteria
 from espnet_dus.training.distributed import (
     has_unused_parameters,
     prepare_for_ddp,
@@ -85,6 +87,7 @@ class DUSTrainerOptions(TrainerOptions):
 
     Attributes:
         samples_per_second: Samples (or feature frames) in a second of audio.
+        num_positions: Returns the speech positions of a number of these.
         data_settings: What the batches of an epoch depend on, as text by name.
         run: What spans the calls of this training.
     """
@@ -95,6 +98,7 @@ class DUSTrainerOptions(TrainerOptions):
     peak_tflops: Optional[float]
     gradient_checkpointing: bool
     samples_per_second: float
+    num_positions: Callable[[int], int]
     data_settings: Dict[str, str]
     run: Run
 
@@ -157,6 +161,7 @@ class DUSTrainer(Trainer):
         args = argparse.Namespace(
             **vars(args),
             samples_per_second=float(input_rate(args)),
+            num_positions=partial(input_positions, args),
             data_settings=data_settings(args),
             run=Run(),
         )
@@ -173,6 +178,7 @@ class DUSTrainer(Trainer):
             SystemExit: A signal came; the exit code is `preemption.EXIT_CODE`.
         """
         options, distributed = trainer_options, kwargs["distributed_option"]
+        check_criteria(options, kwargs["schedulers"], model)
         output_dir = Path(options.output_dir)
         is_first = not distributed.distributed or distributed.dist_rank == 0
         if is_first:
@@ -297,7 +303,7 @@ class DUSTrainer(Trainer):
         log = _throughput_log(epoch, options, summary_writer)
         utt_ids: List[str] = []
         try:
-            batches = as_one_batch(epoch.batches, accum_grad)
+            batches = as_one_batch(epoch.batches, accum_grad, options.num_positions)
             for batch in synchronize_last(model, batches, accum_grad):
                 utt_ids += batch[0]
                 yield batch

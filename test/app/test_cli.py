@@ -122,21 +122,28 @@ def test_the_search_and_the_length_of_segments_are_options(
     monkeypatch.setattr(
         type(loaded),
         "transcribe_long",
-        lambda self, path, seconds: segmented.append(seconds)
-        or original(self, path, seconds),
+        lambda self, path, seconds, **options: segmented.append((seconds, options))
+        or original(self, path, seconds, **options),
     )
     run("transcribe", recording, "--model", "m")
     assert SearchConfig.make(asked["search"]) == SearchConfig()
     options = ("--beam_size", 4, "--ctc_weight", 0.5, "--segment_seconds", 2.5)
+    options += ("--channel", 0)
     run("transcribe", recording, "--model", "m", *options)
     assert SearchConfig.make(asked["search"]) == SearchConfig(
         beam_size=4, ctc_weight=0.5
     )
-    assert segmented == [20.0, 2.5]
+    assert segmented == [(20.0, {"channel": "mean"}), (2.5, {"channel": 0})]
     _, err = run(
         "transcribe", recording, "--model", "m", "--segment_seconds", 0.1, code=1
     )
     assert "expected at least 1.5, got 0.1" in err
+    options = ("--channel", 1)
+    _, err = run("transcribe", recording, "--model", "m", *options, code=1)
+    assert "has no channel 1; its 1 channel(s) count from 0" in err
+    options = ("--channel", "left")
+    _, err = run("transcribe", recording, "--model", "m", *options, code=2)
+    assert "expected the index of a channel (from 0) or mean, got 'left'" in err
 
 
 def test_a_bad_recording_is_reported_and_the_others_are_done(

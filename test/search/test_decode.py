@@ -127,6 +127,25 @@ def test_audio_of_any_rate_and_layout_is_decoded_and_a_bad_file_stops_no_other(
     assert len(list((tmp_path / "out_99/srt").iterdir())) == len(found["text"]) == 6
 
 
+def test_one_channel_of_several_is_decoded(speech2text, tmp_path, noises):
+    left, right = noises(0.9, 0.9)
+    soundfile.write(tmp_path / "two.wav", np.stack([left, right], 1), 16000, "FLOAT")
+    (tmp_path / "wav.scp").write_text(f"u {tmp_path}/two.wav\n")
+    triple = str(tmp_path / "wav.scp"), "speech", "sound"
+
+    def found(channel):
+        decode(speech2text, [triple], None, tmp_path / "out", 9, channel=channel)
+        return float(read_scp(tmp_path / "out/1best_recog/score")["u"])
+
+    expected = [speech2text(s)[0].score for s in (left, right, (left + right) / 2)]
+    assert len({round(score, 2) for score in expected}) == 3
+    assert [*map(found, (0, 1, "mean"))] == pytest.approx(expected, abs=1e-3)
+    assert found(2) == 0  # reported, like what cannot be read
+    with pytest.raises(ValueError, match="channel: 1 has no effect: .* kaldi_ark"):
+        triple = (*triple[:2], "kaldi_ark")
+        decode(speech2text, [triple], None, tmp_path / "ark", 9, channel=1)
+
+
 def test_a_table_without_paths_is_an_error_that_names_the_line(speech2text, tmp_path):
     (tmp_path / "k.scp").write_text("u1\n")
     with pytest.raises(ValueError, match="k.scp:1: u1: expected a value after the key"):
@@ -453,4 +472,11 @@ def test_prompts_of_the_data_are_read_before_the_speech(speech2text, corpus, noi
         ((str(table), "prompt", "text"), "expected ...,text_before,text"),
     ):
         with pytest.raises(ValueError, match=message):
-            decode(speech2text, [(str(corpus), *speech), triple], str(keys), "x", 4)
+            decode(
+                speech2text,
+                [(str(corpus), *speech), triple],
+                str(keys),
+                corpus.parent / "refused",
+                4,
+            )
+    assert not (corpus.parent / "refused").exists()

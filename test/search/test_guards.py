@@ -1,5 +1,7 @@
 """Guards against hallucinated text."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +13,7 @@ from espnet_dus.search.beam import beam_search
 from espnet_dus.search.draft import Draft
 from espnet_dus.search.greedy import greedy_search
 from espnet_dus.search.guards import has_speech, length_limits, loop_continuations
+from espnet_dus.search.vad import voice_detector
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,17 @@ def test_noise_and_silence_are_not_speech(level):
     noise = np.random.default_rng(0).standard_normal(16000 * 8)
     samples = (level * noise).astype(np.float32)
     assert not has_speech(samples, 16000, 0.5)
+
+
+def test_threads_do_not_disturb_each_other(real_speech):
+    samples, fs = real_speech[0]
+    noise = 0.1 * np.random.default_rng(0).standard_normal(len(samples))
+    both = [samples, noise.astype(np.float32)] * 12
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda speech: has_speech(speech, fs, 0.5), both))
+        other = threads.submit(voice_detector).result()
+    assert found == [True, False] * 12
+    assert voice_detector() is voice_detector() is not other
 
 
 def test_audio_too_short_to_tell_is_taken_for_speech():

@@ -116,6 +116,17 @@ def test_other_rates_and_channels_and_formats_give_the_same_segments(write, spee
         assert one.end == pytest.approx(two.end, abs=0.1)
 
 
+def test_one_channel_of_several_is_cut(tmp_path, speech):
+    both = np.stack([silence(len(speech[0]) / RATE), speech[0]], 1)
+    soundfile.write(tmp_path / "call.wav", both, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", speech[0], RATE, subtype="FLOAT")
+    assert list(segments(tmp_path / "call.wav", RATE, channel=0)) == []
+    (found,) = segments(tmp_path / "call.wav", RATE, channel=1)
+    (expected,) = segments(tmp_path / "mono.wav", RATE)
+    assert found[:2] == expected[:2]
+    assert np.array_equal(found.samples, expected.samples)
+
+
 def test_a_long_recording_is_read_by_block_and_by_segment(write, speech, monkeypatch):
     minute = [piece for s in speech[:3] for piece in (s, silence(20 - len(s) / RATE))]
     path, _ = write(*minute, *minute)

@@ -1,10 +1,12 @@
 """An update of several batches is that of one big batch, and no batch is lost."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from espnet_dus.data.lengths import input_positions
 from espnet_dus.training.accumulation import as_one_batch
 
 SECONDS = (1.3, 1.2, 0.9, 1.3)  # transcripts of 17, 10, 3 and 9 characters or so
@@ -15,11 +17,17 @@ def gradient(model):
     return torch.cat(parts)
 
 
-def update(model, batches, accum_grad):
+@pytest.fixture
+def num_positions(tiny_options):
+    """Return a function that maps samples to speech positions, as a training does."""
+    return partial(input_positions, tiny_options())
+
+
+def update(model, batches, accum_grad, num_positions):
     """Add up gradients as ESPnet's Trainer does, over one window; give the loss too."""
     model.zero_grad()
     losses = []
-    for _, batch in as_one_batch(batches, accum_grad):
+    for _, batch in as_one_batch(batches, accum_grad, num_positions):
         loss, stats, weight = model(**batch)
         assert weight == 1
         (loss / accum_grad).backward()
@@ -36,16 +44,19 @@ def model(tiny_model, randomise):
 @pytest.mark.parametrize(
     "split", [[[0, 1, 2], [3]], [[2], [0, 1, 3]], [[0], [2], [1, 3]]]
 )
+@pytest.mark.parametrize("seconds", [SECONDS, (0.3, *SECONDS[1:])])
 def test_accumulated_gradients_and_losses_are_those_of_one_batch(
-    model, tiny_batch, split
+    model, tiny_batch, num_positions, split, seconds
 ):
     model.zero_grad()
-    whole_loss = model(**tiny_batch(*SECONDS))[0]
+    whole_loss, statistics, _ = model(**tiny_batch(*seconds))
+    # CTC cannot place a transcript of more units than the speech has positions
+    assert (statistics["ctc_skipped"] > 0) == (seconds != SECONDS)
     whole_loss.backward()
     whole = gradient(model)
-    batches = [("x", tiny_batch(*SECONDS, which=which)) for which in split]
+    batches = [("x", tiny_batch(*seconds, which=which)) for which in split]
     for accum_grad in (len(split), len(split) + 2):  # with fillers too
-        accumulated, loss = update(model, batches, accum_grad)
+        accumulated, loss = update(model, batches, accum_grad, num_positions)
         torch.testing.assert_close(accumulated, whole, rtol=1e-4, atol=1e-6)
         assert loss == pytest.approx(whole_loss.item(), rel=1e-5)
 
@@ -72,11 +83,11 @@ def batch_of(*lengths):
 
 def test_an_update_is_completed_by_fillers_that_weigh_nothing():
     batches = [(["a", "b"], batch_of(4, 5)), (["c"], batch_of(6)), (["d"], batch_of(2))]
-    given = list(as_one_batch(iter(batches), 2))
+    given = list(as_one_batch(iter(batches), 2, int))
     assert [ids for ids, _ in given] == [["a", "b"], ["c"], ["d"], []]
     # tokens and EOS: (5 + 6 + 7) / 2 batches, then 3 / 2, without CTC units
     denominators = [batch["loss_denominators"].tolist() for _, batch in given]
     assert denominators == [[9, 0.5], [9, 0.5], [1.5, 0.5], [math.inf, math.inf]]
     filler = given[-1][1]
     assert filler["text"].shape == (1, 9) and filler["text_lengths"].tolist() == [2]
-    assert list(as_one_batch([], 2)) == []
+    assert list(as_one_batch([], 2, int)) == []
