@@ -104,7 +104,7 @@ class DUSTask(AbsTask):
             action=NestedDictAction,
             default=get_default_kwargs(ESPnetDUSModel),
             help="prompt, prompt_tuning, ctc_layer, ctc_weight, ctc_warmup_epochs, "
-            "ctc_compression, lsm_weight, text_retention_weight",
+            "ctc_compression, lsm_weight, text_retention_weight, packing",
         )
         group.add_argument(
             "--ctc_conf",

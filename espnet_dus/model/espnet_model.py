@@ -27,6 +27,7 @@ from espnet_dus.model.checkpoint import keep_only_trained, parameter_counts
 from espnet_dus.model.ctc_compression import CTCCompression
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.features import FeatureModel, extract_features
+from espnet_dus.model.packing import pack, use_packed_attention
 from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_lm import SpeechLM
 from espnet_dus.model.text_retention import TextRetention
@@ -60,6 +61,8 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         text_retention_weight: Weight of the loss that keeps text as the base LM has it
             (see `text_retention`). For added layers of scope `all`; in scope `speech`
             text is the base LM's without it.
+        packing: The utterances of a batch share one row, without padding (see
+            `packing`). Losses are the same; only training and validation pack.
 
     Raises:
         ValueError: Contradictory options.
@@ -85,6 +88,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         ctc_compression: bool = False,
         lsm_weight: float = 0.0,
         text_retention_weight: float = 0.0,
+        packing: bool = False,
         extract_feats_in_collect_stats: bool = True,
     ):
         if not 0 <= ctc_weight <= 1:
@@ -136,6 +140,9 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         self.lsm_weight = lsm_weight
         self.text_retention_weight = text_retention_weight
         self.text_retention = TextRetention()
+        self.packing = packing
+        if packing:
+            use_packed_attention(lm)
         self.extract_feats_in_collect_stats = extract_feats_in_collect_stats
         counts = parameter_counts(self)
         share = counts["trained"] / max(counts["total"], 1)
@@ -246,15 +253,17 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
             if text_before is not None:
                 texts += ((text_before, text_before_lengths),)
             if self.ctc_only or self.compression is not None:
-                seq = self.speech_alone(speech_BSD, lengths_B)
+                seq = self._lay_out(self.speech_alone(speech_BSD, lengths_B))
             else:
                 seq = self.join_text(speech_BSD, lengths_B, *texts)
                 self._warn_beyond_context(seq.inputs_BTD.size(1))
+                seq = self._lay_out(seq)
             lower_BTD = self.lower(seq)
             ctc_seq, hidden_BTD = seq, lower_BTD
             if self.compression is not None and not self.ctc_only:
                 heard_BSD = seq.of_speech(lower_BTD, speech_BSD.size(1))
-                seq = self.join_text(*self.compress(heard_BSD, lengths_B), *texts)
+                read_BRD, read_B = self.compress(heard_BSD, lengths_B)
+                seq = self._lay_out(self.join_text(read_BRD, read_B, *texts))
                 hidden_BTD = seq.inputs_BTD
             if not self.ctc_only:
                 predicted = self._predicted(seq, text, text_lengths)
@@ -320,6 +329,9 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
                 feats, lengths = self.normalize(feats, lengths)
         return self.speech_embedder(feats, lengths)
 
+    def _lay_out(self, seq: Joined) -> Joined:
+        return pack(seq) if self.packing else seq
+
     def _warn_beyond_context(self, num_positions: int) -> None:
         context = self.lm.config.max_position_embeddings
         if num_positions > context:
@@ -336,8 +348,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         wanted_X = (steps_N[None] <= text_lengths_B[:, None]).flatten()
         wanted_M = wanted_X.nonzero().squeeze(1)
         # the last position before the transcript predicts its first token
-        rows_B = torch.arange(len(text_BN), device=text_BN.device)
-        first_B = rows_B * seq.inputs_BTD.size(1) + seq.lengths_B - text_lengths_B - 1
+        first_B = seq.starts_B + seq.lengths_B - text_lengths_B - 1
         index_BN = first_B[:, None] + steps_N[None]
         targets_BN = torch.nn.functional.pad(text_BN, (0, 1)).masked_fill(
             steps_N[None] == text_lengths_B[:, None], self.eos_id

@@ -9,7 +9,7 @@ Dimensions: B utterances, S speech positions, N text positions, T positions of t
 joined sequence, D hidden.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -26,6 +26,7 @@ class Joined(NamedTuple):
         speech_mask_BT: bool, True on speech.
         lengths_B: Number of real positions of each sequence.
         before_B: Number of positions before the speech, or None without any.
+        packing: Of a packed row (see `packing.pack`): further arguments of the LM.
     """
 
     inputs_BTD: torch.Tensor
@@ -33,9 +34,18 @@ class Joined(NamedTuple):
     speech_mask_BT: torch.Tensor
     lengths_B: torch.Tensor
     before_B: Optional[torch.Tensor] = None
+    packing: Optional[Dict[str, Any]] = None
+
+    @property
+    def starts_B(self) -> torch.Tensor:
+        """Where each utterance of a right-padded or packed batch starts in (B T)."""
+        if self.packing is not None:
+            return self.lengths_B.cumsum(0) - self.lengths_B
+        rows_B = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
+        return rows_B * self.inputs_BTD.size(1)
 
     def of_speech(self, x_BTD: torch.Tensor, num_positions: int) -> torch.Tensor:
-        """Return what a right-padded sequence has on its speech positions.
+        """Return what a right-padded or packed batch has on its speech positions.
 
         Args:
             x_BTD: (B, T, D), such as hidden states.
@@ -44,11 +54,13 @@ class Joined(NamedTuple):
         Returns:
             (B, S, D); what follows shorter speech is not to be used.
         """
-        if self.before_B is None:
+        if self.before_B is None and self.packing is None:
             return x_BTD[:, :num_positions]
+        first_B = self.starts_B + (0 if self.before_B is None else self.before_B)
         positions_S = torch.arange(num_positions, device=x_BTD.device)
-        index_BS = (self.before_B[:, None] + positions_S).clamp(max=x_BTD.size(1) - 1)
-        return x_BTD.gather(1, index_BS[..., None].expand(-1, -1, x_BTD.size(2)))
+        x_XD = x_BTD.flatten(0, 1)
+        index_BS = (first_B[:, None] + positions_S).clamp(max=len(x_XD) - 1)
+        return x_XD.index_select(0, index_BS.flatten()).unflatten(0, index_BS.shape)
 
 
 def join(

@@ -189,7 +189,7 @@ class SpeechLM(torch.nn.Module):
         if self.ctc_layer is None:
             return seq.inputs_BTD
         view = stack(self.lm, 0, self.ctc_layer + 1, norm=False)
-        return self._run(view, seq.inputs_BTD, seq.speech_mask_BT)
+        return self._run(view, seq.inputs_BTD, seq)
 
     def upper(self, hidden_BTD: torch.Tensor, seq: Joined) -> torch.Tensor:
         """Run the LM above that layer, on right-padded input.
@@ -203,13 +203,15 @@ class SpeechLM(torch.nn.Module):
             Hidden states (B, T, D) after the final norm.
         """
         first = 0 if self.ctc_layer is None else self.ctc_layer + 1
-        return self._run(stack(self.lm, first), hidden_BTD, seq.speech_mask_BT)
+        return self._run(stack(self.lm, first), hidden_BTD, seq)
 
-    def _run(self, view, hidden_BTD, speech_mask_BT) -> torch.Tensor:
+    def _run(self, view, hidden_BTD, seq: Joined) -> torch.Tensor:
         # Causal layers never look at padding on the right, and the others go by the
         # speech mask: no attention mask, so that the fast kernels can be used.
         return view(
-            inputs_embeds=hidden_BTD, speech_mask=speech_mask_BT
+            inputs_embeds=hidden_BTD,
+            speech_mask=seq.speech_mask_BT,
+            **(seq.packing or {}),
         ).last_hidden_state
 
     def hear(self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ import copy
 import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import (
     Any,
     Dict,
@@ -342,18 +343,24 @@ class UpscaledDecoder:
     ):
         """As the model's own, with `speech_mask` and `added_layers` (see `upscale`).
 
+        With a packed row (see `packing`), `speech_mask` is the padded batch's.
+
         Raises:
             ValueError: `speech_mask` does not fit the input, `added_layers` is unknown,
                 or is `auto` in a cached step without the `speech_mask` of the prefill.
         """
         new = input_ids if inputs_embeds is None else inputs_embeds
         is_cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if speech_mask is not None:
+        row = kwargs.get("row")
+        if speech_mask is not None and row is None:
             _check_speech_mask(speech_mask, new, is_cached)
         rows = self._rows(added_layers, speech_mask, past_key_values)
         if is_cached:  # what is new is text
             speech_mask = None
-        speech = None if rows is False else self._speech(speech_mask, new.shape[:2])
+        shape = new.shape[:2] if row is None else speech_mask.shape
+        speech = None if rows is False else self._speech(speech_mask, shape)
+        if row is not None and speech is not None:
+            speech = replace(speech, index_M=row.places(speech.index_M))
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -75,7 +75,10 @@ class WorkCounter:
         compressed = self.model.compression is not None and not self.model.ctc_only
         if from_bottom == compressed:
             return  # counted in the other part of the pass
-        positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
+        if row := kwargs.get("row"):
+            positions_B = row.lengths_B
+        else:
+            positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
         padded = positions_B.new_tensor(inputs_BTD.shape[:2]).prod()
         self._add(
             positions=positions_B.sum(),

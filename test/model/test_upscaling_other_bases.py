@@ -8,6 +8,7 @@ import transformers
 
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.base_lm import embedding_rms
+from espnet_dus.model.packing import pack, use_packed_attention
 from espnet_dus.model.sequence import join
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.token_embedder import TokenEmbedder
@@ -204,3 +205,21 @@ def test_the_transformer_kind_is_an_ordinary_deeper_model(
 def test_layers_of_more_than_one_attention_are_refused(name):
     with pytest.raises(ValueError, match="ForCausalLM has layers .*sliding_attention"):
         adapt(build(*REFUSED[name]), "dus")
+
+
+@torch.no_grad()
+def test_utterances_of_a_packed_row_are_kept_apart(base):
+    generator = torch.Generator().manual_seed(0)
+    speech = torch.randn(2, 5, 64, generator=generator), torch.tensor([5, 3])
+    text = torch.randn(2, 9, 64, generator=generator), torch.tensor([2, 9])
+    seq = join(*speech, *text, "right")
+    expected = base.model(inputs_embeds=seq.inputs_BTD).last_hidden_state
+    if getattr(base.config, "sliding_window", None) is not None:
+        with pytest.raises(ValueError, match="packing: .* a window of 6 positions"):
+            use_packed_attention(base)
+        return
+    use_packed_attention(base)
+    row = pack(seq)
+    hidden = base.model(inputs_embeds=row.inputs_BTD, **row.packing).last_hidden_state
+    for b, ours in enumerate(hidden[0, :19].split([7, 12])):
+        torch.testing.assert_close(ours, expected[b, : len(ours)])

@@ -39,6 +39,27 @@ def test_added_layers_are_compared_and_the_hybrid_keeps_no_more_on_text(capsys):
     assert 1.3 < kept["speech", "hybrid E-Branchformer"] < 2.0
 
 
+def test_packed_rows_have_less_padding_and_the_losses_of_padded_batches(
+    capsys, monkeypatch
+):
+    packing = load(TRAIN_STEP.with_name("packing.py"))
+    sizes = dict(
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+    )
+    monkeypatch.setitem(packing.BASE_LMS, "360m", sizes)
+    options = "--tokens 512 --steps 1 --seconds 0.5 3"
+    packing.main([*options.split(), "--arms", "e_branchformer_interleaved"])
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[2] for row in rows] == ["padded", "packed"] * 2
+    for padded, packed in zip(rows[::2], rows[1::2]):
+        share = {row[2]: float(row[3].rstrip("%")) for row in (padded, packed)}
+        assert share["packed"] < 3 < share["padded"]
+        assert padded[5] == "1.00" and float(packed[6]) < 1e-5
+
+
 @pytest.fixture
 def options(tmp_path, tiny_base_lm_dir):
     """Options for AN4's configurations, made small enough for the tiny base LM."""

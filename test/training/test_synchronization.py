@@ -93,6 +93,8 @@ TOKENS = {
 # Twice where the CTC head splits the layers into two passes. Transformers asks whether
 # sequences are packed; layers that gather the speech need to know where it is.
 EACH_PASS = {"masking_utils.find_packed_sequence_indices": 1}
+# Packed: where the real positions are; Transformers asks whether there is a mask.
+PACKED = {"packing.pack": 1, "masking_utils._ignore_causal_mask_sdpa": 1}
 EACH_PASS_WITH_SPEECH = {"speech_only.find_speech": 2}
 # Behind the layers: PyTorch's CTC, forward and backward.
 CTC = {"ctc.loss_fn": 2, "backward": 2}
@@ -130,8 +132,11 @@ PAPER = {  # arm -> its adaptation, and whether its layers gather the speech
 }
 
 
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("arm", PAPER)
-def test_the_papers_arms_on_speech_tokens(tiny_model, adaptation_conf, tmp_path, arm):
+def test_the_papers_arms_on_speech_tokens(
+    tiny_model, adaptation_conf, tmp_path, arm, packing
+):
     adaptation, conf, with_speech = PAPER[arm]
     if adaptation == "dus":
         conf = adaptation_conf(*conf)
@@ -144,7 +149,7 @@ def test_the_papers_arms_on_speech_tokens(tiny_model, adaptation_conf, tmp_path,
         speech_embedder_conf={},
         frontend_conf={},
         ctc_units=None,
-        model_conf={"prompt": "Transcript:", "ctc_weight": 0.0},
+        model_conf={"prompt": "Transcript:", "ctc_weight": 0.0, "packing": packing},
     )
     batch = dict(
         speech=torch.randint(3, (2, 90, 2)),
@@ -152,7 +157,8 @@ def test_the_papers_arms_on_speech_tokens(tiny_model, adaptation_conf, tmp_path,
         text=torch.tensor([[40, 50, 60], [70, 80, -1]]),
         text_lengths=torch.tensor([3, 2]),
     )
-    expected = Counter(BEFORE_THE_LAYERS) + Counter(TOKENS) + Counter(EACH_PASS)
+    expected = Counter(BEFORE_THE_LAYERS) + Counter(TOKENS)
+    expected += Counter(PACKED if packing else EACH_PASS)
     expected += Counter(EACH_PASS_WITH_SPEECH if with_speech else {})
     assert reads_of_a_step(model.train(), batch) == dict(expected)
 
