@@ -11,7 +11,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from espnet2.utils.get_default_kwargs import get_default_kwargs
@@ -45,6 +45,13 @@ BASE_LMS = {
     ),
 }
 OPUSLM = [5000] + [1024] * 8  # tokens of each stream; 50 frames a second
+TOKEN_RATE = 50
+XEUS_PARAMETERS = 577e6  # OpusLM's encoder; each takes 2 operations for a frame
+# Seconds of audio that a CPU core tokenizes in a second (benchmarks/speech_tokens.py)
+CPU_RATES = {"logmel": 1726, "whisper_tiny_en": 57}
+BLOCK = 512  # bytes; files in a tar are padded to it
+# The paper's methods beside ours, in the table of tokens and features.
+COMPARED = ("interleaved", "e_branchformer_interleaved", "encoder")
 NUM_MELS = 80
 FRAMES_PER_SECOND = 100
 SUBSAMPLING = {"conv2d": 4, "conv2d8": 8}
@@ -64,6 +71,9 @@ class Plan:
         mfu: The share of it that the model's own FLOPs reach.
         gpus: Numbers of GPUs.
         bytes_per_second: Of stored audio.
+        context: Positions of a batch of one GPU.
+        contexts: Batches of that size in an update, of all GPUs together.
+        updates: Of a training.
     """
 
     hours: float
@@ -75,6 +85,9 @@ class Plan:
     mfu: float
     gpus: List[int]
     bytes_per_second: float
+    context: int
+    contexts: int
+    updates: int
 
 
 class Arm(NamedTuple):
@@ -125,7 +138,7 @@ def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
             lm = LlamaForCausalLM(config).to(torch.bfloat16)
             hidden, conf = config.hidden_size, args.speech_embedder_conf
             if takes_tokens(args):
-                embedder, rate = TokenEmbedder(OPUSLM, hidden, **conf), 50.0
+                embedder, rate = TokenEmbedder(OPUSLM, hidden, **conf), TOKEN_RATE
             else:
                 embedder = SpeechEmbedder(NUM_MELS, hidden, 1.0, **conf)
                 layer = {**EMBEDDER_CONF, **conf}["input_layer"]
@@ -147,8 +160,33 @@ def utterance(arm: Arm, plan: Plan) -> Work:
     return Work.of(speech, text, plan.prompt_tokens)
 
 
-def tables(arms: List[Arm], plan: Plan) -> Iterator[Tuple[str, str]]:
-    """Return the tables of `doc/scaling.md`: (title, Markdown)."""
+def stored_bytes(arm: Arm, plan: Plan) -> float:
+    """Return the bytes that a second of audio takes in the shards that an arm reads."""
+    if isinstance(arm.embedder, TokenEmbedder):
+        return shard_bytes(plan.mean_seconds) / plan.mean_seconds
+    return plan.bytes_per_second
+
+
+def shard_bytes(seconds: float) -> int:
+    """Return the bytes of an utterance in a tar file of token shards.
+
+    That is a file of 16-bit integers, with a header of 128 bytes in NumPy's format, and
+    its manifest, of less than a block; each has a header of one block.
+    """
+    array = 128 + 2 * len(OPUSLM) * round(seconds * TOKEN_RATE)
+    return 3 * BLOCK + -(-array // BLOCK) * BLOCK
+
+
+def tables(
+    arms: List[Arm], plan: Plan, ours: Sequence[Arm] = ()
+) -> Iterator[Tuple[str, str]]:
+    """Return the tables of `doc/scaling.md`: (title, Markdown).
+
+    `ours` is compared with arms of the paper in the table of tokens and features.
+    """
+    compared = [arm for arm in (*arms, *ours) if arm.name in COMPARED]
+    yield "Speech tokens beside features", _comparison_table(compared, plan)
+    yield "Tokenizing", _tokenizing_table(plan)
     yield "Operations", _flops_table(arms, plan)
     yield "Memory without activations", _memory_table(arms)
     yield "Time of an epoch", _time_table(arms, plan)
@@ -215,7 +253,7 @@ def _time_table(arms: List[Arm], plan: Plan) -> str:
             + [f"{gpu_seconds / 3600:.1f}", f"{seconds / gpu_seconds:,.0f}"]
         )
         for gpus in plan.gpus:
-            rate = seconds * plan.bytes_per_second / gpu_seconds * gpus
+            rate = seconds * stored_bytes(arm, plan) / gpu_seconds * gpus
             rows[-1] += [f"{gpu_seconds / 3600 / gpus:.2f}", f"{rate / 1e6:,.0f}"]
     header = ["base LM", "arm", "G tokens", "EFLOP", "GPU-hours", "audio s/s of a GPU"]
     for gpus in plan.gpus:
@@ -223,15 +261,50 @@ def _time_table(arms: List[Arm], plan: Plan) -> str:
     return _table(header, rows)
 
 
-def _data_table(plan: Plan) -> str:
-    seconds = plan.hours * 3600
-    # four bytes to a token: what it stands for in English text
+def _comparison_table(arms: List[Arm], plan: Plan) -> str:
+    rows = []
+    for arm in sorted(arms, key=lambda a: (list(BASE_LMS).index(a.size), a.name)):
+        work, flops = utterance(arm, plan), _total(arm, plan)
+        rate = plan.peak_tflops * 1e12 * plan.mfu * work.positions / flops
+        of_pass = plan.hours * 3600 / plan.mean_seconds * work.positions
+        of_training = plan.updates * plan.contexts * plan.context
+        is_tokens = isinstance(arm.embedder, TokenEmbedder)
+        rows.append(
+            [arm.size, arm.name, "tokens" if is_tokens else "features"]
+            + [f"{arm.positions_per_second:g}"]
+            + [f"{plan.context / work.positions:.1f}", f"{rate:,.0f}"]
+            + [f"{of_pass / 1e9:.2f}", f"{of_pass / rate / 3600:.1f}"]
+            + [f"{of_training / of_pass:.1f}", f"{of_training / rate / 3600:,.0f}"]
+        )
+    header = ["base LM", "arm", "input", "positions/s", "utterances in a context"]
+    header += ["tokens/s of a GPU", "G tokens of a pass", "GPU-hours of a pass"]
+    return _table([*header, "passes of a training", "GPU-hours of a training"], rows)
+
+
+def _tokenizing_table(plan: Plan) -> str:
+    gpu = plan.peak_tflops * 1e12 * plan.mfu / (2 * XEUS_PARAMETERS * TOKEN_RATE)
+    rates = [("opuslm, XEUS alone", "GPU", gpu)]
+    rates += [(name, "CPU core", rate) for name, rate in CPU_RATES.items()]
     rows = [
-        ["audio", f"{plan.bytes_per_second:,.0f} B/s"],
-        ["transcripts", f"{plan.tokens_per_second * 4:.1f} B/s"],
+        [name, unit, f"{rate:,.0f}", f"{plan.hours / rate:,.1f}"]
+        for name, unit, rate in rates
     ]
-    for row, rate in zip(rows, (plan.bytes_per_second, plan.tokens_per_second * 4)):
-        row.append(f"{seconds * rate / 1e9:,.1f}")
+    return _table(["tokenizer", "on a", "s of audio a second", "hours of it"], rows)
+
+
+def _data_table(plan: Plan) -> str:
+    num_tokens = TOKEN_RATE * len(OPUSLM)
+    rates = {
+        "audio, FLAC": plan.bytes_per_second,
+        "speech tokens, Kaldi ark": 5 * num_tokens,  # a byte of type for each int32
+        "speech tokens, shards": shard_bytes(plan.mean_seconds) / plan.mean_seconds,
+        # four bytes to a token: what it stands for in English text
+        "transcripts": plan.tokens_per_second * 4,
+    }
+    rows = [
+        [what, f"{rate:,.1f} B/s", f"{plan.hours * 3600 * rate / 1e9:,.1f}"]
+        for what, rate in rates.items()
+    ]
     return _table(["what", "rate", "GB"], rows)
 
 
@@ -270,6 +343,12 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("egs2/TEMPLATE/dus1/conf/tuning/paper"),
         help="holds a train_dus_<size>_<arm>.yaml for each arm",
     )
+    add(
+        "--ours_dir",
+        type=Path,
+        default=Path("egs2/TEMPLATE/dus1/conf/tuning/ours"),
+        help="likewise, for the arms of features in the table of both",
+    )
     add("--hours", type=float, default=48000, help="of audio in an epoch")
     add("--mean_seconds", type=float, default=12.0, help="mean length of an utterance")
     add(
@@ -294,6 +373,14 @@ def get_parser() -> argparse.ArgumentParser:
         default=18300.0,
         help="of stored audio; LibriSpeech's FLAC",
     )
+    add("--context", type=int, default=8192, help="positions of a batch of one GPU")
+    add(
+        "--contexts",
+        type=int,
+        default=16,
+        help="batches in an update, of all GPUs together: tokens_per_update 131072",
+    )
+    add("--updates", type=int, default=500000, help="of a training, as ESPnet's")
     return parser
 
 
@@ -301,10 +388,10 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd=None):
     """Print the tables."""
     options = vars(get_parser().parse_args(cmd))
-    config_dir = options.pop("config_dir")
+    directories = options.pop("config_dir"), options.pop("ours_dir")
     plan = Plan(**options)
-    arms = list(load_arms(config_dir, plan.num_ctc_units))
-    for title, table in tables(arms, plan):
+    arms, ours = (list(load_arms(d, plan.num_ctc_units)) for d in directories)
+    for title, table in tables(arms, plan, ours):
         print(f"### {title}\n\n{table}\n")
 
 

@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scaling
+
+from espnet_dus.data.shards.shar import token_cut, write_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNING = ROOT / "egs2/TEMPLATE/dus1/conf/tuning/paper"
@@ -27,7 +30,7 @@ def test_the_tables_of_the_document_are_those_of_the_command(capsys):
     tables = re.findall(
         r"^### (.+?)\n\n(.+?)\n\n", capsys.readouterr().out, re.M | re.S
     )
-    assert len(tables) == 5
+    assert len(tables) == 7
     for title, table in tables:
         assert f"## {title}\n\n{table}\n" in document, title
 
@@ -49,6 +52,36 @@ def test_other_data_and_hardware_give_other_figures(capsys, tmp_path):
     state = column(out, "Checkpoints", "state to resume from, GB")
     for arm, millions in trained.items():
         assert state[arm] == pytest.approx(millions * 12 / 1000, abs=0.01)
+
+
+def test_the_size_of_token_shards_is_that_of_their_tar_files(tmp_path):
+    tokens = np.zeros((600, 9), np.int32)  # 12 s
+    cuts = [token_cut(f"utterance-{n}", 12.0, "a", "b", tokens) for n in range(200)]
+    identity = {"name": "opuslm", "sha256": "0"}
+    write_blocks([cuts], lambda cuts, _: cuts, tmp_path / "s", "x", tokenizer=identity)
+    (tar,) = (tmp_path / "s/shards").glob("tokens.*.tar")
+    assert scaling.shard_bytes(12.0) == 12800
+    assert tar.stat().st_size == pytest.approx(200 * 12800, rel=0.005)  # and its end
+
+
+def test_tokens_and_features_are_compared_for_the_same_training(capsys):
+    scaling.main(["--config_dir", str(TUNING), "--updates", "1000", "--contexts", "2"])
+    title = "Speech tokens beside features"
+    out = capsys.readouterr().out
+    arms = {"e_branchformer_interleaved": 50, "encoder": 12.5, "interleaved": 50}
+    assert column(out, title, "positions/s") == {
+        f"{size}_{arm}": rate for size in ("360m", "1.7b") for arm, rate in arms.items()
+    }
+    hours = column(out, title, "GPU-hours of a training")
+    for arm, rate in column(out, title, "tokens/s of a GPU").items():
+        assert hours[arm] == pytest.approx(1000 * 2 * 8192 / rate / 3600, abs=0.5)
+    passes = column(out, title, "passes of a training")
+    of_pass = column(out, title, "G tokens of a pass")
+    for arm, count in passes.items():
+        assert count == pytest.approx(1000 * 2 * 8192 / of_pass[arm] / 1e9, abs=0.05)
+    # 12 s: 600 or 150 speech positions, 3 of the prompt, 34 of the transcript
+    assert of_pass["360m_interleaved"] == pytest.approx(14.4e6 * 637 / 1e9, abs=0.005)
+    assert of_pass["360m_encoder"] == pytest.approx(14.4e6 * 187 / 1e9, abs=0.005)
 
 
 def test_a_directory_without_configurations_is_an_error(tmp_path, capsys):
