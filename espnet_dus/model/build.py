@@ -4,12 +4,15 @@ import argparse
 import inspect
 import json
 import re
-from typing import Any, Dict, Optional
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
+import yaml
 from espnet2.asr.specaug.specaug import SpecAug
 from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
@@ -22,12 +25,12 @@ from espnet_dus.model.base_lm import embedding_rms, load_base_lm
 from espnet_dus.model.checkpoint import record_identity
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.model.features import FRONTENDS, FeatureModel, freeze_pretrained
+from espnet_dus.model.features import FeatureModel, FrontendChoices, freeze_pretrained
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import is_above_base_layer
 
-frontend_choices = ClassChoices("frontend", FRONTENDS, None, "default")
+frontend_choices = FrontendChoices()
 specaug_choices = ClassChoices("specaug", {"specaug": SpecAug}, optional=True)
 normalize_choices = ClassChoices(
     "normalize",
@@ -90,6 +93,34 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
             "model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)
         ),
     )
+
+
+def load_model(
+    config: Union[str, Path],
+    checkpoint: Union[str, Path],
+    device: str = "cpu",
+    **overrides: Any,
+) -> Tuple[ESPnetDUSModel, argparse.Namespace]:
+    """Load a trained model, without ESPnet's task, whose imports take seconds.
+
+    Args:
+        config: The `config.yaml` of the training.
+        checkpoint: A checkpoint of it.
+        device: `cpu`, `cuda` or `cuda:N`.
+        overrides: Options that replace those of the training.
+
+    Returns:
+        The model, and its options.
+
+    Raises:
+        ValueError: Options that do not fit; the message names them.
+        RuntimeError: The checkpoint does not fit the model.
+    """
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    args = argparse.Namespace(**{**options, **overrides})
+    model = build_model(args).to(device)
+    model.load_state_dict(safe_torch_load(checkpoint, map_location=device))
+    return model, args
 
 
 def _build_frontend(args: argparse.Namespace) -> torch.nn.Module:

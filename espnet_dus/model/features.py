@@ -1,28 +1,43 @@
 """Features of raw speech: frontends, and the model that collects their statistics."""
 
+import pkgutil
 from typing import Dict, Optional, Tuple
 
 import torch
-from espnet2.asr.frontend.default import DefaultFrontend
-from espnet2.asr.frontend.espnet_ssl import ESPnetSSLFrontend
-from espnet2.asr.frontend.fused import FusedFrontends
-from espnet2.asr.frontend.huggingface import HuggingFaceFrontend
-from espnet2.asr.frontend.s3prl import S3prlFrontend
-from espnet2.asr.frontend.whisper import WhisperFrontend
 from espnet2.train.abs_espnet_model import AbsESPnetModel
+from espnet2.train.class_choices import ClassChoices
 
 from espnet_dus.io import tensors_sha256
 
 FRONTENDS = {
-    "default": DefaultFrontend,
-    "s3prl": S3prlFrontend,
-    "huggingface": HuggingFaceFrontend,
-    "espnet_ssl": ESPnetSSLFrontend,
-    "whisper": WhisperFrontend,
-    "fused": FusedFrontends,
+    "default": "espnet2.asr.frontend.default:DefaultFrontend",
+    "s3prl": "espnet2.asr.frontend.s3prl:S3prlFrontend",
+    "huggingface": "espnet2.asr.frontend.huggingface:HuggingFaceFrontend",
+    "espnet_ssl": "espnet2.asr.frontend.espnet_ssl:ESPnetSSLFrontend",
+    "whisper": "espnet2.asr.frontend.whisper:WhisperFrontend",
+    "fused": "espnet2.asr.frontend.fused:FusedFrontends",
 }
 # Attributes of these frontends that hold a pretrained model.
 PRETRAINED = ("upstream", "encoder", "whisper")
+
+
+class FrontendChoices(ClassChoices):
+    """Imports the chosen frontend only: others import all of ESPnet, for seconds."""
+
+    def __init__(self):
+        super().__init__("frontend", {}, default="default")
+        self.classes = FRONTENDS
+
+    def get_class(self, name: Optional[str]) -> Optional[type]:
+        """Return the class of a name.
+
+        Raises:
+            ValueError: The name is unknown.
+            ImportError: A package that it needs is not installed.
+        """
+        if name not in FRONTENDS:
+            return super().get_class(name)
+        return pkgutil.resolve_name(FRONTENDS[name])
 
 
 def pretrained_parts(frontend: Optional[torch.nn.Module]) -> Dict[str, torch.nn.Module]:

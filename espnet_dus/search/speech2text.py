@@ -20,6 +20,7 @@ from espnet_dus.data.lengths import (
 from espnet_dus.data.speech_tokens.tokenizer import Tokens, load_tokenizer
 from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
+from espnet_dus.model.build import load_model
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.model.upscaling import inserted_layers
@@ -33,7 +34,6 @@ from espnet_dus.search.long_audio import LongResult, batches, in_recording
 from espnet_dus.search.result import Hypothesis, nothing
 from espnet_dus.search.segmentation import segments
 from espnet_dus.search.timing import word_times
-from espnet_dus.task import DUSTask
 
 Speech = Union[np.ndarray, torch.Tensor, Tokens]
 
@@ -72,7 +72,7 @@ class Speech2Text:
         search: Search = None,
     ):
         self.search = SearchConfig.make(search)
-        self.model, self.train_args = DUSTask.build_model_from_file(
+        self.model, self.train_args = load_model(
             asr_train_config, asr_model_file, device
         )
         self.model.eval()

@@ -20,8 +20,8 @@ from espnet2.layers.global_mvn import GlobalMVN
 
 from espnet_dus.data.lengths import sampling_rate, takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.model.build import load_model
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.task import DUSTask
 
 
 def export(
@@ -51,7 +51,7 @@ def export(
         raise ValueError(f"dtype: {dtype!r} is not one of float32, bfloat16")
     if out_dir.exists():
         raise ValueError(f"{out_dir} exists: choose another directory, or move it away")
-    model, args = DUSTask.build_model_from_file(asr_train_config, asr_model_file)
+    model, args = load_model(asr_train_config, asr_model_file)
     model.eval()
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
     out_dir.parent.mkdir(parents=True, exist_ok=True)

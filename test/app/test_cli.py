@@ -37,18 +37,51 @@ def expected(loaded, recording):
     return transcript
 
 
-def test_help_imports_nothing_heavy():
+HEAVY = {"torch", "transformers", "espnet2", "gradio", "numpy", "yaml"}
+
+
+def run_script(script):
+    """Return the last line that a script of its own prints."""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["transcribe", "--help"]])
+def test_help_imports_nothing_heavy(words):
     script = (
         "import sys\nfrom espnet_dus.app import cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'espnet2', 'gradio', 'numpy', 'yaml'}\n"
-        "print('loaded:', sorted(heavy & set(sys.modules)))\n"
+        f"try:\n    cli.main({words})\nexcept SystemExit:\n    pass\n"
+        f"print('loaded:', sorted({HEAVY} & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True
+    assert run_script(script) == "loaded: []"
+
+
+@pytest.mark.parametrize("command", ["transcribe", "ask"])
+def test_a_command_says_what_it_does_before_anything_heavy_is_imported(command):
+    words = [command, "a.wav", *(["x"] if command == "ask" else []), "--model", "exp/x"]
+    script = (
+        "import sys\nfrom espnet_dus.app import cli\n"
+        "class FirstLine:\n"
+        "    def write(self, text):\n"
+        f"        print(text, sorted({HEAVY} & set(sys.modules)))\n"
+        "        sys.stderr = sys.__stderr__\n"
+        "        raise SystemExit(0)\n"
+        "sys.stderr = FirstLine()\n"
+        f"cli.main({words})\n"
     )
-    assert "transcribe" in done.stdout
-    assert done.stdout.splitlines()[-1] == "loaded: []", done.stderr
+    assert run_script(script) == "loading exp/x []"
+
+
+def test_transcribing_does_not_import_the_training():
+    script = (
+        "import sys\nimport espnet_dus.app.transcription\n"
+        "unwanted = {'espnet2.tasks.abs_task', 'espnet2.train.trainer', 'wandb', "
+        "'lm_eval', 'gradio', 'datasets', 'peft', 'numba', 'sklearn'}\n"
+        "print('loaded:', sorted(unwanted & set(sys.modules)))\n"
+    )
+    assert run_script(script) == "loaded: []"
 
 
 def test_a_module_called_by_name_is_the_command(capsys):

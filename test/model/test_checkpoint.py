@@ -11,6 +11,7 @@ from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 from espnet2.train.reporter import Reporter
 
+from espnet_dus.model.build import load_model
 from espnet_dus.model.checkpoint import (
     IDENTITY_KEY,
     check_init_param,
@@ -155,13 +156,15 @@ def trained_dir(build, tiny_options, randomise, tmp_path):
     return tmp_path
 
 
-def load(directory):
-    return DUSTask.build_model_from_file(
+@pytest.fixture(params=[DUSTask.build_model_from_file, load_model])
+def load(request):
+    """ESPnet's way to load a model, and ours, which needs no task."""
+    return lambda directory: request.param(
         directory / "config.yaml", directory / "model.pth"
     )
 
 
-def test_build_model_from_file_brings_the_model_back(trained_dir, build, randomise):
+def test_a_loaded_model_is_the_trained_one(trained_dir, build, randomise, load):
     model, args = load(trained_dir)
     assert isinstance(args, argparse.Namespace)
     expected = randomise(build(), seed=1).state_dict()
@@ -169,7 +172,7 @@ def test_build_model_from_file_brings_the_model_back(trained_dir, build, randomi
         assert torch.equal(value, expected[name]), name
 
 
-def test_build_model_from_file_refuses_keys_that_do_not_fit(trained_dir):
+def test_loading_refuses_keys_that_do_not_fit(trained_dir, load):
     state = torch.load(trained_dir / "model.pth")
     state["ctc.extra"] = state.pop("ctc.norm.weight")
     torch.save(state, trained_dir / "model.pth")
@@ -177,7 +180,7 @@ def test_build_model_from_file_refuses_keys_that_do_not_fit(trained_dir):
         load(trained_dir)
 
 
-def test_build_model_from_file_refuses_another_base_lm(trained_dir, other_base_lm):
+def test_loading_refuses_another_base_lm(trained_dir, other_base_lm, load):
     config = yaml.safe_load((trained_dir / "config.yaml").read_text())
     config["base_lm"] = str(other_base_lm)
     (trained_dir / "config.yaml").write_text(yaml.safe_dump(config))

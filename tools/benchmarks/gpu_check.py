@@ -33,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from espnet_dus.data.ctc_units import CTCUnits
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.model.base_lm import weights_sha256
+from espnet_dus.model.build import load_model
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import SearchConfig
@@ -334,9 +335,7 @@ def check_ddp(command, exp):
 def check_decoding(exp, options):
     """Decode with the tiny model; return seconds of speech in a second, by search."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, _ = DUSTask.build_model_from_file(
-        exp / "config.yaml", exp / "valid.loss.best.pth", device
-    )
+    model, _ = load_model(exp / "config.yaml", exp / "valid.loss.best.pth", device)
     batch, _ = make_batch(model.eval(), options, device)
     speech = batch["speech"], batch["speech_lengths"]
     seconds = float(batch["speech_lengths"].sum()) / FRAMES_PER_SECOND

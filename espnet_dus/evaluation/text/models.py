@@ -1,17 +1,16 @@
 """The two LMs of a comparison: their identities, and the LMs, loaded when needed."""
 
 import hashlib
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Optional, Union
 
 import torch
-import yaml
 from transformers import GenerationConfig
 
 from espnet_dus.model.adaptation import drop_added_layers
 from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
+from espnet_dus.model.build import load_model
 from espnet_dus.model.checkpoint import checkpoint_identity
 
 DTYPES = ("float32", "bfloat16")
@@ -98,16 +97,14 @@ class Models:
     @cached_property
     def adapted(self) -> torch.nn.Module:
         """The LM inside the trained model, in eval mode."""
-        from espnet_dus.task import DUSTask
-
         # With the base LM it is compared with, in the same precision and with the same
         # attention kernel: different rounding would not be degradation.
-        config = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
-        config.update(base_lm=str(self.directory), base_lm_conf={"dtype": self.dtype})
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "config.yaml"
-            path.write_text(yaml.safe_dump(config), encoding="utf-8")
-            model, _ = DUSTask.build_model_from_file(path, self.model_file)
+        model, _ = load_model(
+            self.config,
+            self.model_file,
+            base_lm=str(self.directory),
+            base_lm_conf={"dtype": self.dtype},
+        )
         # Trained parameters are float32. Buffers stay as they are: RoPE's are float32.
         for parameter in model.lm.parameters():
             parameter.data = parameter.data.to(resolve_dtype(self.dtype))
