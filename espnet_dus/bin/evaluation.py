@@ -28,6 +28,29 @@ def add_commands(commands: Commands) -> None:
     )
 
     command = commands.add(
+        "cross_entropy",
+        call("espnet_dus.evaluation.cross_entropy:cross_entropy"),
+        "Measure the cross-entropy of a data set's transcripts, given its speech.",
+    )
+    command.add_argument(
+        "--data_path_and_name_and_type",
+        type=lambda triple: tuple(triple.split(",")),
+        required=True,
+        action="append",
+        metavar="TRIPLE",
+        help="first dump/raw/test/text,text,text, then "
+        "dump/raw/test/wav.scp,speech,sound",
+    )
+    command.add_argument("--asr_train_config", required=True, help="config.yaml")
+    command.add_argument("--asr_model_file", required=True, help="a checkpoint")
+    command.add_argument(
+        "--hyp_dir",
+        required=True,
+        help="decoding directory; score_ce/result.json is written there",
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+
+    command = commands.add(
         "text_eval",
         _text_eval,
         "Evaluate a base LM, and a model adapted from it, on text: perplexity and "
@@ -122,7 +145,25 @@ def add_commands(commands: Commands) -> None:
         help="decoding that is compared, where an experiment has several",
     )
     command.add_argument(
-        "--out_dir", required=True, help="for comparison.md, comparison.json and .png"
+        "--reference",
+        help="arm that the others' cross-entropy is compared with (default: the first)",
+    )
+    command.add_argument(
+        "--out_dir", required=True, help="for comparison.{md,json,png} and curves.png"
+    )
+
+    command = commands.add(
+        "best_learning_rate",
+        call("espnet_dus.evaluation.learning_rate:best_learning_rate", show=True),
+        "Print the learning rate of the best of several short trainings of one arm.",
+    )
+    command.add_argument(
+        "--exp_dir",
+        dest="exp_dirs",
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="experiment directories that differ in optim_conf lr",
     )
 
 

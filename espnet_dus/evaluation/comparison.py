@@ -1,19 +1,20 @@
-"""Arms side by side: one table, and one picture of WER against text degradation."""
+"""Arms side by side: one table, WER against text degradation, and training curves."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from espnet_dus.evaluation.report import environments
 from espnet_dus.evaluation.results import ArmResults, Delta, ErrorRate, read_arm
+from espnet_dus.evaluation.text.metric import Metric, paired_delta
 from espnet_dus.evaluation.text.tables import EXACT, markdown_table, plus_minus
 from espnet_dus.io import atomic_path, write_text
 
 UNKNOWN, NOT_RUN = "-", "not run"
-NAME = "comparison"
+NAME, CURVES = "comparison", "curves.png"
 
 
 class Degradation(NamedTuple):
@@ -36,24 +37,32 @@ def compare(
     test_set: str,
     out_dir: Union[str, Path],
     inference_tag: Optional[str] = None,
+    reference: Optional[str] = None,
 ) -> str:
-    """Write `comparison.{md,json,png}` of several arms.
+    """Write `comparison.{md,json,png}` and `curves.png` of several arms.
 
     Args:
         exp_dirs: Experiment directories of the arms.
         test_set: The set whose WER is compared.
         out_dir: Directory of the files. Without text results there is no picture.
         inference_tag: The decoding that is compared; None if each arm has only one.
+        reference: The arm that the others' cross-entropy is compared with; None: the
+            first.
 
     Returns:
         The Markdown.
 
     Raises:
         ValueError: Results are missing (see `read_arm`), or cannot be compared: they
-            are of several base LMs, test sets or text evaluations.
+            are of several base LMs, test sets or text evaluations; or no arm is called
+            `reference`.
     """
     arms = [read_arm(exp_dir, test_set, inference_tag) for exp_dir in exp_dirs]
     check_comparable(arms)
+    by_name = {arm.name: arm for arm in arms}
+    if reference is not None and reference not in by_name:
+        raise ValueError(f"reference: {reference!r} is none of {', '.join(by_name)}")
+    entropies = cross_entropies(arms, by_name[reference or arms[0].name])
     losses = degradations(arms)
     avoided = degradation_avoided(arms, losses)
 
@@ -67,6 +76,7 @@ def compare(
                 "share": arm.trained / arm.total,
                 "degradation": losses[arm.name] and losses[arm.name]._asdict(),
                 "degradation_avoided": avoided.get(arm.name),
+                "cross_entropy": entropies[arm.name],
             }
             for arm in arms
         ],
@@ -76,7 +86,8 @@ def compare(
     picture.unlink(missing_ok=True)
     if any(losses.values()):
         draw(arms, losses, test_set, picture)
-    text = markdown(arms, test_set, losses, avoided)
+    draw_curves(arms, out_dir / CURVES)
+    text = markdown(arms, test_set, losses, avoided, entropies)
     write_text(out_dir / f"{NAME}.md", text)
     return text
 
@@ -169,11 +180,44 @@ def degradation_avoided(
     }
 
 
+def cross_entropies(
+    arms: Sequence[ArmResults], reference: ArmResults
+) -> Dict[str, Optional[Dict[str, Any]]]:
+    """Compare the cross-entropy of the test set's transcripts with one arm's.
+
+    Returns:
+        By name, in nats per token: `score`; `reference`, `delta` and `standard_error`,
+        which is paired over the utterances. None where it was not measured.
+
+    Raises:
+        ValueError: Two arms have measured different utterances.
+    """
+    result: Dict[str, Optional[Dict[str, Any]]] = {}
+    known = reference.cross_entropy
+    for arm in arms:
+        measured = arm.cross_entropy
+        result[arm.name] = measured and {"score": measured["score"]}
+        if measured and known and arm is not reference:
+            if measured["utterances"] != known["utterances"]:
+                raise ValueError(
+                    f"{reference.exp_dir} and {arm.exp_dir}: the cross-entropy is of "
+                    "different utterances; score again (stage 13)"
+                )
+            pair = paired_delta(Metric.from_json(known), Metric.from_json(measured))
+            result[arm.name].update(
+                reference=reference.name,
+                delta=pair["delta"],
+                standard_error=pair["standard_error"],
+            )
+    return result
+
+
 def markdown(
     arms: Sequence[ArmResults],
     test_set: str,
     losses: Dict[str, Optional[Degradation]],
     avoided: Dict[str, float],
+    entropies: Dict[str, Optional[Dict[str, Any]]],
 ) -> str:
     """Return the comparison as a page.
 
@@ -190,8 +234,11 @@ def markdown(
         row = {
             "arm": arm.name,
             "trained": f"{arm.trained / 1e6:.2f} M ({arm.trained / arm.total:.1%})",
+            "as the paper counts": _figure(arm.trained_as_paper, "{:.2f} M", 1e-6),
+            "lr": _figure(arm.learning_rate, "{:.1e}"),
             "WER": _rate(arm.wer),
             "CER": _rate(arm.cer),
+            "nats per token": _entropy(entropies[arm.name]),
         }
         for column, part, table in (
             *((f"perplexity {name}", name, "perplexity") for name in texts),
@@ -294,6 +341,35 @@ def draw(
     plt.close(figure)
 
 
+def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
+    """Draw the loss of each epoch: validation solid, training dotted.
+
+    No file is written where no training has recorded its curve.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    Path(path).unlink(missing_ok=True)
+    if not any(arm.curves for arm in arms):
+        return
+    figure, axes = plt.subplots(figsize=(7, 5))
+    for i, arm in enumerate(arms):
+        for phase, style in (("valid", "-"), ("train", ":")):
+            losses = arm.curves.get(phase, [])
+            label = arm.name if phase == "valid" else None
+            epochs = range(1, len(losses) + 1)
+            axes.plot(epochs, losses, style, color=f"C{i}", marker=".", label=label)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title("Validation (solid) and training (dotted)", fontsize=10)
+    axes.legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
 def _lost(loss: Degradation) -> float:
     return -loss.delta if loss.unit == "points" else loss.delta
 
@@ -321,6 +397,16 @@ def _rate(rate: Optional[ErrorRate]) -> str:
     return f"{rate.err:.1f} ({rate.low:.1f} to {rate.high:.1f})"
 
 
+def _entropy(measured: Optional[Dict[str, Any]]) -> str:
+    if measured is None:
+        return UNKNOWN
+    if "delta" not in measured:
+        return f"{measured['score']:.3f}"
+    error = measured["standard_error"]
+    pair = f"{measured['delta']:+.3f}" + ("" if error is None else f" +- {error:.3f}")
+    return f"{measured['score']:.3f} ({pair})"
+
+
 def _delta(
     arm: ArmResults, delta: Optional[Delta], scale: Optional[float] = None
 ) -> str:
@@ -342,7 +428,10 @@ def _remarks(
         "the base LM's score, and below it adapted minus base, added layers kept, with "
         "the paired standard error; accuracies in points, perplexity and KL(base || "
         "adapted) in nats per token. s/step: mean of all training steps. training: "
-        "wall time of all epochs. RTFx: seconds of audio per second of a decoding job.",
+        "wall time of all epochs. nats per token: cross-entropy of the test set's "
+        "transcripts and, in brackets, the difference to the reference arm with its "
+        "standard error, paired over utterances. RTFx: seconds of audio per second of "
+        "a decoding job.",
         "",
     ]
     identical = [a for a in arms if a.identical_tokens]
@@ -377,6 +466,8 @@ def _remarks(
                 "of 0: the avoided shares mean little.",
                 "",
             ]
+    if any(arm.curves for arm in arms):
+        lines += [f"![Loss of each epoch, by arm]({CURVES})", ""]
     if units:
         lines += [f"![WER against text degradation, {units.pop()}]({NAME}.png)"]
     else:

@@ -3,16 +3,17 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import yaml
 
-from espnet_dus.evaluation.scoring import read_result
+from espnet_dus.evaluation.scoring import CROSS_ENTROPY, read_result
 from espnet_dus.evaluation.text.tasks import PRIMARY, primary_metric
 
 TEXT_SETTING = ("dtype", "limit", "window")  # what deltas depend on beside the data
 TRAINING = (
     "epochs",
+    "curves",
     "seconds_per_step",
     "wall_seconds",
     "peak_memory_bytes",
@@ -66,6 +67,9 @@ class ArmResults:
         adaptation: `dus`, `lora`, `full` or `frozen`.
         base_lm: Name, revision and sha256.
         trained, total: Numbers of parameters.
+        trained_as_paper: Trained parameters as the paper counts them; see
+            `model.checkpoint.count_as_paper`.
+        learning_rate: The highest of the training.
         decoding: The directory below `exp_dir` that was scored.
         text_setting: Options of the text evaluation; None where it was not run.
         retention: Weight of text retention in training; 0: none.
@@ -77,7 +81,9 @@ class ArmResults:
         tasks: The primary metric of each text task.
         kl: KL(base || adapted) in nats per token of each text.
         mean_delta: Mean over the tasks' accuracies.
+        cross_entropy: Of the test set's transcripts; see `cross_entropy`.
         epochs: Epochs trained.
+        curves: Loss of each epoch, by phase (`train`, `valid`).
         seconds_per_step: Mean over all training steps.
         wall_seconds: Seconds of all epochs, validation included.
         peak_memory_bytes, peak_memory_of: In training; of the `process` or the `GPU`.
@@ -95,6 +101,9 @@ class ArmResults:
     cer: Optional[ErrorRate]
     text_setting: Optional[Dict[str, Any]] = None
     retention: float = 0.0
+    trained_as_paper: Optional[int] = None
+    learning_rate: Optional[float] = None
+    cross_entropy: Optional[Dict[str, Any]] = None
     identical_tokens: int = 0
     dropped_tokens: Optional[int] = None
     perplexity: Dict[str, Delta] = field(default_factory=dict)
@@ -102,6 +111,7 @@ class ArmResults:
     kl: Dict[str, float] = field(default_factory=dict)
     mean_delta: Optional[Delta] = None
     epochs: Optional[int] = None
+    curves: Dict[str, List[float]] = field(default_factory=dict)
     seconds_per_step: Optional[float] = None
     wall_seconds: Optional[float] = None
     peak_memory_bytes: Optional[int] = None
@@ -129,7 +139,7 @@ def read_arm(
     exp_dir = Path(exp_dir)
     if not exp_dir.is_dir():
         raise ValueError(f"{exp_dir}: no such experiment directory")
-    params = _read_json(exp_dir / "params.json")
+    params = read_json(exp_dir / "params.json")
     if params is None:
         raise ValueError(f"{exp_dir}: no params.json; train first (stage 11)")
     decoding = _find_decoding(exp_dir, test_set, inference_tag)
@@ -139,17 +149,24 @@ def read_arm(
         **_config(exp_dir / "config.yaml"),
         base_lm=params["base_lm"],
         trained=params["trained"],
+        trained_as_paper=params.get("as_the_paper_counts"),
         total=params["total"],
         decoding=str(decoding.relative_to(exp_dir)),
         wer=_error_rate(decoding / "score_wer" / "result.txt"),
         cer=_error_rate(decoding / "score_cer" / "result.txt"),
-        **_text(_read_json(exp_dir / "text_eval" / "results.json")),
-        **_training(_read_json(exp_dir / "training.json") or {}),
+        **_text(read_json(exp_dir / "text_eval" / "results.json")),
+        cross_entropy=read_json(decoding / CROSS_ENTROPY),
+        **_training(read_json(exp_dir / "training.json") or {}),
         rtfx=_rtfx(decoding),
     )
 
 
-def _read_json(path: Path) -> Optional[Dict]:
+def read_json(path: Path) -> Optional[Dict]:
+    """Return the content of a JSON file; None if there is none.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
     if not path.is_file():
         return None
     try:
@@ -166,7 +183,13 @@ def _config(path: Path) -> Dict[str, Any]:
     return dict(
         adaptation=config.get("adaptation"),
         retention=float(model_conf.get("text_retention_weight") or 0.0),
+        learning_rate=_highest_rate(config),
     )
+
+
+def _highest_rate(config: Dict[str, Any]) -> Optional[float]:
+    points = (config.get("scheduler_conf") or {}).get("warmup_lr_list")
+    return max(points) if points else (config.get("optim_conf") or {}).get("lr")
 
 
 def _find_decoding(exp_dir: Path, test_set: str, tag: Optional[str]) -> Path:
@@ -252,13 +275,13 @@ def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
 
 
 def _training(training: Dict) -> Dict[str, Any]:
-    return {name: training.get(name) for name in TRAINING}
+    return {name: training[name] for name in TRAINING if name in training}
 
 
 def _rtfx(decoding: Path) -> Optional[float]:
     """Audio over decoding time, where the jobs' reports cover all that was decoded."""
     jobs = [
-        _read_json(path)
+        read_json(path)
         for path in sorted((decoding / "logdir").glob("output.*/decode.json"))
     ]
     text = decoding / "text"

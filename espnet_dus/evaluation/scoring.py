@@ -11,6 +11,7 @@ from espnet_dus.data.ctc_units import SPACE
 from espnet_dus.io import read_scp, write_text
 
 UNITS = {"wer": "words", "cer": "characters"}
+CROSS_ENTROPY = "score_ce/result.json"  # beside score_wer and score_cer
 RATES = ("Corr", "Sub", "Del", "Ins", "Err", "S.Err")
 
 

@@ -9,7 +9,7 @@ import pickle
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Callable, Dict, Set, Union
+from typing import Callable, Dict, Optional, Set, Union
 
 import torch
 from espnet2.torch_utils.load_pretrained_model import safe_torch_load
@@ -143,6 +143,36 @@ def parameter_counts(model: torch.nn.Module) -> Dict[str, int]:
         counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
         counts["total"] += parameter.numel()
     return counts
+
+
+def count_as_paper(model: torch.nn.Module) -> Optional[int]:
+    """Count trained parameters as the paper does.
+
+    It counts the tables of input and output embeddings apart and whole, each with the
+    rows of text and of speech tokens. Ours are tied, and only the new rows of the input
+    are trained.
+
+    Args:
+        model: The ESPnet model.
+
+    Returns:
+        The number of parameters; None without speech tokens.
+    """
+    vocab_sizes = getattr(model.speech_embedder, "vocab_sizes", None)
+    if vocab_sizes is None:
+        return None
+    tables = {
+        id(t): t
+        for t in (
+            model.lm.get_input_embeddings().weight,
+            model.lm.get_output_embeddings().weight,
+        )
+    }.values()
+    others = parameter_counts(model.lm)["trained"] - sum(
+        table.numel() for table in tables if table.requires_grad
+    )
+    num_text, hidden = model.lm.get_input_embeddings().weight.shape
+    return others + 2 * (num_text + sum(vocab_sizes)) * hidden
 
 
 def _not_saved(model: torch.nn.Module, lm_name: str) -> Set[str]:

@@ -29,7 +29,7 @@ from espnet2.utils.types import float_or_none, str2bool
 from espnet_dus.data.lengths import input_positions, input_rate
 from espnet_dus.data.settings import data_settings
 from espnet_dus.io import atomic_path, write_text
-from espnet_dus.model.checkpoint import parameter_counts
+from espnet_dus.model.checkpoint import count_as_paper, parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
 from espnet_dus.training.criteria import check_criteria
 from espnet_dus.training.distributed import (
@@ -182,7 +182,11 @@ class DUSTrainer(Trainer):
         output_dir = Path(options.output_dir)
         is_first = not distributed.distributed or distributed.dist_rank == 0
         if is_first:
-            content = {**parameter_counts(model), "base_lm": vars(model.identity)}
+            content = {
+                **parameter_counts(model),
+                "as_the_paper_counts": count_as_paper(model),
+                "base_lm": vars(model.identity),
+            }
             write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
         before = _time_of_change(output_dir / "checkpoint.pth")
         if options.gradient_checkpointing:
@@ -365,9 +369,10 @@ def _step_checkpoints(options: DUSTrainerOptions, distributed) -> StepCheckpoint
 def write_training_cost(output_dir: Path, trained: bool) -> None:
     """Write `training.json`: what the training took, its resumptions together.
 
-    It holds `epochs`; `seconds_per_step`, the mean of all training steps, and
-    `wall_seconds`, of training and validation, both from the checkpoint, so that no
-    part of an interrupted training is missing; and `peak_memory_bytes` with
+    It holds `epochs`; `curves`, by phase (`train`, `valid`) the loss of each epoch, the
+    cross-entropy where there is one; `seconds_per_step`, the mean of all training
+    steps, and `wall_seconds`, of training and validation; all from the checkpoint, so
+    that no part of an interrupted training is missing. `peak_memory_bytes` is that of
     `peak_memory_of`, the `GPU` or the `process`.
 
     Args:
@@ -396,8 +401,14 @@ def write_training_cost(output_dir: Path, trained: bool) -> None:
         new = phases["train"]["total_count"] - steps
         train_seconds += phases["train"]["train_time"] * new
         steps += new
+    epochs = [phases for _, phases in sorted(reporter.stats.items())]
     content = {
-        "epochs": len(reporter.stats),
+        "epochs": len(epochs),
+        "curves": {
+            phase: [e[phase].get("loss_ce", e[phase].get("loss")) for e in epochs]
+            for phase in ("train", "valid")
+            if all(phase in e for e in epochs)
+        },
         "seconds_per_step": round(train_seconds / steps, 4) if steps else None,
         "wall_seconds": round(seconds, 1),
         **memory,

@@ -196,3 +196,55 @@ def test_command_prints_the_table_and_errors_in_one_line(three, tmp_path, capsys
         cli.main(["compare", *options, str(tmp_path / "dus_none")])
     assert end.value.code == 1
     assert "dus_none: no such experiment directory" in capsys.readouterr().err
+
+
+def measured(exp_dir, *items, utterances=("a", "b")):
+    value, weight = map(sum, zip(*items))
+    content = dict(kind="mean", score=value / weight, items=items)
+    path = exp_dir / "decode_a" / "test" / "score_ce" / "result.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"utterances": utterances, **content}))
+
+
+def test_cross_entropy_is_compared_with_the_reference_by_utterance(three, tmp_path):
+    measured(three[0], (4.0, 4), (9.0, 6))
+    measured(three[1], (6.0, 4), (10.0, 6))
+    text = compare(three, "test", tmp_path, reference="lora")
+    cells = {name: row["nats per token"] for name, row in table(text).items()}
+    # by utterance -2 of 4 and -1 of 6 tokens: residuals -0.16 and 0.16 around -0.3
+    assert cells["speech"] == "1.300 (-0.300 +- 0.160)"
+    assert (cells["lora"], cells["full"]) == ("1.600", "-")
+    arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
+    assert arms[0]["cross_entropy"]["delta"] == pytest.approx(-0.3)
+
+
+def test_cross_entropies_of_different_utterances_are_refused(three, tmp_path):
+    measured(three[0], (4.0, 4), (9.0, 6))
+    measured(three[1], (6.0, 4), (10.0, 6), utterances=("a", "c"))
+    with pytest.raises(ValueError, match="dus_lora: .*different utterances"):
+        compare(three, "test", tmp_path)
+
+
+def test_an_unknown_reference_is_refused(three, tmp_path):
+    with pytest.raises(ValueError, match="'top' is none of speech, lora, full"):
+        compare(three, "test", tmp_path, reference="top")
+
+
+def test_curves_are_drawn_where_trainings_have_recorded_them(three, tmp_path):
+    assert "curves.png" not in compare(three, "test", tmp_path)
+    assert not (tmp_path / "curves.png").exists()
+    path = three[1] / "training.json"
+    curves = {"train": [2.0, 1.0], "valid": [2.5, 1.5]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "curves": curves}))
+    assert "(curves.png)" in compare(three, "test", tmp_path)
+    assert (tmp_path / "curves.png").read_bytes()[:4] == PNG
+
+
+def test_the_highest_learning_rate_is_that_of_the_schedule(three, tmp_path):
+    (three[0] / "config.yaml").write_text("adaptation: dus\noptim_conf: {lr: 6.0e-4}\n")
+    (three[1] / "config.yaml").write_text(
+        "adaptation: lora\noptim_conf: {lr: 2.0e-5}\n"
+        "scheduler_conf: {warmup_lr_list: [0.0, 1.0e-4, 2.0e-5]}\n"
+    )
+    rows = table(compare(three, "test", tmp_path))
+    assert (rows["speech"]["lr"], rows["lora"]["lr"]) == ("6.0e-04", "1.0e-04")

@@ -6,6 +6,7 @@ The paper keeps an input table and an LM head of their own for 49,152 text token
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from scaling import BASE_LMS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_dus.model.adaptation import adapt
-from espnet_dus.model.checkpoint import parameter_counts
+from espnet_dus.model.checkpoint import count_as_paper, parameter_counts
 from espnet_dus.model.token_embedder import TokenEmbedder
 
 TEXT_ROWS = 49152
@@ -58,12 +59,19 @@ def test_trained_and_total_parameters(
         embedder = TokenEmbedder(SPEECH_ROWS, hidden, num_time_mask=0)
     counts = parameter_counts(lm)
     assert billions(counts["trained"] + parameter_counts(embedder)["trained"]) == ours
+    model = SimpleNamespace(lm=lm, speech_embedder=embedder)
+    assert billions(count_as_paper(model)) == trained
     rows = 2 * (TEXT_ROWS + sum(SPEECH_ROWS)) * hidden
-    assert billions(counts["trained"] + rows) == trained
     assert billions(counts["total"] - TEXT_ROWS * hidden + rows) == total
 
 
 def test_full_fine_tuning_trains_everything(bases):
-    counts = parameter_counts(bases["1.7b"])
-    rows = 2 * (TEXT_ROWS + sum(SPEECH_ROWS)) - TEXT_ROWS
-    assert billions(counts["total"] + rows * 2048) == 1.867
+    with torch.device("meta"):
+        embedder = TokenEmbedder(SPEECH_ROWS, 2048, num_time_mask=0)
+    lm = adapt(copy.deepcopy(bases["1.7b"]), "full")
+    model = SimpleNamespace(lm=lm, speech_embedder=embedder)
+    assert billions(count_as_paper(model)) == 1.867
+
+
+def test_the_paper_s_count_is_of_speech_tokens_only(tiny_model):
+    assert count_as_paper(tiny_model()) is None

@@ -11,17 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = """#!/usr/bin/env bash
+RUN = r"""#!/usr/bin/env bash
 echo "threads=${{OMP_NUM_THREADS-none}} $*" >> calls
 while [ $# -gt 0 ]; do
     printf -v "${{1#--}}" '%s' "$2"
     shift 2
 done
 if [ "${{stage}}" = 1 ]; then exit "${{no_data:-0}}"; fi
-if [ "${{dus_tag}}" = "${{broken:-}}" ]; then echo broken >&2; exit 3; fi
-mkdir -p "${{expdir:-exp}}/dus_${{dus_tag}}"
-cp -r "{experiment}/." "${{expdir:-exp}}/dus_${{dus_tag}}"
-touch "${{expdir:-exp}}/dus_${{dus_tag}}/checkpoint.pth"
+if [ "${{dus_tag}}" = "${{broken:-none}}" ]; then echo broken >&2; exit 3; fi
+exp=${{dus_exp:-${{expdir:-exp}}/dus_${{dus_tag}}}}
+mkdir -p "${{exp}}"
+cp -r "{experiment}/." "${{exp}}"
+touch "${{exp}}/checkpoint.pth"
+if [ "${{stop_stage}}" = 11 ]; then # a trial: the lower the rate, the better
+    rate=$(sed 's/.* lr=\([^ ]*\).*/\1/' <<< "${{dus_args}}")
+    echo "optim_conf: {{lr: ${{rate}}}}" > "${{exp}}/config.yaml"
+    echo "{{\"curves\": {{\"valid\": [${{rate}}]}}}}" > "${{exp}}/training.json"
+fi
 """
 
 
@@ -35,7 +41,7 @@ class Recipe:
 
     def __init__(self, directory, experiment):
         self.directory = directory
-        (directory / "conf" / "tuning").mkdir(parents=True)
+        (directory / "conf" / "tuning" / "paper").mkdir(parents=True)
         (directory / "data" / "test").mkdir(parents=True)
         for name in ("lora", "full", "speech"):
             self.config(name).write_text(f"adaptation: {name}\n")
@@ -48,7 +54,7 @@ class Recipe:
         )
 
     def config(self, name):
-        return self.directory / "conf" / "tuning" / f"train_dus_{name}.yaml"
+        return self.directory / "conf" / "tuning" / "paper" / f"train_dus_{name}.yaml"
 
     def compare(self, *options, code=0):
         """Run compare.sh; return its output and its calls of run.sh."""
@@ -80,7 +86,7 @@ def recipe(tmp_path, make_experiment):
 def stages_11(name, options=""):
     return (
         f"threads=none {options}--stage 11 --stop_stage 13 "
-        f"--dus_config conf/tuning/train_dus_{name}.yaml --dus_tag {name}"
+        f"--dus_config conf/tuning/paper/train_dus_{name}.yaml --dus_tag {name}"
     )
 
 
@@ -109,7 +115,9 @@ def test_other_options_are_those_of_run_sh(recipe):
 
 
 def test_what_is_finished_is_not_done_again(recipe):
-    arms = "conf/tuning/train_dus_lora.yaml\n conf/tuning/train_dus_full.yaml"
+    arms = (
+        "conf/tuning/paper/train_dus_lora.yaml\n conf/tuning/paper/train_dus_full.yaml"
+    )
     recipe.compare("--arms", arms)
     output, calls = recipe.compare()
     assert calls == [stages_11("speech")]
@@ -123,7 +131,10 @@ def test_an_arm_whose_yaml_has_changed_since_its_training_is_refused(recipe):
     output, calls = recipe.compare(code=1)
     assert calls == []
     assert "> max_epoch: 99" in output
-    assert "exp/dus_lora was trained with another conf/tuning/train_dus_lora" in output
+    assert (
+        "exp/dus_lora was trained with another conf/tuning/paper/train_dus_lora"
+        in output
+    )
     assert "|full|" in recipe.table() and "|lora|" not in recipe.table()
     (recipe.directory / "exp/dus_lora").rename(recipe.directory / "aside")
     assert recipe.compare()[1] == [stages_11("lora")]
@@ -133,7 +144,7 @@ def test_an_arm_whose_yaml_has_changed_since_its_training_is_refused(recipe):
 def test_a_changed_shared_file_counts_as_a_change_of_its_arms(recipe):
     shared = recipe.directory / "conf" / "base.yaml"
     shared.write_text("max_epoch: 9\n")
-    recipe.config("lora").write_text("defaults: [../base.yaml]\nadaptation: lora\n")
+    recipe.config("lora").write_text("defaults: [../../base.yaml]\nadaptation: lora\n")
     recipe.compare()
     recipe.config("full").write_text("# a comment\nadaptation: full\n")
     assert recipe.compare()[1] == []
@@ -162,6 +173,28 @@ def test_other_training_options_train_in_another_directory(recipe):
     config = recipe.config("lora")
     recipe.compare("--arms", config, "--dus_args", "--optim_conf lr=2e-4")
     assert (recipe.directory / "exp" / "dus_lora_optim_conflr2e-4").is_dir()
+
+
+def test_each_arm_is_trained_at_the_best_of_the_learning_rates(recipe):
+    arms = "conf/tuning/paper/train_dus_lora.yaml conf/tuning/paper/train_dus_full.yaml"
+    options = ["--arms", arms, "--learning_rates", "2.0e-3 1.0e-3", "--search_epochs"]
+    output, calls = recipe.compare(*options, 3, "--dus_args", "--grad_clip 1.0")
+    passed = "threads=none --dus_args --grad_clip 1.0 "
+    trials = [
+        f"{passed}--stage 11 --stop_stage 11 "
+        "--dus_config conf/tuning/paper/train_dus_lora.yaml "
+        f"--dus_exp exp/lr_{rate}/dus_lora_grad_clip1.0 "
+        f"--dus_args --grad_clip 1.0 --optim_conf lr={rate} --max_epoch 3"
+        for rate in ("2.0e-3", "1.0e-3")
+    ]
+    assert calls[1:3] == trials
+    assert calls[3].endswith(
+        "--dus_exp exp/dus_lora_grad_clip1.0 "
+        "--dus_args --grad_clip 1.0 --optim_conf lr=0.001"
+    )
+    assert "dus_lora_grad_clip1.0: the best learning rate is 0.001" in output
+    assert len(calls) == 7
+    assert recipe.compare(*options, 3, "--dus_args", "--grad_clip 1.0")[1] == []
 
 
 def test_one_failed_arm_does_not_stop_the_others_and_is_named(recipe):
@@ -220,7 +253,7 @@ def test_an_interrupted_arm_is_the_last(recipe):
         (["--arms", "conf/no.yaml"], "conf/no.yaml: no such training configuration"),
         (["--arms", " "], "--arms names none"),
         (
-            ["--arms", "conf/tuning/train_dus_full.yaml " * 2],
+            ["--arms", "conf/tuning/paper/train_dus_full.yaml " * 2],
             "two arms are called full",
         ),
         (["--stop-stage", "12"], "option --stop-stage is set here for each arm"),

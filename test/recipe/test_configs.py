@@ -16,11 +16,16 @@ EGS2 = ROOT / "egs2"
 DECODE = sorted({p.resolve() for p in EGS2.glob("*/dus1/conf/decode_*.yaml")})
 BASE = sorted(EGS2.glob("*/dus1/conf/base*.yaml"))
 TRAIN = sorted({p.resolve() for p in EGS2.glob("*/dus1/conf/**/train_*.yaml")})
-PAPER = [p for p in TRAIN if p.parent.name == "paper"]
-AN4 = [p for p in TRAIN if "an4" in p.parts and p.parent.name == "ours"]
+PAPER = [p for p in TRAIN if p.parent.name == "paper" and "TEMPLATE" in p.parts]
+AN4 = [p for p in TRAIN if "an4" in p.parts and p.parent.name == "features"]
+# the paper's comparison at the size of a CPU, and two arms of ours
+AN4_TOKENS = [
+    p for p in TRAIN if "an4" in p.parts and p.parent.name in ("paper", "ours")
+]
 STATED = [p for p in TRAIN if "mini_an4" not in p.parts]
 
 OPUSLM = [5000] + [1024] * 8  # the tokens of each stream of its tokenizer
+WHISPER = [500]  # AN4's clusters
 # What an arm says of its method even where it is the default.
 METHOD = {
     "adaptation",
@@ -163,7 +168,8 @@ def embedder_of(path, hidden):
     args = options_of(path)
     with torch.device("meta"):
         if args.speech_input == "tokens":
-            return TokenEmbedder(OPUSLM, hidden, **args.speech_embedder_conf)
+            vocab_sizes = WHISPER if path in AN4_TOKENS else OPUSLM
+            return TokenEmbedder(vocab_sizes, hidden, **args.speech_embedder_conf)
         return SpeechEmbedder(80, hidden, 1.0, **args.speech_embedder_conf)
 
 
@@ -183,6 +189,27 @@ def test_the_paper_s_arms_are_all_there_for_both_sizes():
     assert {path.stem for path in PAPER} == wanted
 
 
+def test_an4_has_the_paper_s_arms_with_the_same_adaptation():
+    arms = {
+        p.stem.removeprefix("train_dus_360m_"): p for p in PAPER if "360m" in p.name
+    }
+    small = {p.stem.removeprefix("train_dus_"): p for p in AN4_TOKENS}
+    assert {name for name, p in small.items() if p.parent.name == "paper"} == set(arms)
+    for name, path in arms.items():
+        chosen = [load_config(p) for p in (path, small[name])]
+        for key in ("adaptation", "adaptation_conf"):
+            assert chosen[0].get(key) == chosen[1].get(key)
+
+
+def test_the_arms_of_an4_differ_in_the_adaptation_and_retention_only():
+    shared = load_config(EGS2 / "an4/dus1/conf/base_tokens_135m.yaml")
+    for path in AN4_TOKENS:
+        config = load_config(path)
+        config.pop("adaptation", None), config.pop("adaptation_conf", None)
+        config["model_conf"].pop("text_retention_weight", None)
+        assert config == shared, path
+
+
 @pytest.mark.parametrize("corpus", ["librispeech", "english_48k"])
 def test_large_recipes_have_the_arms_of_the_template(corpus):
     tuning = EGS2 / corpus / "dus1/conf/tuning"
@@ -190,7 +217,7 @@ def test_large_recipes_have_the_arms_of_the_template(corpus):
     assert (EGS2 / corpus / "dus1/conf/train_dus.yaml").resolve() in PAPER
 
 
-@pytest.mark.parametrize("corpus", ["librispeech", "english_48k", "mini_an4"])
+@pytest.mark.parametrize("corpus", ["librispeech", "english_48k", "an4", "mini_an4"])
 def test_the_default_of_a_recipe_is_the_paper_s_hybrid(corpus):
     args = options_of(EGS2 / corpus / "dus1/conf/train_dus.yaml")
     assert args.adaptation_conf == dict(
@@ -200,7 +227,7 @@ def test_the_default_of_a_recipe_is_the_paper_s_hybrid(corpus):
 
 def test_the_training_files_are_few():
     lines = sum(len(p.read_text().splitlines()) for p in BASE + TRAIN)
-    assert lines < 700
+    assert lines < 800  # 47 trainings
 
 
 def test_a_copied_recipe_finds_the_files_it_shares(tmp_path):
@@ -303,7 +330,7 @@ def test_a_training_configuration_builds_its_arm(path):
         assert 0 <= ctc_layer_index(lm, ctc_layer) < len(lm.model.layers)
 
 
-@pytest.mark.parametrize("path", PAPER, ids=name)
+@pytest.mark.parametrize("path", PAPER + AN4_TOKENS, ids=name)
 def test_stated_positions_are_true(path):
     from espnet_dus.model.upscaling import parse_positions
 
@@ -324,11 +351,15 @@ def test_stated_numbers_of_trained_parameters_are_true(path):
     trained = in_lm + num_trained(embedder_of(path, hidden))
     tokens = options_of(path).speech_input == "tokens"
     more = "." if tokens else " (without the CTC head)."
-    if path in PAPER:
-        # input table and LM head apart, each of 49,152 text and 13,448 speech rows, of
-        # which full fine-tuning already trains the text's once
-        rows = 2 * (49152 + 13448) - 49152 * ("full" in path.name)
-        more = f"; as the paper counts: {(in_lm + rows * hidden) / 1e9:.3f} billion."
+    if path in PAPER + AN4_TOKENS:
+        # input table and LM head apart, each with rows of text and of speech, of which
+        # full fine-tuning already trains the text's once
+        speech_rows = 500 if path in AN4_TOKENS else 13448
+        rows = 2 * (49152 + speech_rows) - 49152 * ("full" in path.name)
+        count, unit = (in_lm + rows * hidden) / 1e9, "billion"
+        if path in AN4_TOKENS:
+            count, unit = 1000 * count, "million"
+        more = f"; as the paper counts: {count:.3f} {unit}."
     assert stated.groups() == (f"{trained:,}", more)
 
 

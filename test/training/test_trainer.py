@@ -63,6 +63,10 @@ def test_training_leaves_checkpoints_an_average_and_the_parameter_counts(uninter
         counts["trained"] + counts["frozen"] == counts["total"] > counts["trained"] > 0
     )
     assert counts["base_lm"]["name"] == "tiny-random-llama"
+    curves = json.loads((uninterrupted / "training.json").read_text())["curves"]
+    for phase in ("train", "valid"):
+        stats = [epochs[epoch][phase]["loss_ce"] for epoch in sorted(epochs)]
+        assert curves[phase] == stats and len(set(stats)) == 4
 
 
 def test_a_training_killed_in_an_epoch_and_resumed_equals_an_uninterrupted_one(
@@ -151,7 +155,7 @@ def test_the_memory_of_a_process_that_trains_nothing_does_not_count(train, tmp_p
     path.unlink()  # as if trained by a version that did not write it
     train(tmp_path, max_epoch=1)
     after = json.loads(path.read_text())
-    names = ("epochs", "seconds_per_step", "wall_seconds")
+    names = ("epochs", "curves", "seconds_per_step", "wall_seconds")
     assert after == {name: before[name] for name in names}
 
 

@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
 # Compares the arms: run.sh trains, decodes, scores and evaluates each on text, without
-# changes; the results go into one table and one picture.
+# changes; the results go into one table and two pictures.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 help_message="Usage: $0 [options] [options of run.sh]
 
   --arms \"YAML ...\"      Training configurations, one per arm (default: all in
-                         conf/tuning).
+                         conf/tuning/paper).
   --test_set NAME        The set whose WER is compared (default: test).
   --expdir DIR           Where experiments go: conf/tuning/train_dus_a.yaml trains in
                          DIR/dus_a. Take another for another base LM or other data
                          (default: exp).
   --out_dir DIR          Where the comparison goes (default: EXPDIR/compare).
+  --learning_rates LIST  Train each arm for a few epochs at each of these rates first,
+                         and then at the best one (default: the rate of its YAML).
+  --search_epochs N      How many epochs (default: 1).
+  --reference ARM        The arm that the others' cross-entropy is compared with
+                         (default: the first).
   --inference_tag NAME   The decoding that counts, where there are several.
 
 All other options are those of run.sh, for every arm. Re-running resumes; a finished arm is
@@ -29,8 +34,9 @@ die() {
 }
 
 # ---- options
-mapfile -t arms < <(find -L conf/tuning -name '*.yaml' | sort)
+mapfile -t arms < <(find -L conf/tuning/paper -name '*.yaml' 2> /dev/null | sort)
 test_set=test expdir=exp out_dir='' inference_tag='' dus_args=''
+learning_rates='' search_epochs=1 reference=''
 options=()
 while [ $# -gt 0 ]; do
     if [ "$1" = --help ]; then
@@ -43,7 +49,9 @@ while [ $# -gt 0 ]; do
     name=${name//-/_}
     case ${name} in
         arms) read -r -a arms <<< "${2//$'\n'/ }" ;;
-        test_set | out_dir) printf -v "${name}" '%s' "$2" ;;
+        test_set | out_dir | learning_rates | search_epochs | reference)
+            printf -v "${name}" '%s' "$2"
+            ;;
         expdir | inference_tag | dus_args)
             printf -v "${name}" '%s' "$2"
             options+=("--${name}" "$2")
@@ -79,7 +87,7 @@ resolve() { # YAML: print it with the files that its `defaults:` list names
 
 run_once() { # stamp, YAML or "", options: run.sh, unless it succeeded with these before
     local stamp=$1 wanted
-    wanted=$(printf '%q ' "${options[@]}" && echo && cat ${2:+"$2"} < /dev/null)
+    wanted=$(printf '%q ' "${options[@]}" "${@:3}" && echo && cat ${2:+"$2"} < /dev/null)
     if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${wanted}" ]; then
         log "finished before: ${stamp}"
         return
@@ -101,6 +109,23 @@ keep_config() { # experiment, YAML: keep it, resolved; refuse another than befor
     fi
 }
 
+best_rate() { # experiment, YAML: try the rates, print the best
+    local rate trial trials=()
+    for rate in ${learning_rates}; do
+        trial=${1%/*}/lr_${rate}/${1##*/}
+        trials+=("${trial}")
+        keep_config "${trial}" "$2" >&2 \
+            && run_once "${trial}/finished" "${trial}/arm.yaml" --stage 11 --stop_stage 11 \
+                --dus_config "$2" --dus_exp "${trial}" --dus_args \
+                "${dus_args} --optim_conf lr=${rate} --max_epoch ${search_epochs}" >&2 \
+            || return
+    done
+    rate=$(. ./path.sh > /dev/null && python3 -m espnet_dus best_learning_rate \
+        --exp_dir "${trials[@]}") || return
+    log "${1##*/}: the best learning rate is ${rate}" >&2
+    echo "${rate}"
+}
+
 log "stages 1-10, for all arms"
 run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
     || die "stages 1-10 failed: no arm was trained"
@@ -110,10 +135,12 @@ run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
 finished=() failed=()
 for i in "${!arms[@]}"; do
     log "arm $((i + 1)) of ${#arms[@]}: ${names[i]} [elapsed=${SECONDS}s]"
-    exp=${expdir}/dus_${names[i]}
-    if keep_config "${exp}" "${arms[i]}" \
+    exp=${expdir}/dus_${names[i]} rate=
+    if { [ -z "${learning_rates}" ] || rate=$(best_rate "${exp}" "${arms[i]}"); } \
+        && keep_config "${exp}" "${arms[i]}" \
         && run_once "${exp}/finished" "${exp}/arm.yaml" --stage 11 --stop_stage 13 \
-            --dus_config "${arms[i]}" --dus_tag "${names[i]}"; then
+            --dus_config "${arms[i]}" --dus_tag "${names[i]}" ${rate:+--dus_exp "${exp}" \
+            --dus_args "${dus_args} --optim_conf lr=${rate}"}; then
         finished+=("${exp}")
     else
         failed+=("${names[i]}")
@@ -125,7 +152,8 @@ if [ ${#finished[@]} -gt 0 ]; then
     ( # a subshell for path.sh: run.sh gets the caller's environment
         . ./path.sh && python3 -m espnet_dus compare \
             --exp_dir "${finished[@]}" --test_set "${test_set}" --out_dir "${out_dir}" \
-            ${inference_tag:+--inference_tag "${inference_tag}"}
+            ${inference_tag:+--inference_tag "${inference_tag}"} \
+            ${reference:+--reference "${reference}"}
     ) || failed+=("the comparison of ${finished[*]}")
 fi
 if [ ${#failed[@]} -gt 0 ]; then

@@ -89,6 +89,7 @@ inference_args=  # More options for decoding, stronger than --inference_config.
 inference_dus_model=valid.acc.ave.pth  # The checkpoint to decode with.
 batch_size=  # Seconds of speech decoded at once (default: --inference_config's, or 1).
 download_model=  # A published model to decode with: .zip, URL or HF id[@revision].
+cross_entropy=false  # Measure the cross-entropy of the transcripts too.
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
 text_data_dir=  # Local items of the text benchmarks.
@@ -328,6 +329,20 @@ text_eval() { # directory for the results, more options
         ${text_limit:+--limit "${text_limit}"} "${@:2}"
 }
 
+measure_cross_entropy() { # data directory, decoding directory
+    need_base_lm
+    local prompt='' device=cpu
+    if [ -e "$1/prompt" ]; then prompt=$1/prompt,text_before,text; fi
+    if [ "${ngpu}" -gt 0 ]; then device=cuda; fi
+    dus_alone "$2/score_ce/cross_entropy.log" cross_entropy \
+        --data_path_and_name_and_type "$1/text,text,text" \
+        --data_path_and_name_and_type "$1/${scp},speech,${scp_type}" \
+        ${prompt:+--data_path_and_name_and_type "${prompt}"} \
+        --asr_train_config "${dus_exp}/config.yaml" \
+        --asr_model_file "${dus_exp}/${inference_dus_model}" \
+        --hyp_dir "$2" --device "${device}"
+}
+
 # ---- stages
 prepare_data() { # corpus -> data/
     local/data.sh "${data_options[@]}"
@@ -520,11 +535,14 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
     done
 }
 
-score() { # WER and CER; text degradation against the base LM; RESULTS.md
+score() { # WER, CER, cross-entropy; text degradation against the base LM; RESULTS.md
     local dset
     for dset in "${eval_sets[@]}"; do
         dus score --ref "${data_feats}/${dset}/text" \
             --hyp_dir "${inference_dir}/${dset}"
+        if "${cross_entropy}"; then
+            measure_cross_entropy "${data_feats}/${dset}" "${inference_dir}/${dset}"
+        fi
     done
     if [ -n "${perplexity_text}${text_tasks}" ]; then
         text_eval "${dus_exp}/text_eval" \
