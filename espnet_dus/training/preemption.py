@@ -16,6 +16,8 @@ from typing import Callable, Iterator, List, Optional
 
 import torch
 
+from espnet_dus.training.distributed import gather_numbers
+
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -47,12 +49,7 @@ class StopSignals:
 
         The signal reaches them at different times, but all must stop after one step.
         """
-        if not torch.distributed.is_initialized():
-            return self.received is not None
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        flag = torch.tensor(int(self.received is not None), device=device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+        return bool(gather_numbers([self.received is not None]).any())
 
 
 def exit_to_be_restarted(what: str) -> None:

@@ -150,9 +150,9 @@ def main(cmd=None):
                 sides = compare(models, frames, device)
                 losses = zip(*(side["losses"] for side in sides.values()))
                 difference = max(abs(ours - theirs) for ours, theirs in losses)
-                first = statistics.mean(sides["padded"]["seconds"][1:])
+                first = statistics.median(sides["padded"]["seconds"][1:])
                 for name, side in sides.items():
-                    seconds = statistics.mean(side["seconds"][1:])
+                    seconds = statistics.median(side["seconds"][1:])
                     work = side["counter"].take()
                     padding = 1 - work.positions / work.padded
                     print(
