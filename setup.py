@@ -32,6 +32,7 @@ setup(
         "fastapi",
         "uvicorn",
         "python-multipart",
+        "filelock",
         "soundfile",
         "scipy",
         "tabulate",

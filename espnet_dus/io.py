@@ -1,6 +1,7 @@
 """Whole files, Kaldi's tables, digests, file names, option names and progress."""
 
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Union
 from urllib.parse import quote
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 MAX_NAME_BYTES = 255  # of a file name, in every common file system
@@ -41,6 +43,27 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(directory: Union[str, Path]) -> Iterator[None]:
+    """Wait for another process that writes to a directory, then keep others out.
+
+    Args:
+        directory: It is created.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.warning(f"another process writes to {directory}: waiting for its end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Union[str, Path], text: str) -> None:
@@ -133,8 +156,8 @@ def read_scp(
         Values by key, in the file's order. A key without a value has the value "".
 
     Raises:
-        ValueError: The file is missing or not UTF-8, a key occurs twice, or a value is
-            not valid. The file and the line are named.
+        ValueError: The file is missing or not UTF-8, a key occurs twice, or a line or
+            value is not valid. The file and the line are named.
     """
     path = Path(path)
     if not path.is_file():
@@ -149,6 +172,11 @@ def read_scp(
             fields = text.strip().split(maxsplit=1)
             if not fields:
                 continue
+            if "\r" in fields[-1]:  # others would read several lines
+                raise ValueError(
+                    f"{path}:{number}: a carriage return inside the line; end lines "
+                    "with a line feed"
+                )
             key, value = fields[0], fields[1] if len(fields) == 2 else ""
             if key in table:
                 raise ValueError(f"{path}:{number}: the key {key} occurs twice")

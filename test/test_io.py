@@ -5,6 +5,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from espnet_dus.io import (
     atomic_path,
     check_names,
     file_name,
+    locked,
     not_empty,
     progress,
     read_scp,
@@ -96,6 +98,7 @@ def test_a_table_of_a_windows_editor_has_no_mark_or_return_in_it(tmp_path):
     [
         (b"a x\nb y\na z\n", r":3: the key a occurs twice"),
         (b"a x\n\nb \xff\n", r":3: not UTF-8"),
+        (b"a x\rb y\rc z\r", r":1: a carriage return inside the line"),
         (b"a x\nb\n", r":2: b: expected a value after the key, got none"),
     ],
 )
@@ -104,6 +107,25 @@ def test_a_fault_of_a_table_is_named_with_file_and_line(tmp_path, content, messa
     with pytest.raises(ValueError, match=f"wav.scp{message}") as error:
         read_scp(tmp_path / "wav.scp", not_empty)
     assert "\n" not in str(error.value)
+
+
+def test_a_directory_is_written_by_one_process_at_a_time(tmp_path, caplog):
+    ended = []
+
+    def other():
+        with locked(tmp_path / "new"):
+            ended.append("other")
+
+    with locked(tmp_path / "new"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.3)
+        ended.append("first")
+    thread.join()
+    assert ended == ["first", "other"]
+    assert caplog.messages == [
+        f"another process writes to {tmp_path}/new: waiting for its end"
+    ]
 
 
 def test_progress_is_written_as_lines_and_counts(capsys):

@@ -347,7 +347,7 @@ class _Mapped(mmap.mmap):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self)}
-        super().seek(min(start[whence] + offset, len(self)))
+        super().seek(min(max(start[whence] + offset, 0), len(self)))
 
 
 def _open(wav: str, allow_pipes: bool) -> BinaryIO:

@@ -32,6 +32,13 @@ def patches(data) -> List[Patch]:
         ValueError: The file is truncated, or holds several recordings of which
             libsndfile would read the first.
     """
+    try:
+        return _check(data)
+    except (IndexError, struct.error):
+        return []  # cut within its header, which libsndfile says
+
+
+def _check(data) -> List[Patch]:
     head = bytes(data[:16])
     if head[:4] in LAYOUTS:
         return _check_chunks(data, LAYOUTS[head[:4]])
@@ -243,9 +250,9 @@ def _flac_frame_end(header: bytes, block: int) -> Optional[int]:
         header = header.ljust(16, b"\0")
     number_size = max(1, 8 - (header[4] ^ 0xFF).bit_length())
     code, at = header[2] >> 4, 4 + number_size
-    samples = {0: 0, 1: 192}.get(code, 576 << (code - 2) if code < 6 else 0)
-    if code >= 8:
-        samples = 256 << (code - 8)
+    samples = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(1 << n for n in range(8, 16)))[
+        code
+    ]
     if code in (6, 7):
         samples = int.from_bytes(header[at : at + code - 5], "big") + 1
         at += code - 5

@@ -37,7 +37,14 @@ from espnet_dus.data.data_dir import (
 )
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
-from espnet_dus.io import atomic_path, file_name, progress, write_scp, write_text
+from espnet_dus.io import (
+    atomic_path,
+    file_name,
+    locked,
+    progress,
+    write_scp,
+    write_text,
+)
 
 # The frontend of the recipes: training on `raw` computes the same features itself. Not
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
@@ -199,8 +206,13 @@ def format_data(
             )
         dump = replace(dump, tokenizer_dir=Path(speech_tokenizer), tokenizer=info)
         nj = num_jobs(nj)
+    with locked(out_dir):
+        _dump(data, dump, nj, max_bad_utterances)
 
-    utterances = data.utterances()
+
+def _dump(data: DataDir, dump: Dump, nj: int, max_bad_utterances: int) -> None:
+    """Dump what an earlier run has not."""
+    out_dir, utterances = dump.out_dir, data.utterances()
     digests = dump.digests(utterances)
     journal = out_dir / ".done"
     recorded = _read_journal(journal)

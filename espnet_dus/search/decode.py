@@ -19,6 +19,7 @@ from espnet_dus.data.lengths import FRAMES_PER_SECOND
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
 from espnet_dus.io import (
     file_name,
+    locked,
     not_empty,
     progress,
     read_scp,
@@ -91,22 +92,26 @@ def decode(
             raise ValueError(
                 f"segment_seconds: {triple[0]} holds {triple[2]}, expected sound"
             )
-    run = _run(speech2text, data_path_and_name_and_type, segment_seconds, channel)
-    records = Records(output_dir, run)
-    waiting = [key for key in keys if key not in records.done]
-    if segment_seconds:
-        _decode_recordings(
-            speech2text, paths, waiting, records, batch_size, segment_seconds, channel
-        )
-        rate = speech2text.fs
-    else:
-        source = _Source(triple, paths, speech2text, channel)
-        lengths = source.lengths(waiting)
-        _decode_utterances(speech2text, source, lengths, records, batch_size, prompts)
-        rate = source.rate
-    _write_results(records, keys, Path(output_dir), speech2text)
-    _write_cost(records, keys, Path(output_dir), rate)
-    records.finish()
+    with locked(output_dir):
+        run = _run(speech2text, data_path_and_name_and_type, segment_seconds, channel)
+        records = Records(output_dir, run)
+        waiting = [key for key in keys if key not in records.done]
+        if segment_seconds:
+            _decode_recordings(
+                *(speech2text, paths, waiting, records),
+                *(batch_size, segment_seconds, channel),
+            )
+            rate = speech2text.fs
+        else:
+            source = _Source(triple, paths, speech2text, channel)
+            lengths = source.lengths(waiting)
+            _decode_utterances(
+                speech2text, source, lengths, records, batch_size, prompts
+            )
+            rate = source.rate
+        _write_results(records, keys, Path(output_dir), speech2text)
+        _write_cost(records, keys, Path(output_dir), rate)
+        records.finish()
 
 
 def take_batch(waiting: List[str], lengths: Dict[str, int], budget: float) -> List[str]:

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional
@@ -28,7 +28,7 @@ from espnet2.utils.types import float_or_none, str2bool
 
 from espnet_dus.data.lengths import input_positions, input_rate
 from espnet_dus.data.settings import data_settings
-from espnet_dus.io import atomic_path, write_text
+from espnet_dus.io import atomic_path, locked, write_text
 from espnet_dus.model.checkpoint import count_as_paper, parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
 from espnet_dus.training.criteria import check_criteria
@@ -188,7 +188,6 @@ class DUSTrainer(Trainer):
                 "base_lm": vars(model.identity),
             }
             write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
-        before = _time_of_change(output_dir / "checkpoint.pth")
         if options.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.distributed:
@@ -203,14 +202,16 @@ class DUSTrainer(Trainer):
         for optimizer, scheduler in zip(kwargs["optimizers"], kwargs["schedulers"]):
             fit_schedule(optimizer, scheduler, updates)
         model.register_forward_hook(spoil_nonfinite_loss)
-        if not options.resume:
-            _step_checkpoints(options, distributed).clear()
-        with atomic_torch_save(), options.run.stop:
+        lock = locked(output_dir) if is_first else nullcontext()
+        with lock, atomic_torch_save(), options.run.stop:
+            before = _time_of_change(output_dir / "checkpoint.pth")
+            if not options.resume:
+                _step_checkpoints(options, distributed).clear()
             super().run(model=model, trainer_options=options, **kwargs)
-        _step_checkpoints(options, distributed).clear()
-        if is_first:
-            trained = _time_of_change(output_dir / "checkpoint.pth") != before
-            write_training_cost(output_dir, trained)
+            _step_checkpoints(options, distributed).clear()
+            if is_first:
+                trained = _time_of_change(output_dir / "checkpoint.pth") != before
+                write_training_cost(output_dir, trained)
 
     @staticmethod
     def resume(checkpoint, model, **kwargs):

@@ -1,6 +1,7 @@
 import errno
 import os
 import subprocess
+import threading
 
 import kaldiio
 import numpy as np
@@ -11,7 +12,7 @@ from espnet_dus.bin.dus_format_data import main
 from espnet_dus.data import format as stage3
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.format import format_data
-from espnet_dus.io import read_scp
+from espnet_dus.io import locked, read_scp
 
 
 def snapshot(path):
@@ -151,6 +152,18 @@ def test_a_line_after_one_that_was_cut_short_counts(tmp_path):
     record = stage3.Record(1600, 0, 99, "data/01/b.flac", "0123")
     stage3._append_journal(journal, {"b": record})
     assert stage3._read_journal(journal) == {"b": record}
+
+
+def test_a_second_run_waits_for_the_first(make_data_dir, tmp_path):
+    # both would write arks of the same names, with other utterances in them
+    data, out = make_data_dir({"a": 0.1, "b": 0.2}), tmp_path / "dump"
+    run = threading.Thread(target=format_data, args=(data, out, "fbank"))
+    with locked(out):
+        run.start()
+        run.join(0.5)
+        assert run.is_alive() and not (out / "data").exists()
+    run.join()
+    assert {*kaldiio.load_scp(str(out / "feats.scp"))} == {"a", "b"}
 
 
 def test_a_run_that_was_stopped_is_resumed(make_data_dir, tmp_path, monkeypatch):
