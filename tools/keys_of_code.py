@@ -4,11 +4,12 @@ The files are parsed, not imported, which takes a second where torch takes ten.
 """
 
 import ast
-import re
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from keys_of_recipes import ROOT, Key
+
+from espnet_dus.bin import documented_arguments
 
 PACKAGE = ROOT / "espnet_dus"
 
@@ -82,7 +83,7 @@ def _definitions(path: Path, name: Optional[str]) -> Iterator[ast.AST]:
 def arguments(path: Path, name: Optional[str]) -> Iterator[Key]:
     """Yield the arguments with a default of a function or class, as keys."""
     for node in _definitions(path, name):
-        described = documented_arguments(node)
+        described = documented_arguments(ast.get_docstring(node))
         for function in ast.walk(node):
             if not isinstance(function, ast.FunctionDef):
                 continue
@@ -94,19 +95,6 @@ def arguments(path: Path, name: Optional[str]) -> Iterator[Key]:
             for argument, default in zip(names, spec.defaults + spec.kw_defaults):
                 what = described.get(argument, ESPNETS)
                 yield Key(argument, what, _literal(default))
-
-
-def documented_arguments(node: ast.AST, title: str = "Args") -> Dict[str, str]:
-    """Read the section of this title in a Google docstring."""
-    section = re.search(
-        rf"^{title}:\n(.*?)(?=^\S|\Z)", ast.get_docstring(node) or "", re.M | re.S
-    )
-    if section is None:
-        return {}
-    found = re.findall(
-        r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section[1] + "\n", re.M | re.S
-    )
-    return {name: " ".join(text.split()) for name, text in found}
 
 
 def fields(file: str, name: str) -> Iterator[Key]:

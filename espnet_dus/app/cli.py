@@ -60,7 +60,7 @@ def add_commands(commands: Commands) -> None:
         "transcribe",
         transcribe,
         "Transcribe recordings.",
-        [named, loading, searching, hearing],
+        parents=[named, loading, searching, hearing],
     )
     command.add_argument("audio", nargs="+", help="recordings of any length")
     command.add_argument("--out_dir", help="directory for a file of each recording")
@@ -87,7 +87,10 @@ def add_commands(commands: Commands) -> None:
     command.set_defaults(kind="txt")
 
     command = commands.add(
-        "ask", ask, "Follow an instruction on a recording.", [named, loading, hearing]
+        "ask",
+        ask,
+        "Follow an instruction on a recording.",
+        parents=[named, loading, hearing],
     )
     command.add_argument("audio", help="recording of one utterance")
     command.add_argument(
@@ -109,7 +112,7 @@ def add_commands(commands: Commands) -> None:
         instruction_eval,
         "Evaluate how models follow instructions on speech: translate, simplify, "
         "summarise, spell, answer. The reference is the base LM on the transcripts.",
-        [loading],
+        parents=[loading],
     )
     command.add_argument(
         "--model",
@@ -131,7 +134,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--max_new_tokens", type=int, default=48, help="of an answer")
 
     command = commands.add(
-        "chat", chat, "Chat in text with the LLM of a model.", [named, loading]
+        "chat", chat, "Chat in text with the LLM of a model.", parents=[named, loading]
     )
     layers = command.add_mutually_exclusive_group()
     layers.add_argument(
@@ -148,11 +151,16 @@ def add_commands(commands: Commands) -> None:
     command = commands.add("models", models, "List the models on this machine.")
     command.add_argument("--root", default=".", help="directory with exp/ or egs2/")
 
-    command = commands.add("info", info, "Show the stack of a model.", [loading])
+    command = commands.add(
+        "info", info, "Show the stack of a model.", parents=[loading]
+    )
     command.add_argument("model", help="see espnet-dus --help")
 
     command = commands.add(
-        "demo", demo, "Start a demo for the browser.", [named, loading, searching]
+        "demo",
+        demo,
+        "Start a demo for the browser.",
+        parents=[named, loading, searching],
     )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=7860, help="of the demo")
@@ -162,7 +170,7 @@ def add_commands(commands: Commands) -> None:
         serve,
         "Serve transcripts and chats over HTTP, as OpenAI's API does. The environment "
         "variable DUS_API_KEY, if set, is the key that requests must bring.",
-        [named, loading, searching],
+        parents=[named, loading, searching],
     )
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
     command.add_argument("--port", type=int, default=8000, help="of the server")

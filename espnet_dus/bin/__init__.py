@@ -10,8 +10,22 @@ import functools
 import importlib
 import inspect
 import logging
+import re
 import sys
-from typing import Any, Callable, Iterable, Optional, Sequence
+from collections import abc
+from types import MappingProxyType
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Mapping,
+    Optional,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 
 def user_errors(main: Callable) -> Callable:
@@ -52,11 +66,14 @@ class Commands:
         prog: Name of the program.
         description: Shown above the list of commands.
 
+    Attributes:
+        parsers: The commands' parsers, an action of argparse.
+        prepare: Functions that add the options of a command which names a function.
+
     Examples:
         >>> commands = Commands("espnet-dus", "Tools for speech LMs.")
-        >>> command = commands.add("pack", call("espnet_dus.zoo.pack:pack"), "Pack.")
-        >>> command.add_argument("--out_path", required=True)
-        >>> commands.run(["pack", "--out_path", "a.zip"])
+        >>> commands.add("pack", "espnet_dus.zoo.pack:pack", "Pack a model.")
+        >>> commands.run(["pack", "--out_path", "a.zip", ...])
     """
 
     def __init__(self, prog: str, description: str):
@@ -65,73 +82,120 @@ class Commands:
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self._commands = self.parser.add_subparsers(
+        self.parsers = self.parser.add_subparsers(
             dest="command", required=True, metavar="COMMAND"
         )
+        self.prepare: Dict[str, Callable[[], None]] = {}
 
     def add(
         self,
         name: str,
-        run: Callable,
+        function: Union[str, Callable],
         description: str,
-        parents: Sequence[argparse.ArgumentParser] = (),
+        names: Mapping[str, str] = MappingProxyType({}),
+        show: Optional[Callable[[Any], str]] = None,
         **options: Any,
     ) -> argparse.ArgumentParser:
         """Add a command.
 
         Args:
             name: Its name.
-            run: Called with its options as keywords, and with all words unknown to the
-                parser as `others`, if it has such an argument.
+            function: `module:name`: its arguments are the command's options, see
+                `add_arguments`. It is imported when the command is used, so that a
+                command line loads only what it needs. Or a function, whose options the
+                caller adds. Words that are no options go to its argument `others`.
             description: One sentence.
-            parents: Parsers whose options it shares.
+            names: Names of options by argument, where they differ.
+            show: Formats what the function returns, to be printed.
             options: Further arguments of `ArgumentParser`.
 
         Returns:
             The parser of its options.
         """
-        command = self._commands.add_parser(
+        command = self.parsers.add_parser(
             name,
             help=description,
             description=description,
-            parents=list(parents),
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
             **options,
         )
-        command.set_defaults(run=run)
+        command.set_defaults(function=function, show=show)
+        if isinstance(function, str):
+            self.prepare[name] = lambda: add_arguments(command, load(function), names)
         return command
 
     def run(self, cmd: Optional[Iterable[str]] = None) -> None:
         """Run the command that a command line names; None: that of the process."""
-        args, others = self.parser.parse_known_args(None if cmd is None else list(cmd))
+        words = sys.argv[1:] if cmd is None else list(cmd)
+        if words and words[0] in self.prepare:
+            self.prepare[words[0]]()
+        args, others = self.parser.parse_known_args(words)
         options = vars(args)
-        run = options.pop("run")
-        name = options.pop("command")
-        if "others" in inspect.signature(run).parameters:
+        name, function, show = map(options.pop, ("command", "function", "show"))
+        function = load(function) if isinstance(function, str) else function
+        if "others" in inspect.signature(function).parameters:
             options["others"] = others
         elif others:
             self.parser.error(f"{name}: unrecognized arguments: {' '.join(others)}")
-        run(**options)
+        result = function(**options)
+        if show is not None and result is not None:
+            print(show(result))
 
 
-def call(function: str, show: bool = False) -> Callable:
-    """Return a function that imports another one when it is called.
+def load(function: str) -> Callable:
+    """Import the function that `module:name` names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
 
-    A command line thus starts at once and loads only what its command needs.
+
+def add_arguments(
+    parser: argparse.ArgumentParser, function: Callable, names: Mapping[str, str]
+) -> None:
+    """Add the arguments of a function as options, described by its docstring.
 
     Args:
-        function: `module:name`.
-        show: Whether to print what it returns.
+        parser: Gets the options.
+        function: Its annotations are the types: of a union, `str` or else the first. A
+            sequence takes several words, a bool `true` or `false`.
+        names: Names of options by argument, where they differ.
     """
+    described = documented_arguments(inspect.getdoc(function))
+    types = get_type_hints(function)
+    for argument in inspect.signature(function).parameters.values():
+        if argument.name == "others":
+            continue
+        name = names.get(argument.name, argument.name)
+        kind, several = _without_union(types[argument.name]), {}
+        if get_origin(kind) is abc.Sequence:
+            kind, several = _without_union(get_args(kind)[0]), {"nargs": "+"}
+        required = argument.default is argument.empty
+        parser.add_argument(
+            f"--{name}",
+            dest=argument.name,
+            metavar=name.upper(),
+            required=required,
+            default=None if required else argument.default,
+            type=boolean if kind is bool else kind,
+            help=described[argument.name].replace("%", "%%"),
+            **several,
+        )
 
-    def run(**options):
-        module, name = function.split(":")
-        result = getattr(importlib.import_module(module), name)(**options)
-        if show:
-            print(result)
 
-    return run
+def documented_arguments(docstring: Optional[str], title: str = "Args") -> Dict:
+    """Return the descriptions in a section of a Google docstring, by argument."""
+    section = re.search(rf"^{title}:\n(.*?)(?=^\S|\Z)", docstring or "", re.M | re.S)
+    if section is None:
+        return {}
+    entry = r"^    (\w+): (.*?)(?=^    \w+: |\Z)"
+    found = re.findall(entry, section[1] + "\n", re.M | re.S)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _without_union(kind: Any) -> Any:
+    if get_origin(kind) is not Union:
+        return kind
+    return str if str in get_args(kind) else get_args(kind)[0]
 
 
 def main_of(name: str, add_commands: Callable[[Commands], None]) -> Callable:

@@ -1,69 +1,27 @@
 """Commands around a training: check the start, find batch sizes, train."""
 
 from pathlib import Path
+from typing import Optional, Sequence
 
-from espnet_dus.bin import Commands, boolean
+from espnet_dus.bin import Commands
 
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this wing."""
-    command = commands.add(
+    others = "All other options are those of the command train, such as --ctc_units."
+    commands.add(
         "check_upscaling",
-        _check_upscaling,
+        "espnet_dus.bin.training:check_upscaling",
         "Build the adapted model and check that it starts as the base LM (stage 7).",
-        epilog="All other options are those of the command train.",
+        epilog=others,
     )
-    command.add_argument("--config", required=True, help="training configuration")
-    command.add_argument("--base_lm", required=True, help="base LM directory")
-    command.add_argument("--text", required=True, help="real text: a plain file")
-    command.add_argument(
-        "--speech_scp", required=True, help="table whose first utterance is used"
-    )
-    command.add_argument(
-        "--speech_type", default="sound", choices=["sound", "kaldi_ark"]
-    )
-    command.add_argument("--out_dir", required=True, help="for report.md and stack.png")
-    command.add_argument(
-        "--every_kind",
-        type=boolean,
-        default=True,
-        help="check every kind and scope beside the configuration's",
-    )
-
-    command = commands.add(
+    commands.add(
         "find_batch",
-        _find_batch,
+        "espnet_dus.bin.training:find_batch",
         "Find how many utterances of each length fit into memory, by a dry run.",
-        epilog="Writes a YAML fragment for --streaming_conf batch_sizes=FILE. All "
-        "other options are those of the command train, such as --ctc_units or "
-        "--adaptation_conf.",
+        epilog="Writes a YAML fragment for --streaming_conf batch_sizes=FILE. "
+        + others,
     )
-    command.add_argument("--config", required=True, help="training configuration")
-    command.add_argument("--base_lm", required=True, help="base LM directory")
-    command.add_argument("--out", required=True, help="YAML file to write")
-    command.add_argument(
-        "--device", help="cuda or cpu; without it, cuda if there is one"
-    )
-    command.add_argument(
-        "--max_memory",
-        type=float,
-        help="GB to use; required on a CPU; without it, 90 %% of the GPU's memory",
-    )
-    command.add_argument(
-        "--lengths",
-        type=int,
-        nargs="+",
-        help="LLM positions of the longest utterance of each bucket; default: from "
-        "64 in steps of 32 to the longest that streaming_conf allows",
-    )
-    command.add_argument(
-        "--num_processes",
-        type=int,
-        default=1,
-        help="GPUs that will train together: several have copies of the gradients",
-    )
-    command.add_argument("--most", type=int, default=1024, help="largest batch tried")
-
     commands.add(
         "train",
         _train,
@@ -78,9 +36,28 @@ def _train(others):
     dus_train.main(others)
 
 
-def _check_upscaling(
-    config, base_lm, text, speech_scp, speech_type, out_dir, every_kind, others
-):
+def check_upscaling(
+    config: str,
+    base_lm: str,
+    text: str,
+    speech_scp: str,
+    out_dir: str,
+    others: Sequence[str],
+    speech_type: str = "sound",
+    every_kind: bool = True,
+) -> None:
+    """Check that the untrained model is the base LM.
+
+    Args:
+        config: Training configuration.
+        base_lm: Base LM directory.
+        text: Real text: a plain file.
+        speech_scp: Table whose first utterance is used.
+        out_dir: For report.md and stack.png.
+        others: Options of the command train.
+        speech_type: sound, or kaldi_ark (features or speech tokens).
+        every_kind: Check every kind and scope besides those of the configuration.
+    """
     from espnet2.train.dataset import ESPnetDataset
 
     from espnet_dus.data.dataset import token_frames
@@ -97,18 +74,36 @@ def _check_upscaling(
     args = DUSTask.get_parser().parse_args(options)
     if takes_tokens(args):
         speech = token_frames(speech, TokenizerInfo.read(args.speech_tokenizer))
-    run(
-        args,
-        Path(text).read_text(encoding="utf-8"),
-        speech,
-        Path(out_dir),
-        every_kind,
-    )
+    text = Path(text).read_text(encoding="utf-8")
+    run(args, text, speech, Path(out_dir), every_kind)
 
 
-def _find_batch(
-    config, base_lm, out, device, max_memory, lengths, num_processes, most, others
-):
+def find_batch(
+    config: str,
+    base_lm: str,
+    out: str,
+    others: Sequence[str],
+    device: Optional[str] = None,
+    max_memory: Optional[float] = None,
+    lengths: Optional[Sequence[int]] = None,
+    num_processes: int = 1,
+    most: int = 1024,
+) -> None:
+    """Find batch sizes and write them.
+
+    Args:
+        config: Training configuration.
+        base_lm: Base LM directory.
+        out: YAML file to write.
+        others: Options of the command train.
+        device: cuda or cpu; without it, cuda if there is one.
+        max_memory: GB to use; required on a CPU; without it, 90 % of the GPU's memory.
+        lengths: LLM positions of the longest utterance of each bucket; without it, from
+            64 in steps of 32 to the longest that streaming_conf allows.
+        num_processes: GPUs that will train together: several have copies of the
+            gradients.
+        most: Largest batch tried.
+    """
     import torch
 
     from espnet_dus.data.lengths import samples_of_positions

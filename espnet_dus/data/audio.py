@@ -314,14 +314,14 @@ def to_pcm16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def parse_fs(text: str) -> int:
+def parse_fs(text: Union[int, str]) -> int:
     """Read a sampling rate such as 16k or 16000, in Hz.
 
     Raises:
         ValueError: It is not a sampling rate.
     """
     try:
-        fs = humanfriendly.parse_size(text)
+        fs = humanfriendly.parse_size(str(text))
     except humanfriendly.InvalidSize:
         fs = 0
     if fs <= 0:
@@ -329,15 +329,15 @@ def parse_fs(text: str) -> int:
     return fs
 
 
-def parse_channel(text: str) -> Channel:
-    """Read a channel: an index from 0, or `mean`.
+def parse_channel(text: Channel) -> Channel:
+    """Read a channel: an index from 0, `mean`, or None.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is none of these.
     """
-    if text == "mean":
+    if text is None or text == "mean":
         return text
-    if text.isdecimal():
+    if str(text).isdecimal():
         return int(text)
     raise ValueError(f"expected the index of a channel (from 0) or mean, got '{text}'")
 

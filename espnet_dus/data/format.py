@@ -28,7 +28,14 @@ import kaldiio
 import numpy as np
 import soundfile
 
-from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
+from espnet_dus.data.audio import (
+    AudioError,
+    Channel,
+    parse_channel,
+    parse_fs,
+    read_audio,
+    to_pcm16,
+)
 from espnet_dus.data.data_dir import (
     DataDir,
     Utterance,
@@ -145,7 +152,7 @@ def format_data(
     data_dir: Union[str, Path],
     out_dir: Union[str, Path],
     feats_type: str = "raw",
-    fs: int = 16000,
+    fs: Union[int, str] = 16000,
     audio_format: str = "flac",
     nj: int = 1,
     max_bad_utterances: int = 0,
@@ -164,13 +171,15 @@ def format_data(
     Args:
         data_dir: The Kaldi data directory.
         out_dir: The dump directory.
-        feats_type: `raw`, `fbank` or `tokens`.
-        fs: Sampling rate in Hz.
+        feats_type: `raw`: audio files; `fbank`: the frontend's log-mel features as
+            Kaldi ark; `tokens`: speech tokens as Kaldi ark.
+        fs: Sampling rate in Hz, such as 16000 or 16k.
         audio_format: `flac` or `wav`, for `raw`.
         nj: Number of processes.
         max_bad_utterances: Number of utterances with faulty audio that may be left out
             with a warning.
-        allow_pipes: Whether to run the commands in wav.scp.
+        allow_pipes: Whether to run the commands in wav.scp ('... |'). They can do
+            whatever you can: only for data that you trust.
         channel: The channel to take of audio with several: an index from 0, or `mean`
             for the mean of all; None: several channels are a fault.
         speech_tokenizer: A tokenizer directory, for `tokens`.
@@ -187,6 +196,7 @@ def format_data(
         )
     if (feats_type == "tokens") != (speech_tokenizer is not None):
         raise ValueError("feats_type tokens and a speech_tokenizer go together")
+    fs, channel = parse_fs(fs), parse_channel(channel)
     if nj < 1:
         raise ValueError(f"expected a number of processes (nj) from 1 on, got {nj}")
     out_dir = Path(out_dir)

@@ -34,8 +34,8 @@ class Degradation(NamedTuple):
 
 def compare(
     exp_dirs: Sequence[Union[str, Path]],
-    test_set: str,
     out_dir: Union[str, Path],
+    test_set: str = "test",
     inference_tag: Optional[str] = None,
     reference: Optional[str] = None,
 ) -> str:
@@ -43,8 +43,8 @@ def compare(
 
     Args:
         exp_dirs: Experiment directories of the arms.
-        test_set: The set whose WER is compared.
         out_dir: Directory of the files. Without text results there is no picture.
+        test_set: The set whose WER is compared.
         inference_tag: The decoding that is compared; None if each arm has only one.
         reference: The arm that the others' cross-entropy is compared with; None: the
             first.

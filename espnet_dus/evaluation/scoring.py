@@ -1,5 +1,6 @@
 """WER and CER in the files and the layout of ESPnet's stage 13, without sclite."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,13 @@ def score_dir(ref: Union[str, Path], hyp_dir: Union[str, Path]) -> Dict[str, Pat
                 for u in utterances
             )
             write_text(directory / name, "".join(lines))
-        results[score] = directory / "result.txt"
-        write_text(results[score], result_text(utterances, directory / "hyp.trn"))
+        path = results[score] = directory / "result.txt"
+        write_text(path, result_text(utterances, directory / "hyp.trn"))
+        result = read_result(path)
+        logging.info(
+            f"{score.upper()} {result['Err']} (95 % interval {result['low']} to "
+            f"{result['high']}) on {result['Snt']:.0f} utterances: {path}"
+        )
     return results
 
 

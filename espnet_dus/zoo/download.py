@@ -105,10 +105,10 @@ def download_experiment(
     """Fetch a packed model into a directory that looks like a training's.
 
     Args:
-        model_tag: See `download`.
+        model_tag: A pack (.zip), its URL, or user/name[@revision] on the hub.
         out_dir: Gets links: `config.yaml`, `model.pth` and `base_lm`.
-        base_lm: See `download`.
-        cache_dir: See `download`.
+        base_lm: Base LM directory; None: it is fetched.
+        cache_dir: Directory of fetched models; None: ~/.cache/espnet_dus.
     """
     files = download(model_tag, base_lm, cache_dir)
     config = Path(files["asr_train_config"])

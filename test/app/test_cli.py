@@ -1,13 +1,17 @@
 """The command line espnet-dus, on a tiny trained model and real speech."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Optional, Sequence, Union
 
 import pytest
 
 from espnet_dus.app import cli
 from espnet_dus.app.transcription import transcribe
+from espnet_dus.bin import Commands
 
 
 @pytest.fixture
@@ -95,6 +99,61 @@ def test_a_module_called_by_name_is_the_command(capsys):
             main(cmd)
         assert ended.value.code == 0
         assert "format_data [-h] --data_dir DATA_DIR" in capsys.readouterr().out
+
+
+def describe(
+    data_dir: Union[str, Path],
+    factors: Sequence[float],
+    limit: Optional[int] = None,
+    channel: Optional[Union[int, str]] = None,
+    dry_run: bool = False,
+):
+    """Describe things.
+
+    Args:
+        data_dir: A directory, 100 %
+            of it.
+        factors: Some numbers.
+        limit: A number.
+        channel: An index or a name.
+        dry_run: Do nothing.
+    """
+    return data_dir, factors, limit, channel, dry_run
+
+
+def test_the_options_of_a_command_are_the_arguments_of_its_function(capsys):
+    commands = Commands("program", "Does things.")
+    name = f"{__name__}:describe"
+    commands.add("describe", name, "Describe.", {"factors": "speeds"}, show=repr)
+    commands.run("describe --data_dir d --speeds 1 0.5 --channel 0".split())
+    assert capsys.readouterr().out == "('d', [1.0, 0.5], None, '0', False)\n"
+    commands = Commands("program", "Does things.")
+    commands.add("describe", name, "Describe.", {"factors": "speeds"}, show=repr)
+    commands.run("describe --data_dir d --speeds 2 --limit 3 --dry_run true".split())
+    assert capsys.readouterr().out == "('d', [2.0], 3, None, True)\n"
+    for words, message in (
+        ("--data_dir d", "required: --speeds"),
+        ("--data_dir d --speeds 1 --limit x", "--limit: invalid int value: 'x'"),
+        ("--data_dir d --speeds 1 --dry_run yes", "expected true or false, got 'yes'"),
+        ("--help", "A directory, 100 % of it."),
+    ):
+        commands = Commands("program", "Does things.")
+        commands.add("describe", name, "Describe.", {"factors": "speeds"})
+        with pytest.raises(SystemExit):
+            commands.run(["describe", *words.split()])
+        assert message in "".join(capsys.readouterr())
+
+
+def test_every_command_describes_its_options(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = re.findall(r"^    (\w+)", capsys.readouterr().out, re.M)
+    assert {"transcribe", "format_data", "pack"} <= set(listed)
+    for name in set(listed) - {"train", "inference"}:  # which ESPnet's parsers describe
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, "--help"])
+        assert ended.value.code == 0, name
+        assert f"{name} [-h]" in capsys.readouterr().out
 
 
 def test_words_that_a_command_does_not_know_are_an_error_that_names_them(capsys):

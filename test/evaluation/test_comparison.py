@@ -31,7 +31,7 @@ def three(make_experiment):
 
 
 def test_table_has_a_row_per_arm_and_one_of_the_base_lm(three, tmp_path):
-    text = compare(three, "test", tmp_path / "compare")
+    text = compare(three, tmp_path / "compare")
     assert (tmp_path / "compare" / "comparison.md").read_text() == text
     rows = table(text)
     assert list(rows) == ["base LM", "speech", "lora", "full"]
@@ -53,7 +53,7 @@ def test_an_arm_with_its_added_layers_dropped_has_a_row(three, tmp_path):
     path = three[1] / "text_eval" / "results.json"
     results = {**json.loads(path.read_text()), "dropped_tokens": 2048}
     path.write_text(json.dumps(results))
-    text = compare(three, "test", tmp_path)
+    text = compare(three, tmp_path)
     rows = table(text)
     assert list(rows) == ["base LM", "speech", "lora", "lora, dropped", "full"]
     dropped = {name: cell for name, cell in rows["lora, dropped"].items() if cell}
@@ -63,16 +63,16 @@ def test_an_arm_with_its_added_layers_dropped_has_a_row(three, tmp_path):
 
 
 def test_arms_of_unequal_text_retention_are_said_not_to_be_equal(three, tmp_path):
-    assert "Not equal" not in compare(three, "test", tmp_path)
+    assert "Not equal" not in compare(three, tmp_path)
     (three[1] / "config.yaml").write_text(
         "adaptation: lora\nmodel_conf: {text_retention_weight: 0.5}\n"
     )
     expected = "weight of text retention (speech: 0, lora: 0.5, full: 0)"
-    assert f"- **Not equal**: {expected}" in compare(three, "test", tmp_path)
+    assert f"- **Not equal**: {expected}" in compare(three, tmp_path)
 
 
 def test_share_of_the_degradation_avoided_is_against_full_fine_tuning(three, tmp_path):
-    rows = table(compare(three, "test", tmp_path))
+    rows = table(compare(three, tmp_path))
     shares = {name: row["degradation avoided"] for name, row in rows.items()}
     assert shares == {"base LM": "", "speech": "100%", "lora": "75%", "full": "0%"}
     arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
@@ -81,7 +81,7 @@ def test_share_of_the_degradation_avoided_is_against_full_fine_tuning(three, tmp
 
 
 def test_without_a_full_arm_or_a_loss_of_it_no_share_is_given(three, tmp_path):
-    rows = table(compare(three[:2], "test", tmp_path))
+    rows = table(compare(three[:2], tmp_path))
     assert rows["lora"]["degradation avoided"] == "-"
 
 
@@ -90,7 +90,7 @@ def test_full_fine_tuning_that_lost_nothing_is_no_yardstick(make_experiment, tmp
         make_experiment("dus_lora", delta=-0.02),
         make_experiment("dus_full", adaptation="full", delta=0.01),
     ]
-    text = compare(arms, "test", tmp_path)
+    text = compare(arms, tmp_path)
     assert table(text)["lora"]["degradation avoided"] == "-"
     assert "Full fine-tuning lost nothing on text (+1.00 points)" in text
 
@@ -101,7 +101,7 @@ def test_without_tasks_perplexity_is_the_degradation(make_experiment, tmp_path):
         make_experiment("dus_full", tasks=False, adaptation="full", delta=2.0),
         make_experiment("dus_speech", tasks=False, identical_tokens=9),
     ]
-    rows = table(compare(arms, "test", tmp_path))
+    rows = table(compare(arms, tmp_path))
     assert rows["lora"]["degradation avoided"] == "75%"
     arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
     assert arms[1]["degradation"]["unit"] == "% perplexity"
@@ -125,7 +125,7 @@ def test_picture_has_a_labelled_point_per_evaluated_arm(three, tmp_path, monkeyp
 
     monkeypatch.setattr(Axes, "annotate", record)
     (three[1] / "text_eval" / "results.json").unlink()
-    compare(three, "test", tmp_path)
+    compare(three, tmp_path)
     assert (tmp_path / "comparison.png").read_bytes()[:4] == PNG
     assert list(labels) == ["speech", "full"]
     assert labels["full"] == (pytest.approx(16.7), pytest.approx(-8.0))
@@ -133,17 +133,17 @@ def test_picture_has_a_labelled_point_per_evaluated_arm(three, tmp_path, monkeyp
 
 def test_arm_without_text_results_is_not_run(three, tmp_path):
     (three[1] / "text_eval" / "results.json").unlink()
-    row = table(compare(three, "test", tmp_path))["lora"]
+    row = table(compare(three, tmp_path))["lora"]
     for column in ("perplexity wiki", "piqa", "mean delta", "KL wiki"):
         assert row[column] == "not run"
     assert row["degradation avoided"] == "not run"
 
 
 def test_without_any_text_results_there_is_no_picture(three, tmp_path):
-    compare(three, "test", tmp_path)
+    compare(three, tmp_path)
     for exp_dir in three:
         (exp_dir / "text_eval" / "results.json").unlink()
-    text = compare(three, "test", tmp_path)
+    text = compare(three, tmp_path)
     assert "No picture" in text and not (tmp_path / "comparison.png").exists()
     assert "base LM" not in table(text)
 
@@ -153,14 +153,14 @@ def test_different_base_lms_are_refused_before_anything_is_written(
 ):
     arms = [make_experiment("dus_a"), make_experiment("dus_b", sha256="f" * 64)]
     with pytest.raises(ValueError, match="dus_a and .*dus_b have different base LMs"):
-        compare(arms, "test", tmp_path / "out")
+        compare(arms, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_different_text_evaluations_are_refused(make_experiment, tmp_path):
     arms = [make_experiment("dus_a"), make_experiment("dus_b", limit=10)]
     with pytest.raises(ValueError, match="text evaluations differ.*'limit': 10"):
-        compare(arms, "test", tmp_path / "out")
+        compare(arms, tmp_path / "out")
 
 
 def test_other_items_under_the_same_name_are_refused(make_experiment, tmp_path):
@@ -171,7 +171,7 @@ def test_other_items_under_the_same_name_are_refused(make_experiment, tmp_path):
         results["tasks"]["piqa"]["version"] = version
         path.write_text(json.dumps(results))
     with pytest.raises(ValueError, match="evaluations differ.*1.0-aa.*1.0-bb"):
-        compare(arms, "test", tmp_path / "out")
+        compare(arms, tmp_path / "out")
 
 
 def test_different_test_sets_are_refused(make_experiment, tmp_path):
@@ -179,13 +179,13 @@ def test_different_test_sets_are_refused(make_experiment, tmp_path):
     with pytest.raises(
         ValueError, match="of 4 utterances and 12 words, and of 3 and 9"
     ):
-        compare(arms, "test", tmp_path / "out")
+        compare(arms, tmp_path / "out")
 
 
 def test_two_arms_of_one_name_are_refused(make_experiment, tmp_path):
     exp_dir = make_experiment("dus_a")
     with pytest.raises(ValueError, match="two arms named a"):
-        compare([exp_dir, exp_dir], "test", tmp_path / "out")
+        compare([exp_dir, exp_dir], tmp_path / "out")
 
 
 def test_command_prints_the_table_and_errors_in_one_line(three, tmp_path, capsys):
@@ -209,7 +209,7 @@ def measured(exp_dir, *items, utterances=("a", "b")):
 def test_cross_entropy_is_compared_with_the_reference_by_utterance(three, tmp_path):
     measured(three[0], (4.0, 4), (9.0, 6))
     measured(three[1], (6.0, 4), (10.0, 6))
-    text = compare(three, "test", tmp_path, reference="lora")
+    text = compare(three, tmp_path, reference="lora")
     cells = {name: row["nats per token"] for name, row in table(text).items()}
     # by utterance -2 of 4 and -1 of 6 tokens: residuals -0.16 and 0.16 around -0.3
     assert cells["speech"] == "1.300 (-0.300 +- 0.160)"
@@ -222,21 +222,21 @@ def test_cross_entropies_of_different_utterances_are_refused(three, tmp_path):
     measured(three[0], (4.0, 4), (9.0, 6))
     measured(three[1], (6.0, 4), (10.0, 6), utterances=("a", "c"))
     with pytest.raises(ValueError, match="dus_lora: .*different utterances"):
-        compare(three, "test", tmp_path)
+        compare(three, tmp_path)
 
 
 def test_an_unknown_reference_is_refused(three, tmp_path):
     with pytest.raises(ValueError, match="'top' is none of speech, lora, full"):
-        compare(three, "test", tmp_path, reference="top")
+        compare(three, tmp_path, reference="top")
 
 
 def test_curves_are_drawn_where_trainings_have_recorded_them(three, tmp_path):
-    assert "curves.png" not in compare(three, "test", tmp_path)
+    assert "curves.png" not in compare(three, tmp_path)
     assert not (tmp_path / "curves.png").exists()
     path = three[1] / "training.json"
     curves = {"train": [2.0, 1.0], "valid": [2.5, 1.5]}
     path.write_text(json.dumps({**json.loads(path.read_text()), "curves": curves}))
-    assert "(curves.png)" in compare(three, "test", tmp_path)
+    assert "(curves.png)" in compare(three, tmp_path)
     assert (tmp_path / "curves.png").read_bytes()[:4] == PNG
 
 
@@ -246,5 +246,5 @@ def test_the_highest_learning_rate_is_that_of_the_schedule(three, tmp_path):
         "adaptation: lora\noptim_conf: {lr: 2.0e-5}\n"
         "scheduler_conf: {warmup_lr_list: [0.0, 1.0e-4, 2.0e-5]}\n"
     )
-    rows = table(compare(three, "test", tmp_path))
+    rows = table(compare(three, tmp_path))
     assert (rows["speech"]["lr"], rows["lora"]["lr"]) == ("6.0e-04", "1.0e-04")

@@ -350,12 +350,13 @@ def test_text_tasks_are_checked_before_training(recipe):
     assert recipe(*tasks, "--stop_stage", "13").returncode == 0
     (check, arguments), (train, _) = recipe.calls()[:2]
     assert (check, train) == ("text_eval", "launch")
-    assert arguments[-5:] == [
+    assert arguments[-6:] == [
         "--tasks",
         "local_piqa",
         "--data_dir",
         "d",
         "--check_only",
+        "true",
     ]
     for without in (["--stop_stage", "11"], ["--skip_eval", "true"]):
         recipe(*tasks, *without)

@@ -469,7 +469,8 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
     if [ -n "${text_tasks}" ] && [ "${stop_stage}" -ge 13 ] \
         && [[ " ${skip_stages} " != *" 13 "* ]]; then
         dus text_eval --base_lm "${base_lm_dir}" --out_dir "${dus_exp}/text_eval" \
-            "${perplexity_options[@]}" "${task_options[@]}" --check_only
+            "${perplexity_options[@]}" "${task_options[@]}" \
+            --check_only true
     fi
     write_run_script 11 "${dus_exp}"
     set_model_options

@@ -8,7 +8,7 @@ import logging
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple, Union
+from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 
@@ -37,7 +37,7 @@ def prepare_corpus(
     corpus_dir: Union[str, Path],
     out_dir: Union[str, Path],
     manifest_dir: Union[str, Path],
-    held_out: HeldOut,
+    held_out: Sequence[Union[str, Path]],
     nj: int = 1,
     shard_size: int = 1000,
     max_bad_utterances: int = 0,
@@ -47,11 +47,12 @@ def prepare_corpus(
     """Write the shards of a corpus's training part.
 
     Args:
-        name: One of `CORPORA`.
+        name: Its name: mls, mls_opus, voxpopuli, tedlium3, commonvoice, gigaspeech or
+            peoples_speech.
         corpus_dir: The corpus, as its archives make it.
         out_dir: The directory of shards to write.
         manifest_dir: For lhotse's manifests, which a second run reads.
-        held_out: Speakers and sentences that must not be trained on.
+        held_out: Data directories whose speakers and sentences must not be trained on.
         nj: Number of processes.
         shard_size: Utterances in a shard.
         max_bad_utterances: Number of unreadable utterances that may be left out.
@@ -68,12 +69,12 @@ def prepare_corpus(
         raise ValueError(
             f"{name}: {str(corpus_dir)!r} is not a directory: set it in db.sh"
         )
-    corpus = CORPORA[name]
+    corpus, unwanted = CORPORA[name], HeldOut.read(held_out)
     manifests = corpus.prepare(Path(corpus_dir), Path(manifest_dir), nj)
     supervisions = list(manifests["supervisions"])
     random.Random(SHUFFLE_SEED).shuffle(supervisions)
     source = hashlib.blake2b(digest_size=8)
-    options = (name, held_out.digest(), shard_size, min_duration, max_duration)
+    options = (name, unwanted.digest(), shard_size, min_duration, max_duration)
     source.update(repr(options).encode())
     for said in supervisions:
         source.update(f"{said.id} {said.start} {said.duration} {said.text}\n".encode())
@@ -81,7 +82,7 @@ def prepare_corpus(
     cuts = _cuts(
         supervisions,
         {recording.id: recording for recording in manifests["recordings"]},
-        held_out,
+        unwanted,
         corpus.librivox,
         (min_duration, max_duration),
         counts,

@@ -23,7 +23,7 @@ MARKS = re.compile(r"<[^<>\s]*>")  # <eng>, <asr>, <0.00>, <na>
 def prepare_owsm(
     data_dirs: Sequence[Union[str, Path]],
     out_dir: Union[str, Path],
-    held_out: HeldOut,
+    held_out: Sequence[Union[str, Path]],
     min_duration: float = 3.0,
     max_duration: float = 30.0,
 ) -> float:
@@ -35,7 +35,7 @@ def prepare_owsm(
     Args:
         data_dirs: ESPnet's data directories, with `segments`.
         out_dir: The data directory to write.
-        held_out: What must not be trained on.
+        held_out: Data directories whose sentences must not be trained on.
         min_duration: Shortest utterance, in seconds.
         max_duration: Longest utterance, in seconds.
 
@@ -50,6 +50,7 @@ def prepare_owsm(
         name: {} for name in ("text", "utt2spk", "segments", "wav.scp")
     }
     hours: Counter = Counter()
+    unwanted = HeldOut.read(held_out)
     for directory in map(Path, data_dirs):
         plain = directory / "text.ctc"
         texts = read_scp(plain if plain.is_file() else directory / "text")
@@ -69,7 +70,7 @@ def prepare_owsm(
                 continue
             if not min_duration <= end - start <= max_duration:
                 hours["too short or too long"] += share
-            elif reason := held_out.reason(words, None):
+            elif reason := unwanted.reason(words, None):
                 hours[reason] += share
             elif key in tables["text"]:
                 raise ValueError(f"{directory}: the utterance {key} occurs twice")

@@ -141,7 +141,8 @@ def write_data_dir(
     Args:
         data_dir: A dump with audio (feats_type raw) or speech tokens (tokens).
         out_dir: The directory of shards to write.
-        shard_size: Utterances in a shard.
+        shard_size: Utterances in a shard. There must be at least as many shards as GPUs
+            times data loading processes (num_workers).
         nj: Number of processes.
         max_bad_utterances: Number of unreadable utterances that may be left out.
 

@@ -13,7 +13,13 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
+from espnet_dus.data.audio import (
+    AudioError,
+    Channel,
+    parse_channel,
+    read_audio,
+    to_pcm16,
+)
 from espnet_dus.data.data_dir import DataDir, Utterance, first_few
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.encoders import (
@@ -48,7 +54,7 @@ def make_tokenizer(
     Args:
         data_dir: The training set, a Kaldi data directory before stage 3.
         out_dir: The tokenizer directory to write.
-        tokenizer: A name in `encoders.TOKENIZERS`, a YAML file with the options of an
+        tokenizer: logmel, whisper_tiny_en, opuslm, a YAML file with the options of an
             encoder, or an existing tokenizer directory, which is copied.
         num_clusters: Of k-means; None: 500. Encoders that give tokens have none.
         remove_repeats: Whether a token that repeats the one before it is left out.
@@ -77,6 +83,7 @@ def make_tokenizer(
         if Path(tokenizer).resolve() == Path(out_dir).resolve():
             return info
         return info.write(out_dir, centres)
+    channel = parse_channel(channel)
     name, spec = read_spec(tokenizer)
     utterances = DataDir.read(data_dir).utterances()
     wanted = {

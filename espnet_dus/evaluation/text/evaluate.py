@@ -50,28 +50,34 @@ def evaluate(
     dtype: str = "float32",
     cache_dir: Optional[Union[str, Path]] = None,
     even_if_identical: bool = False,
-) -> Dict:
+    check_only: bool = False,
+) -> Optional[Dict]:
     """Evaluate a base LM on text, and compare an adapted model with it.
 
     Args:
         base_lm: Base LM directory.
         out_dir: For `results.json`, `results.md` and, in `parts/`, the finished parts.
-        config: `config.yaml` of the adapted model's training; None for the base alone.
+        config: `config.yaml` of the adapted model's training; None: the base LM alone.
         model_file: Its checkpoint.
         texts: Text files for perplexity and KL divergence.
-        tasks: Names of text tasks or of suites, see `tasks.load_tasks`.
-        data_dir: Data of local tasks.
+        tasks: Names of lm-evaluation-harness (hellaswag, arc_easy, ..., which it
+            downloads), of local task files (local_lambada, ...), or of a suite: paper,
+            or local_paper (all but MMLU, with local data).
+        data_dir: Directory of the local tasks' data.
         task_dir: Files of local tasks.
-        limit: Maximum number of items of each task and windows of each text.
+        limit: Maximum number of items of each task and windows of each text, at even
+            distances.
         window: Context of the perplexity in tokens.
         batch_size: Requests in a batch, the same for both models.
-        dtype: Precision of both models: `float32`, or `bfloat16`.
+        dtype: Precision of both models: float32, or bfloat16, which is faster where the
+            hardware has it.
         cache_dir: Directory of the base LM's results; None: below `out_dir`.
         even_if_identical: Evaluate the adapted model although its logits equal the base
             LM's, bit for bit.
+        check_only: Only check that the texts and the items of the tasks exist.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`; None with `check_only`.
 
     Raises:
         ValueError: Something requested does not exist or does not fit; raised before
@@ -86,9 +92,10 @@ def evaluate(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: expected at least 1")
-    models = Models(base_lm, config, model_file, dtype)
     contents, loaded = read_parts(texts, tasks, data_dir, task_dir)
-
+    if check_only:
+        return None
+    models = Models(base_lm, config, model_file, dtype)
     evaluation = Evaluation(
         models,
         setting={

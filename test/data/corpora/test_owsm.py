@@ -2,7 +2,6 @@
 
 import pytest
 
-from espnet_dus.data.corpora.held_out import HeldOut
 from espnet_dus.data.corpora.owsm import prepare_owsm
 from espnet_dus.data.data_dir import DataDir
 
@@ -40,8 +39,10 @@ def owsm(request, tmp_path):
 
 def test_english_asr_of_3_to_30_seconds_is_taken(owsm, tmp_path, caplog):
     caplog.set_level("INFO")
-    out_dir = tmp_path / "data/train_owsm"
-    hours = prepare_owsm([owsm], out_dir, HeldOut([TEST_SENTENCE], []))
+    out_dir, held_out = tmp_path / "data/train_owsm", tmp_path / "data/test"
+    tables = {"text": {"u": TEST_SENTENCE}, "utt2spk": {"u": "u"}}
+    DataDir(held_out, tables).write(held_out)
+    hours = prepare_owsm([owsm], out_dir, [held_out])
     data = DataDir.read(out_dir)
     data.validate()
     assert data.tables["text"] == {
@@ -57,15 +58,14 @@ def test_english_asr_of_3_to_30_seconds_is_taken(owsm, tmp_path, caplog):
 
 
 def test_what_is_missing_or_twice_is_named(owsm, tmp_path):
-    held_out = HeldOut([], [])
     with pytest.raises(ValueError, match="occurs twice"):
-        prepare_owsm([owsm, owsm], tmp_path / "out", held_out)
+        prepare_owsm([owsm, owsm], tmp_path / "out", [])
     with pytest.raises(ValueError, match="no utterance is left.*_eng_asr"):
         prepare_owsm(
-            [owsm], tmp_path / "out", held_out, min_duration=100.0, max_duration=200.0
+            [owsm], tmp_path / "out", [], min_duration=100.0, max_duration=200.0
         )
     lines = (owsm / "segments").read_text().splitlines()[1:]
     (owsm / "segments").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="segments: no utterance rec_000000000"):
-        prepare_owsm([owsm], tmp_path / "out", held_out)
+        prepare_owsm([owsm], tmp_path / "out", [])
     assert not (tmp_path / "out").exists()

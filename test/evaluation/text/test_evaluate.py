@@ -269,7 +269,8 @@ def test_results_say_which_text_and_which_items(setup, text_data):
 
 def test_check_reads_the_data_and_evaluates_nothing(setup, text_data, tmp_path, capsys):
     out_dir = tmp_path / "checked"
-    options = ["--base_lm", "none", "--out_dir", str(out_dir), "--check_only"]
+    options = ["--base_lm", "none", "--out_dir", str(out_dir)]
+    options += ["--check_only", "true"]
     options += ["--data_dir", str(text_data), "--tasks", "local_piqa"]
     cli.main(["text_eval", *options])
     assert not out_dir.exists()
