@@ -217,8 +217,8 @@ def boolean(text: str) -> bool:
 
 
 def channel(text: str) -> Any:
-    """Read an option `--channel`, see `data.audio.parse_channel`."""
-    from espnet_dus.data.audio import parse_channel
+    """Read an option `--channel`, see `data.data_dir.parse_channel`."""
+    from espnet_dus.data.data_dir import parse_channel
 
     try:
         return parse_channel(text)

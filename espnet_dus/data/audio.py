@@ -329,19 +329,6 @@ def parse_fs(text: Union[int, str]) -> int:
     return fs
 
 
-def parse_channel(text: Channel) -> Channel:
-    """Read a channel: an index from 0, `mean`, or None.
-
-    Raises:
-        ValueError: It is none of these.
-    """
-    if text is None or text == "mean":
-        return text
-    if str(text).isdecimal():
-        return int(text)
-    raise ValueError(f"expected the index of a channel (from 0) or mean, got '{text}'")
-
-
 class _Mapped(mmap.mmap):
     """A file in memory; as in other files, a position may lie behind its end."""
 

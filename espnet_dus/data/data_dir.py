@@ -275,6 +275,19 @@ def parse_speed(value: Union[str, float]) -> float:
     return speed
 
 
+def parse_channel(text: Union[int, str, None]) -> Union[int, str, None]:
+    """Read a channel: an index from 0, `mean`, or None.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if text is None or text == "mean":
+        return text
+    if str(text).isdecimal():
+        return int(text)
+    raise ValueError(f"expected the index of a channel (from 0) or mean, got '{text}'")
+
+
 def _parse_count(value: str) -> int:
     if not value.isdecimal():
         raise ValueError(f"expected a number of samples or frames, got '{value}'")

@@ -31,7 +31,6 @@ import soundfile
 from espnet_dus.data.audio import (
     AudioError,
     Channel,
-    parse_channel,
     parse_fs,
     read_audio,
     to_pcm16,
@@ -41,6 +40,7 @@ from espnet_dus.data.data_dir import (
     Utterance,
     explain_write_errors,
     first_few,
+    parse_channel,
 )
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.info import TokenizerInfo

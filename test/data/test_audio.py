@@ -10,12 +10,11 @@ from espnet_dus.data.audio import (
     AudioError,
     as_waveform,
     open_audio,
-    parse_channel,
     parse_fs,
     read_audio,
     to_pcm16,
 )
-from espnet_dus.data.data_dir import Utterance
+from espnet_dus.data.data_dir import Utterance, parse_channel
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ import numpy as np
 from espnet_dus.data.audio import (
     AudioError,
     Channel,
-    parse_channel,
     read_audio,
     to_pcm16,
 )
-from espnet_dus.data.data_dir import DataDir, Utterance, first_few
+from espnet_dus.data.data_dir import DataDir, Utterance, first_few, parse_channel
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.encoders import (
     Encoder,
