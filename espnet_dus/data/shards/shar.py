@@ -44,6 +44,7 @@ from lhotse.array import Array
 from lhotse.serialization import SequentialJsonlWriter, load_jsonl
 from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers.tar import TarWriter
+from tqdm import tqdm
 
 from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.data_dir import DataDir, explain_write_errors
@@ -328,53 +329,73 @@ def write_blocks(
     if nj < 1:
         raise ValueError(f"expected a number of processes (nj) from 1 on, got {nj}")
     out_dir, is_whole = Path(out_dir), job == (1, 1)
-    if (out_dir / "info.json").is_file() and read_info(out_dir).source == source:
-        logging.info(f"{out_dir}: done before")
-        return
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     shards, marker = partial / "shards", partial / "source"
+    if _is_done(out_dir, source):
+        return
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{partial}.lock"):  # several jobs may begin at once
+    # Jobs may begin at once, and a whole run keeps others out until its end.
+    with FileLock(f"{partial}.lock") as lock:
+        if _is_done(out_dir, source):
+            return
         if not (marker.is_file() and marker.read_text(encoding="utf-8") == source):
             shutil.rmtree(partial, ignore_errors=True)
             write_text(marker, source)
         shards.mkdir(exist_ok=True)
-    for stray in shards.glob(".*.tmp.*") if is_whole else ():  # of a killed run
-        stray.unlink()
-    work = functools.partial(
-        _write_shard,
-        store=store,
-        field=AUDIO if tokenizer is None else TOKENS,
-        directory=shards,
-        bad=BadUtterances(partial / "bad_utterances.txt", max_bad_utterances),
+        work = functools.partial(
+            _write_shard,
+            store=store,
+            field=AUDIO if tokenizer is None else TOKENS,
+            directory=shards,
+            bad=BadUtterances(partial / "bad_utterances.txt", max_bad_utterances),
+        )
+        bar = progress(what=str(out_dir), total=total and total // job[1])
+        if not is_whole:
+            lock.release()
+            _write_missing(work, blocks, nj, job, bar)
+            logging.info(f"{out_dir}: job {job[0]} of {job[1]} is done")
+            return
+        for stray in shards.glob(".*.tmp.*"):  # of a killed run
+            stray.unlink()
+        sums = _write_missing(work, blocks, nj, job, bar)
+        info = ShardInfo(source, *sums, tokenizer)
+        if not info.num_utterances:
+            raise ValueError(f"{out_dir}: no utterance is left")
+        with explain_write_errors(partial / "info.json"):
+            content = json.dumps(info._asdict(), indent=2) + "\n"
+            write_text(partial / "info.json", content)
+        if out_dir.exists():
+            shutil.rmtree(out_dir)
+        partial.rename(out_dir)
+        Path(lock.lock_file).unlink(missing_ok=True)
+    logging.info(
+        f"{out_dir}: {info.num_utterances} utterances, {info.seconds / 3600:.2f} h, "
+        f"{info.num_shards} shards"
     )
+
+
+def _is_done(out_dir: Path, source: str) -> bool:
+    is_done = (out_dir / "info.json").is_file() and read_info(out_dir).source == source
+    if is_done:
+        logging.info(f"{out_dir}: done before")
+    return is_done
+
+
+def _write_missing(
+    work: Callable, blocks: Iterable, nj: int, job: Tuple[int, int], bar: tqdm
+) -> Tuple[int, int, float]:
+    """Write the shards of a job; return their number, their utterances and seconds."""
     numbered = (block for block in enumerate(blocks) if block[0] % job[1] == job[0] - 1)
     num_shards = num_utterances = 0
     seconds = 0.0
     # Closed, so that an error here also ends the processes.
-    with closing(run_blocks(work, numbered, nj)) as finished:
-        with progress(what=str(out_dir), total=total and total // job[1]) as bar:
-            for utterances, duration in finished:
-                num_shards += utterances > 0
-                num_utterances += utterances
-                seconds += duration
-                bar.update(utterances)
-    if not is_whole:
-        logging.info(f"{out_dir}: job {job[0]} of {job[1]} is done")
-        return
-    if not num_utterances:
-        raise ValueError(f"{out_dir}: no utterance is left")
-    info = ShardInfo(source, num_shards, num_utterances, round(seconds, 3), tokenizer)
-    with explain_write_errors(partial / "info.json"):
-        write_text(partial / "info.json", json.dumps(info._asdict(), indent=2) + "\n")
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    partial.rename(out_dir)
-    Path(f"{partial}.lock").unlink(missing_ok=True)
-    logging.info(
-        f"{out_dir}: {num_utterances} utterances, {seconds / 3600:.2f} h, "
-        f"{num_shards} shards"
-    )
+    with closing(run_blocks(work, numbered, nj)) as finished, bar:
+        for utterances, duration in finished:
+            num_shards += utterances > 0
+            num_utterances += utterances
+            seconds += duration
+            bar.update(utterances)
+    return num_shards, num_utterances, round(seconds, 3)
 
 
 def _tar_path(cuts_path: Path, field: str) -> Path:

@@ -124,7 +124,7 @@ def test_jobs_share_the_shards_and_a_run_without_a_job_completes_them(root, tmp_
         tokenize_shards(audio, tmp_path, tokenizer, job="4/3")
 
 
-def test_shards_are_not_made_again_when_their_audio_is_gone(root, tmp_path):
+def test_shards_of_a_dump_or_of_audio_that_is_gone_are_not_made_again(root, tmp_path):
     audio = shutil.copytree(root / "shar/train", tmp_path / "shar/train")
     tokenize_shards(str(audio), tmp_path / "out", root / "tokenizer")
     before = snapshot(tmp_path / "out")
@@ -137,6 +137,10 @@ def test_shards_are_not_made_again_when_their_audio_is_gone(root, tmp_path):
     with pytest.raises(ValueError, match="absent/info.json: no such file"):
         tokenize_shards("absent", tmp_path / "out", root / "tokenizer")
     tokens = str(root / "from_dump/train")
+    shutil.copytree(tokens, tmp_path / "of_dump/train")
+    before = snapshot(tmp_path / "of_dump")
+    tokenize_shards(str(root / "shar/train"), tmp_path / "of_dump", root / "tokenizer")
+    assert snapshot(tmp_path / "of_dump") == before
     with pytest.raises(ValueError, match="expected shards of audio, it holds tokens"):
         tokenize_shards(tokens, tmp_path / "again", root / "tokenizer")
 
