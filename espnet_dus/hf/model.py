@@ -34,7 +34,7 @@ from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.speech_lm import Encoded, SpeechLM
 from espnet_dus.model.token_embedder import TokenEmbedder
-from espnet_dus.model.upscaling import upscale
+from espnet_dus.model.upscaling import UpscaledLM, upscale
 
 
 class DUSConfig(PreTrainedConfig):
@@ -54,6 +54,8 @@ class DUSConfig(PreTrainedConfig):
         ctc_compression: `token_ids` and `embedding_rms` of `CTCCompression`, or None
             where the LM reads every speech position.
         base_lm: The base LM's name, revision and sha256, for the record.
+        added_layers: Where the added layers act unless `forward` or `generate` are told
+            otherwise: `kept`, `dropped`, or `auto`, where text alone is the base LM's.
         kwargs: Those of every Hugging Face configuration.
     """
 
@@ -72,6 +74,7 @@ class DUSConfig(PreTrainedConfig):
         prompt_tuning: bool = False,
         ctc_compression: Optional[Dict[str, Any]] = None,
         base_lm: Optional[Dict[str, str]] = None,
+        added_layers: str = "auto",
         **kwargs: Any,
     ):
         if text_config is None:
@@ -88,6 +91,7 @@ class DUSConfig(PreTrainedConfig):
         self.prompt_tuning = prompt_tuning
         self.ctc_compression = ctc_compression
         self.base_lm = base_lm or {}
+        self.added_layers = added_layers
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
@@ -97,6 +101,7 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
 
     config_class = DUSConfig
     main_input_name = "input_features"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: DUSConfig):
         # a copy: the conversion raises the number of layers in it
@@ -140,6 +145,19 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
         """Return the LM's token embeddings."""
         return self.lm.get_input_embeddings()
 
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        """Replace the LM's token embeddings, with another number of them if resized."""
+        self.lm.set_input_embeddings(value)
+        self.lm.config.vocab_size = value.num_embeddings
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Return the LM head."""
+        return self.lm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        """Replace the LM head."""
+        self.lm.set_output_embeddings(new_embeddings)
+
     def forward(
         self,
         input_ids: Optional[torch.Tensor] = None,
@@ -156,11 +174,21 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
                 alone.
             attention_mask: 1 on real frames (B, F) or, for text alone, on real tokens
                 (B, N). None: all are.
-            kwargs: The LM's, such as `added_layers`.
+            kwargs: The LM's, such as `added_layers` (see `DUSConfig`).
 
         Returns:
             What the LM returns. With speech, each row is [speech][prompt][text][pad].
+
+        Raises:
+            ValueError: Speech with `labels`.
         """
+        if isinstance(self.lm, UpscaledLM):
+            kwargs.setdefault("added_layers", self.config.added_layers)
+        if input_features is not None and kwargs.get("labels") is not None:
+            raise ValueError(
+                "labels: the loss is computed for text alone; with speech, compute it "
+                "from the logits, or train with the recipe"
+            )
         if input_features is None:
             return self.lm(input_ids, attention_mask=attention_mask, **kwargs)
         encoded = self._encode(input_features, attention_mask)
@@ -173,7 +201,7 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
         input_ids: Optional[torch.Tensor] = None,
         input_features: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
-        added_layers: str = "auto",
+        added_layers: Optional[str] = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Generate as the LM does, behind speech and prompt; see `forward`.
@@ -186,14 +214,23 @@ class DUSForCausalLM(SpeechLM, PreTrainedModel, GenerationMixin):
             input_ids: (B, N).
             input_features: As in `forward`.
             attention_mask: As in `forward`.
-            added_layers: `kept`, `dropped`, or `auto`: text alone is the base LM's.
+            added_layers: See `DUSConfig`; None: as there.
             kwargs: Those of Hugging Face's `generate`.
 
         Returns:
             Token ids: with speech, the new ones only.
+
+        Raises:
+            ValueError: Speech with `assistant_model`.
         """
+        added_layers = added_layers or self.config.added_layers
         if input_features is None:
             return self.generate_text(input_ids, added_layers, attention_mask, **kwargs)
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "assistant_model: an assistant cannot read the speech; "
+                "prompt_lookup_num_tokens works with speech"
+            )
         encoded = self._encode(input_features, attention_mask)
         seq = self._join(encoded, input_ids, "left")
         kwargs.setdefault("eos_token_id", self.eos_id)

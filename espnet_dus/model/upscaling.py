@@ -305,6 +305,22 @@ def is_above_base_layer(lm: torch.nn.Module, ctc_layer: str) -> bool:
 class UpscaledLM:
     """Declares its arguments to `generate`, which refuses what it does not know."""
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save plain added layers, as a deeper model of the base LM's type.
+
+        Raises:
+            ValueError: `from_pretrained` would lose the added layers of another kind or
+                scope.
+        """
+        added = self.config.depth_up_scaling
+        if (added["kind"], added["scope"]) != ("transformer", "all"):
+            raise ValueError(
+                f"a plain {self.config.model_type} model cannot hold added layers of "
+                f"kind {added['kind']}, scope {added['scope']}: espnet-dus export and "
+                "espnet_dus.hf.DUSForCausalLM save them"
+            )
+        super().save_pretrained(save_directory, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids,

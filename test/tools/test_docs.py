@@ -24,8 +24,8 @@ PAGES = sorted(
     ]
 )
 DUS_SH = (ROOT / "egs2/TEMPLATE/dus1/dus.sh").read_text(encoding="utf-8")
-# Options of other programs: tar, slurm, and the help of all.
-NOT_OURS = {"transform", "signal", "wrap", "help"}
+# Options of other programs: tar, slurm, lm_eval, and the help of all.
+NOT_OURS = {"transform", "signal", "wrap", "model_args", "help"}
 # What running things makes.
 MADE = ("tools/venv", "tools/base_lm")
 
