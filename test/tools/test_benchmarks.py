@@ -165,3 +165,40 @@ def test_streaming_and_espnets_iterator_are_measured(tiny_base_lm_dir):
     rows = {row[0]: row[1:] for row in map(cells, compared.splitlines()[2:])}
     assert all(0 <= float(cell) < 100 for cell in rows["padding (%)"])
     assert all(float(c) > 0 for c in rows["audio (s) a core reads in a second"])
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A function that makes a checkout with a benchmark of a given speed."""
+
+    def make(name, seconds):
+        recipe = tmp_path / name / "egs2/an4/dus1"
+        recipe.mkdir(parents=True)
+        (recipe / "path.sh").write_text("export MAIN_ROOT=$(cd -P ../../.. && pwd)\n")
+        benchmark = tmp_path / name / "tools/benchmarks/step.sh"
+        benchmark.parent.mkdir(parents=True)
+        # the second round is slower than the first, on both sides
+        benchmark.write_text(
+            "#!/bin/sh\necho x >> rounds; n=$(wc -l < rounds)\n"
+            "echo '| arm | trained | s/step |'; echo '|---|---:|---:|'\n"
+            f'echo "| $1 | 1,000 | $((n * {seconds})) |"\n'
+        )
+        benchmark.chmod(0o755)
+        return tmp_path / name
+
+    return make
+
+
+def test_two_checkouts_take_turns_and_their_ratio_is_printed(checkout, capsys):
+    compare = load(TRAIN_STEP.with_name("compare_checkouts.py"))
+    sides = [str(checkout("old", 4)), str(checkout("new", 3))]
+    compare.main([*sides, "--rounds", "2", "step.sh", "lora; exit 1"])
+    out, err = capsys.readouterr()
+    rows = [cells(line) for line in out.splitlines()[2:]]
+    assert rows == [
+        ["lora; exit 1", "trained", "1000", "1000", "1.000", "1.000 to 1.000"],
+        ["lora; exit 1", "s/step", "6", "4.5", "0.750", "0.750 to 0.750"],
+    ]
+    assert err.splitlines() == [f"round {n}: {side}" for n in (1, 2) for side in sides]
+    with pytest.raises(RuntimeError, match="new: no.py ended with code 12[67] and 0 "):
+        compare.main([sides[1], sides[0], "no.py"])
