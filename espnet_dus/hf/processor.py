@@ -44,7 +44,7 @@ class DUSFeatureExtractor(SequenceFeatureExtractor):
         utterance_mvn: Options of ESPnet's `UtteranceMVN`, or None.
         speech_tokenizer: Name and sha256 of the tokenizer of a model that takes speech
             tokens, or None. Its files are in `speech_tokenizer/` of the model's
-            directory; its encoder is fetched at the first audio.
+            directory; its encoder is fetched at the first audio and runs on the CPU.
         kwargs: Those of every Hugging Face feature extractor.
     """
 

@@ -5,7 +5,8 @@
     everything else                              a model of `espnet_dus.hf`
 
 The first two hold the text side only, for runtimes without speech. The third holds the
-whole model and loads where `espnet_dus` is installed.
+whole model and loads where `espnet_dus` is installed; with `whole`, it is made instead
+of the first.
 """
 
 import copy
@@ -29,6 +30,7 @@ def export(
     asr_model_file: Union[str, Path],
     out_dir: Union[str, Path],
     dtype: str = "float32",
+    whole: bool = False,
 ) -> str:
     """Export a trained model.
 
@@ -38,13 +40,14 @@ def export(
         out_dir: The directory to create. It appears when it is complete.
         dtype: Precision of the weights: `float32` keeps every value, `bfloat16` halves
             the size.
+        whole: Export the speech side too, where it would be a plain model.
 
     Returns:
         The kind of export: `model`, `adapter` or `espnet_dus`.
 
     Raises:
-        ValueError: `out_dir` exists, the precision is unknown, or the frontend is not
-            the default one.
+        ValueError: `out_dir` exists, the precision is unknown, the frontend is not the
+            default one, or `whole` for arm lora.
     """
     out_dir = Path(out_dir)
     if dtype not in ("float32", "bfloat16"):
@@ -53,6 +56,8 @@ def export(
         raise ValueError(f"{out_dir} exists: choose another directory, or move it away")
     model, args = load_model(asr_train_config, asr_model_file)
     model.eval()
+    if whole and args.adaptation == "lora":
+        raise ValueError("whole: arm lora is exported as an adapter alone; pack it")
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -62,8 +67,10 @@ def export(
         if args.adaptation == "lora":
             what = "adapter"
             _save_adapter(model, made, getattr(torch, dtype))
-        elif args.adaptation == "full" or (
-            upscaled and (upscaled["kind"], upscaled["scope"]) == ("transformer", "all")
+        elif not whole and (
+            args.adaptation == "full"
+            or upscaled
+            and (upscaled["kind"], upscaled["scope"]) == ("transformer", "all")
         ):
             what = "model"
             _save_plain(model, made, getattr(torch, dtype))

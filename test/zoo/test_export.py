@@ -534,6 +534,27 @@ def test_a_model_of_speech_tokens_hears_waveforms(of_tokens, auto, noises, tmp_p
     assert [asr(s)["text"].strip() for s in speech] == expected and any(expected)
 
 
+@pytest.mark.parametrize("arm, kind", [("dus", "transformer"), ("full", None)])
+def test_plain_layers_are_exported_whole_on_request(
+    trained, tmp_path, auto, noises, arm, kind
+):
+    from espnet_dus.search.speech2text import Speech2Text
+
+    trained = trained(arm, kind, kind and "all")
+    assert export(*trained.files, tmp_path / "exported", whole=True) == "espnet_dus"
+    model, processor = auto(tmp_path / "exported")
+    speech = noises(0.6)
+    ids = model.generate(**processor(speech), max_new_tokens=5)
+    (expected,) = Speech2Text(*trained.files)(speech)
+    assert ids[0].tolist()[: len(expected.token_int[:5])] == expected.token_int[:5]
+
+
+def test_lora_is_not_exported_whole(trained, tmp_path):
+    with pytest.raises(ValueError, match="whole: arm lora is exported as an adapter"):
+        export(*trained("lora").files, tmp_path / "exported", whole=True)
+    assert not (tmp_path / "exported").exists()
+
+
 def test_a_speech_tokenizer_that_is_not_the_models_is_refused(of_tokens, auto):
     directory = of_tokens[2]
     info, centres = read_tokenizer(directory / "speech_tokenizer")
