@@ -46,7 +46,9 @@ setup(
         "opuslm": ["liger-kernel"],
         "test": [
             "ctranslate2",
+            "ipykernel",
             "liger-kernel",
+            "nbmake",
             "openai",
             "playwright",
             "psutil",

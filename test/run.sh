@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Style checks, then all tests, a process per core: a file's tests run in one process and
-# share its fixtures. Arguments go to pytest: test/run.sh -k upscale -x
+# Style checks, then all tests and the tutorial, a process per core: a file's tests run in
+# one process and share its fixtures. Arguments go to pytest: test/run.sh -k upscale -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,5 +18,5 @@ black --check --quiet espnet_dus egs2 test tools/*.py tools/benchmarks setup.py
 isort --check --quiet espnet_dus egs2 test tools/*.py tools/benchmarks setup.py
 flake8 espnet_dus egs2 test tools/*.py tools/benchmarks setup.py
 shellcheck -x -e SC1091 "${shell_files[@]}"
-python -m pytest test --numprocesses logical --maxprocesses 8 --dist loadfile \
-    --no-loadscope-reorder "$@"
+python -m pytest test doc/tutorial.ipynb --nbmake --nbmake-timeout=1200 \
+    --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

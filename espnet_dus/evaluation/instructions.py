@@ -23,6 +23,9 @@ Rules, in which words count without case and punctuation:
 - in form: the answer is one line in the form that its task asks for, see below.
 - followed: all three.
 - right: the answer is the only right one; of the tasks that have one.
+
+A deaf model can follow an instruction. Only "right" and the answers below tell whether
+an answer is about what was said.
 """
 # column of a table -> attribute of `Answer`
 COLUMNS = {
