@@ -166,7 +166,7 @@ def read_scp(
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig")  # of joined files, each may have a mark
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
             fields = text.strip().split(maxsplit=1)

@@ -91,6 +91,9 @@ def test_a_table_of_a_windows_editor_has_no_mark_or_return_in_it(tmp_path):
     path = tmp_path / "text"
     path.write_bytes(b"\xef\xbb\xbfu1 yes  no\r\nu2\r\n\r\n u3 \xc3\xa9\r\n")
     assert read_scp(path) == {"u1": "yes  no", "u2": "", "u3": "é"}
+    path.write_bytes(2 * path.read_bytes().replace(b"u2\r\n", b""))  # joined
+    with pytest.raises(ValueError, match="text:4: the key u1 occurs twice"):
+        read_scp(path)
 
 
 @pytest.mark.parametrize(

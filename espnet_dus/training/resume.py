@@ -48,6 +48,10 @@ class ResumableBatches:
             skipped.
         settings: What the batches depend on, as text by name; an epoch is resumed with
             the same only.
+
+    Attributes:
+        done: Number of batches given, those of an interrupted process included.
+        utterances: Number of utterances in them.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class ResumableBatches:
     ):
         self.iterator = iterator
         self.settings = dict(settings or {})
-        self.done = 0
+        self.done = self.utterances = 0
         self._skipped = 0
         self._random_state: Optional[Dict[str, Any]] = None
 
@@ -67,6 +71,7 @@ class ResumableBatches:
         state = {
             "settings": self.settings,
             "done": self.done,
+            "utterances": self.utterances,
             "random": random_state(),
         }
         if hasattr(self.iterator, "state_dict"):
@@ -81,6 +86,7 @@ class ResumableBatches:
         """
         check_settings(state.get("settings", {}), self.settings)
         self.done = state["done"]
+        self.utterances = state.get("utterances", 0)
         self._random_state = state["random"]
         if "iterator" in state:
             self.iterator.load_state_dict(state["iterator"])
@@ -94,6 +100,7 @@ class ResumableBatches:
             restore_random_state(self._random_state)
         for batch in batches:
             self.done += 1
+            self.utterances += len(batch[0])
             if batch[0]:
                 yield batch
 

@@ -270,6 +270,11 @@ class DUSTrainer(Trainer):
             reporter=reporter,
             **kwargs,
         )
+        number = sum_by_name({"utterances": [batches.utterances]})["utterances"][0]
+        logging.info(
+            f"epoch {reporter.get_epoch()}: trained on {number:,.0f} "
+            f"utterances; those left out are in {options.output_dir}/bad_utterances.txt"
+        )
         # if all batches were done before, ESPnet has seen no valid step
         return invalid and not finite_values(reporter, "grad_norm")
 

@@ -93,8 +93,11 @@ def _make(source: str, directory: Path, revision: Optional[str]) -> Identity:
                 f"{source}: no weights as safetensors (*.safetensors); other formats "
                 "are not read"
             )
-        check_config(made)
-        _check_usable(made)
+        try:
+            check_config(made)
+            _check_usable(made)
+        except ValueError as error:  # it names the temporary directory
+            raise ValueError(str(error).replace(str(made), source)) from error
         identity = Identity(name, revision, weights_sha256(made))
         write_text(made / IDENTITY, json.dumps(asdict(identity), indent=2) + "\n")
         try:

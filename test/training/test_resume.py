@@ -78,13 +78,16 @@ def places(out_dir):
 # in the first epoch, after its first batch; in the middle; in the last batch of all
 @pytest.mark.parametrize("number", [1, 2, BATCHES + 3, 4 * BATCHES])
 def test_a_training_killed_in_any_batch_and_resumed_equals_an_uninterrupted_one(
-    train, whole, tmp_path, monkeypatch, number
+    train, whole, tmp_path, monkeypatch, caplog, number
 ):
+    caplog.set_level(logging.INFO)
     interrupt(monkeypatch, train, tmp_path, number, **LONG)
     epoch, done = divmod(number - 1, BATCHES)
     states = [f"{epoch + 1:04d}_{n:08d}" for n in range(1, done + 1)]
     assert places(tmp_path) == states[-2:]
     train(tmp_path, **LONG)
+    for each in range(1, 5):
+        assert caplog.text.count(f"epoch {each}: trained on 4 utterances") == 1
     assert_same_training(tmp_path, whole)
     assert not (tmp_path / "step_checkpoints").exists()
 

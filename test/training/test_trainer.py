@@ -1,6 +1,7 @@
 """Checkpoints that are whole, and interruptions that change nothing."""
 
 import json
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_the_memory_of_a_process_that_trains_nothing_does_not_count(train, tmp_p
     assert after == {name: before[name] for name in names}
 
 
-def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):
+def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus, caplog):
+    caplog.set_level(logging.INFO)
     speeches = read_scp(corpus / "wav.scp")
     whole = (corpus / "utt3.wav").read_bytes()
     try:
@@ -173,6 +175,8 @@ def test_bad_utterances_are_left_out_of_the_training(train, tmp_path, corpus):
     lines = (tmp_path / "one" / "bad_utterances.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["utt3"]
     assert (tmp_path / "one" / "2epoch.pth").exists() and len(speeches) == 4
+    for epoch in (1, 2):
+        assert f"epoch {epoch}: trained on 3 utterances; those left" in caplog.text
 
 
 @pytest.mark.parametrize("both", [False, True])

@@ -116,7 +116,7 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused(source, out_dir):
     tokenizer.add_tokens(["neunzehn", "ja"])
     tokenizer.save_pretrained(source)
     message = r"2 of the tokenizer's 302 tokens .* which has 300: \['ja', 'neunzehn'\]"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{source}: {message}"):
         fetch(str(source), out_dir)
     assert not out_dir.exists()
     with pytest.raises(ValueError, match=message):  # as of a directory of before
