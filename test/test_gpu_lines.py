@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from espnet2.torch_utils.device_funcs import to_device
+from espnet2.train.reporter import Reporter
 
 import espnet_dus
 from espnet_dus.bin.training import _find_batch
@@ -14,7 +16,14 @@ from espnet_dus.data.speech_tokens import encoders
 from espnet_dus.evaluation.text import models
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.task import DUSTask
-from espnet_dus.training import batch_search, distributed, flops, resume, throughput
+from espnet_dus.training import (
+    batch_search,
+    distributed,
+    flops,
+    resume,
+    throughput,
+    trainer,
+)
 
 PACKAGE = Path(espnet_dus.__file__).parent
 
@@ -141,3 +150,35 @@ def test_nccl_is_given_tensors_on_the_gpu(gpu, monkeypatch):
         monkeypatch.setattr(torch.distributed, name, function)
     assert distributed.gather_numbers([3, 4]).tolist() == [[3, 4], [3, 4]]
     assert moved == ["cuda"]
+
+
+def test_batches_of_validation_go_to_the_gpu(tiny_model, tiny_batch, monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        trainer, "to_device", lambda batch, device: devices.append(device) or batch
+    )
+    run = SimpleNamespace(stop_if_asked=lambda: None)
+    options = SimpleNamespace(ngpu=1, no_forward_run=False, use_amp=False, run=run)
+    batches = torch.utils.data.DataLoader([(["a"], tiny_batch(0.9))], batch_size=None)
+    with Reporter().observe("valid", 1) as reporter:
+        trainer.DUSTrainer.validate_one_epoch(
+            tiny_model(), batches, reporter, options, None
+        )
+    assert devices == ["cuda"]
+
+
+# -- ESPnet's options, as doc/gpu.md says ----------------------------------------------
+
+
+def test_espnet_waits_for_the_copy_of_a_batch_from_pinned_memory(monkeypatch):
+    copies = []
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *how: copies.append(how) or self
+    )
+    to_device({"speech": torch.ones(2)}, "cuda")
+    ((device, _, non_blocking, _),) = copies
+    assert device == "cuda" and non_blocking is False
+
+
+def test_convolutions_are_deterministic_unless_asked_otherwise():
+    assert DUSTask.get_parser().parse_args([]).cudnn_deterministic
