@@ -1,7 +1,7 @@
 """Multimodal Depth Up-Scaling: speech for a frozen text LLM by inserted layers.
 
 Imports are lazy, so that a command line which needs none of it starts at once. No
-module may have the name of one of these: importing it would take their place.
+module may have the name of one of these: importing it would replace them.
 """
 
 import atexit

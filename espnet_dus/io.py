@@ -239,6 +239,6 @@ def progress(
 
 
 def default_cache() -> Path:
-    """Return the cache of fetched models: ~/.cache/espnet_dus, or in XDG's place."""
+    """Return the cache of fetched models, espnet_dus in ~/.cache or $XDG_CACHE_HOME."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "espnet_dus"

@@ -116,7 +116,7 @@ class DUSTask(AbsTask):
             "--lr_scale",
             action=NestedDictAction,
             default={},
-            help="beginnings of parameters' names, and the factors of their rates",
+            help="learning-rate factors by prefix of parameter names",
         )
         group.add_argument(
             "--input_size",

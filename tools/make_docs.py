@@ -99,7 +99,7 @@ def _set_by_the_recipe(
 
 
 def _training() -> Iterator[str]:
-    """Write what there is to set in a training configuration."""
+    """Write the keys of a training configuration."""
     described = yaml_keys(configurations("base*.yaml", "train_*.yaml"))
     keys = _with_the_code(described, training_keys())
     by_recipe, keys = _set_by_the_recipe(keys, described)
@@ -117,7 +117,7 @@ def _training() -> Iterator[str]:
 
 
 def _decoding() -> Iterator[str]:
-    """Write what there is to set in a decoding configuration."""
+    """Write the keys of a decoding configuration."""
     described = yaml_keys(configurations("decode_*.yaml"))
     keys = _with_the_code(described, decoding_keys())
     by_recipe, keys = _set_by_the_recipe(keys, described)

@@ -287,7 +287,7 @@ def models(root):
 
 
 def info(model, **options):
-    """Print what a model is made of."""
+    """Print the parts of a model."""
     loaded = _load(model, **options).model
 
     from espnet_dus.model.stack import stack_text
@@ -328,7 +328,7 @@ def serve(model, host, port, **options):
     api_key = os.environ.get("DUS_API_KEY")
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         print(
-            f"{host}: whoever reaches this machine can use the model (set DUS_API_KEY)",
+            f"{host}: all who reach this machine can use the model (set DUS_API_KEY)",
             file=sys.stderr,
         )
     name = Path(model).stem if Path(model).exists() else model  # no paths of ours

@@ -21,7 +21,7 @@ class Word(NamedTuple):
         word: The word, with its punctuation.
         confidence: Its probability under the LLM, from 0 to 1.
         start: Seconds from the start of the recording; None without a CTC head.
-        end: Likewise.
+        end: The same for its end.
     """
 
     word: str

@@ -330,7 +330,7 @@ def parse_fs(text: Union[int, str]) -> int:
 
 
 class _Mapped(mmap.mmap):
-    """A file in memory; as in other files, a position may lie behind its end."""
+    """A file in memory; as in other files, a position may lie beyond its end."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self)}

@@ -1,8 +1,8 @@
 """Whether an audio file is whole, as its own structure tells.
 
-libsndfile returns the part of a cut or joined file that it finds, without a word. Here
-a file is walked by its container's rules: what is missing or unaccounted for is an
-error, and a length that a recorder or a pipe left open is filled in.
+libsndfile silently returns the part of a cut or joined file that it finds. Here a file
+is walked by its container's rules: what is missing or unaccounted for is an error, and
+a length that a recorder or a pipe left open is filled in.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 # libsndfile's names of the formats whose wholeness it or `patches` checks. In others,
 # such as PVF or VOC, a cut file looks like a whole one.
 FORMATS = frozenset("WAV WAVEX RF64 W64 AIFF AU CAF NIST FLAC OGG MP3 SVX HTK".split())
-SLACK = 512  # bytes behind the samples: padding, or a tag of some player
+SLACK = 512  # bytes after the samples: padding, or a tag of some player
 OPEN_SIZE = 0x7FFF0000  # writers to a pipe put numbers from here on for "unknown"
 
 Patch = Tuple[int, bytes]
@@ -245,7 +245,7 @@ def _flac_samples(data, start: int) -> Optional[int]:
 
 
 def _flac_frame_end(header: bytes, block: int) -> Optional[int]:
-    """Return the number of the sample behind a frame; None: not a frame's header."""
+    """Return the number of the sample after a frame; None: not a frame's header."""
     if len(header) < 16:
         header = header.ljust(16, b"\0")
     number_size = max(1, 8 - (header[4] ^ 0xFF).bit_length())
@@ -378,7 +378,7 @@ def _mpeg_frame_bytes(header: bytes) -> Optional[int]:
 
 
 def _behind_id3(data, position: int) -> int:
-    """Return the offset behind an ID3v2 tag, or `position` if there is none."""
+    """Return the offset after an ID3v2 tag, or `position` if there is none."""
     tag = bytes(data[position : position + 10])
     if len(tag) < 10 or tag[:3] != b"ID3":
         return position

@@ -22,7 +22,7 @@ SPACE = "<space>"
 
 
 def llm_text(transcript: str) -> str:
-    """Return a transcript as the LLM writes it: behind a space.
+    """Return a transcript as the LLM writes it: after a space.
 
     The tokens of a word then do not depend on whether it is the first.
     """

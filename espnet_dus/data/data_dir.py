@@ -265,7 +265,7 @@ def parse_segment(value: str) -> Tuple[str, float, float]:
 
 
 def parse_speed(value: Union[str, float]) -> float:
-    """Read a speed factor; beyond 0.5 to 2 it is no longer speech."""
+    """Read a speed factor; beyond 0.5 to 2 it is not speech."""
     try:
         speed = float(value)
     except ValueError:

@@ -180,8 +180,8 @@ def token_frames(vector: np.ndarray, info: TokenizerInfo) -> np.ndarray:
         )
     if vector.size % info.streams:
         raise ValueError(
-            f"{vector.size} speech tokens are no whole number of frames of "
-            f"{info.streams} streams; were they made with another tokenizer?"
+            f"{vector.size} speech tokens do not fill frames of {info.streams} "
+            f"streams; were they made with another tokenizer?"
         )
     tokens_FK = vector.reshape(-1, info.streams).astype(np.int64)
     outside_FK = (tokens_FK < 0) | (tokens_FK >= np.array(info.vocab_sizes))

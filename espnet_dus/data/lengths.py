@@ -80,7 +80,7 @@ def _read_info(directory: str) -> TokenizerInfo:
 
 
 def subsampling(input_layer: str) -> Subsampling:
-    """Return what an `input_layer` makes of frames.
+    """Return how an `input_layer` subsamples frames.
 
     Raises:
         ValueError: It is unknown.
@@ -208,7 +208,7 @@ def position_times(args: argparse.Namespace) -> PositionTimes:
     """Return where in the audio each speech position of a model with these options is.
 
     A position hears the frames below its convolutions' kernels, and a frame the samples
-    of its window; both are centred on what they stand for. Of a model that is given
+    of its window; both are centred on what they represent. Of a model that is given
     features, whose windows are unknown, each frame is taken for the middle of its
     shift; so is a frame of speech tokens.
     """

@@ -49,5 +49,5 @@ def check_settings(before: Dict[str, str], now: Dict[str, str]) -> None:
         raise ValueError(
             "the interrupted epoch cannot be resumed, since its data or their order "
             f"would differ: {'; '.join(changed)}. Use the same again, or remove "
-            "step_checkpoints from the experiment directory to start the epoch anew"
+            "step_checkpoints from the experiment directory to restart the epoch"
         )

@@ -90,7 +90,7 @@ def run(
         result = check_identity(model, base, name, text, speech)
         logging.info(result)
         results.append(result)
-        # a merge that starts at random changes speech from the start, and is told to
+        # a merge that starts at random changes speech from the start, on purpose
         may_differ = conf.get("merge_init") == "random"
         if not (result.text_equal and (result.speech_equal or may_differ)):
             wrong.append(name)

@@ -10,7 +10,7 @@ import yaml
 from espnet_dus.evaluation.scoring import CROSS_ENTROPY, read_result
 from espnet_dus.evaluation.text.tasks import PRIMARY, primary_metric
 
-TEXT_SETTING = ("dtype", "limit", "window")  # what deltas depend on beside the data
+TEXT_SETTING = ("dtype", "limit", "window")  # what deltas depend on besides the data
 TRAINING = (
     "epochs",
     "curves",

@@ -176,7 +176,7 @@ def check_config(directory: Path) -> None:
         if config.get(key) not in (None, 1):
             raise ValueError(
                 f"{path}: {key} is {config[key]}: a base LM that changes its logits "
-                "behind the LM head is not supported"
+                "after the LM head is not supported"
             )
     if not any(directory.glob("tokenizer*")):
         raise ValueError(f"{directory}: no tokenizer (tokenizer.json) beside the model")

@@ -195,7 +195,7 @@ def _describe(identity: Identity) -> str:
 def check_init_param(init_param: str, model: torch.nn.Module) -> None:
     """Check that each name in a value of `--init_param` matches something.
 
-    ESPnet takes over nothing, without a word, where one does not.
+    Where one does not, ESPnet silently takes over nothing.
 
     Args:
         init_param: `path[:source[:destination[:excluded,...]]]`.

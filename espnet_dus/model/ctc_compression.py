@@ -5,7 +5,7 @@
 
 At 12.5 positions per second most are blanks, and a text LLM repeats its input badly
 when there are gaps between the tokens: SmolLM2-135M repeats an AN4 transcript given as
-embeddings with a token accuracy of 0.46, and of 0.06 with a gap behind each token. So
+embeddings with a token accuracy of 0.46, and of 0.06 with a gap after each token. So
 runs of the same unit are averaged and blanks removed (Gaido et al., "CTC-based
 Compression for Direct Speech Translation", EACL 2021). The mean is rescaled to the norm
 of a token embedding and added to the embedding of the unit's token: the LLM reads what

@@ -178,7 +178,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "ESPnetDUSModel":
         # ESPnet moves a model to --train_dtype, float32, right after it was built: the
-        # frozen base LM is to keep the precision it was loaded in.
+        # frozen base LM must keep the precision it was loaded in.
         def keep_frozen_dtype(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
             frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
@@ -243,7 +243,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         Returns:
             Sum and number of its terms, by name: `loss_ce` and `acc` over transcript
             tokens and EOS, `loss_ctc` over CTC units, `ctc_skipped` (units of
-            transcripts that are too long for CTC) likewise, `wer_ctc` (in evaluation)
+            transcripts that are too long for CTC) too, `wer_ctc` (in evaluation)
             over words, `text_drift` as it is. With CTC alone there is no `loss_ce`.
         """
         sums: Dict[str, Tuple[torch.Tensor, torch.Tensor]] = {}

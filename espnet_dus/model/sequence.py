@@ -96,7 +96,7 @@ def join(
     if pad_side == "left":
         index_BT = index_BT - (num_positions - lengths_B)[:, None]
     real_BT = (index_BT >= 0) & (index_BT < lengths_B[:, None])
-    # where each position comes from in the padded parts, one behind the other
+    # where each position comes from in the padded parts, one after the other
     source_BT = index_BT.expand(len(lengths_B), -1)
     start_B, offset = torch.zeros_like(lengths_B), 0
     for x_BND, part_lengths_B in parts:

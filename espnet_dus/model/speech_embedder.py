@@ -28,7 +28,7 @@ class SpeechEmbedder(torch.nn.Module):
         embedding_rms: Root mean square of the base LM's token embeddings: the speech
             embeddings start at this scale, which its first layers expect.
         input_layer: `conv2d` (4 frames to a position) or `conv2d8` (8): ESPnet's
-            convolutions. `linear`, `linear2`, `linear4`: 1, 2 or 4 frames, one behind
+            convolutions. `linear`, `linear2`, `linear4`: 1, 2 or 4 frames, one after
             the other, for a frontend that is at 50 frames a second already.
         channels: Channels of the convolutions.
         dropout_rate: Dropout on the embeddings.

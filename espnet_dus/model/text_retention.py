@@ -1,8 +1,7 @@
 """Scope `all`: a loss that keeps text as the base LM has it.
 
 Layers that see every position have no reason to leave text alone while they learn from
-speech. On text, what they make of the residual stream is compared to what the base LM
-has there,
+speech. On text, the residual stream is compared with the base LM's,
 
     drift = mean over positions of |adapted - base|^2 / |base|^2
 

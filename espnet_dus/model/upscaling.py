@@ -143,7 +143,7 @@ def stack(
     Args:
         lm: A causal LM.
         first: Index of the first layer.
-        last: Index behind the last layer; None: the end of the stack.
+        last: Index after the last layer; None: the end of the stack.
         norm: Whether the LM's final norm follows the last layer.
     """
     decoder = copy.copy(lm.model)
@@ -177,9 +177,9 @@ def parse_positions(
 ) -> List[int]:
     """Turn a `positions` option into indices of base layers.
 
-    An added layer stands directly behind the base layer of its index and copies it. A
+    An added layer directly follows the base layer of its index and copies it. A
     placement divides a range of the L base layers into one run for each added layer,
-    as equal as possible, and puts the layer behind the last base layer of its run:
+    as equal as possible, and puts the layer after the last base layer of its run:
 
         interleaved    the range of all L base layers
         bottom         the lower half: the first ceil(L / 2)
@@ -189,7 +189,7 @@ def parse_positions(
                        half of an odd number), the last ceil(L / 4) for the others
 
     In scope `speech` the last base layer is left out of these ranges, since nothing but
-    a CTC head could read the speech positions behind it: a placement adds no dead
+    a CTC head could read the speech positions after it: a placement adds no dead
     layer. A list of indices is taken as it is.
 
     Args:

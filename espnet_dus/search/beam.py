@@ -207,7 +207,7 @@ class Limits(StoppingCriteria):
 
     Args:
         limits_B: (B,) maximum number of tokens.
-        scores: It is told which candidates HF considers.
+        scores: Records which candidates HF considers.
     """
 
     def __init__(self, limits_B: torch.Tensor, scores: BeamScores):

@@ -42,8 +42,8 @@ class CachedLM:
             tokens: New token ids of each utterance; the first time possibly none.
 
         Returns:
-            (B, N, V) logits behind each new token of the longest list; the first time
-            (B, 1 + N, V), beginning with those behind the prompt.
+            (B, N, V) logits after each new token of the longest list; the first time
+            (B, 1 + N, V), beginning with those after the prompt.
         """
         first = self.context is not None
         device = self.mask_BT.device

@@ -111,7 +111,7 @@ class _Text:
 
         Args:
             proposal: The proposed tokens.
-            logits_NV: The LLM's logits before the first of them, and behind each.
+            logits_NV: The LLM's logits before the first of them, and after each.
         """
         self.loops = []
         for n in range(len(proposal) + 1):
@@ -126,7 +126,7 @@ class _Text:
 
         Args:
             proposal: N tokens.
-            best: The LLM's choice before the first of them and behind each, N + 1.
+            best: The LLM's choice before the first of them and after each, N + 1.
             scores: Its log-probabilities.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Instructions on speech: the text before the speech, and the text behind it.
+"""Instructions on speech: the text before the speech, and the text after it.
 
     [instruction, examples][speech][end of the user's turn] -> answer
 
@@ -66,7 +66,7 @@ def conversation(
 def around_speech(
     tokenizer, instruction: str, examples: Sequence[Example] = ()
 ) -> Tuple[str, str]:
-    """Return the text before the speech, and the text behind it.
+    """Return the text before the speech, and the text after it.
 
     Args:
         tokenizer: The tokenizer of the LM.

@@ -36,7 +36,7 @@ class CTCPrefixes:
     def __init__(self, model: ESPnetDUSModel, encoded: Encoded, beam_size: int):
         units, device = model.ctc_units.units, encoded.ctc_BSU.device
         self.beam_size = beam_size
-        # EOS is not a unit: a column behind the units represents it
+        # EOS is not a unit: a column after the units represents it
         eos_unit = len(units)
         self.eos_unit = eos_unit
         self.known_C = torch.arange(UNKNOWN + 1, eos_unit, device=device)

@@ -44,7 +44,7 @@ class Records:
         head = json.dumps({"run": run}, sort_keys=True)
         lines = []
         if self.partial.is_file():
-            # text behind the last line break was cut off by the interruption
+            # text after the last line break was cut off by the interruption
             lines = self.partial.read_text("utf-8").split("\n")[:-1]
         if lines[:1] == [head]:
             for line in lines[1:]:

@@ -73,7 +73,7 @@ def word_confidences(
 ) -> List[float]:
     """Return each word's probability: the product of those of its tokens.
 
-    The space before a word and the punctuation behind it belong to the word.
+    The space before a word and the punctuation after it belong to the word.
     """
     sums: List[float] = []
     space = 0.0  # of tokens that are only space

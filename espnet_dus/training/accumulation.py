@@ -47,7 +47,7 @@ def as_one_batch(
         targets, units, num_batches, _ = of_process.sum(0).tolist()
         if not num_batches:
             return
-        if not of_process[:, 3].all():  # resumed behind the last batch of a process
+        if not of_process[:, 3].all():  # resumed after the last batch of a process
             filler = _share(filler, int(of_process[:, 3].argmax()))
         # ESPnet's Trainer averages over these batches, and DDP over the processes
         numbers = torch.tensor([targets, max(units, 1.0)])

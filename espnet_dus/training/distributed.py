@@ -42,8 +42,7 @@ def synchronize_last(
 ) -> Iterator:
     """Reduce gradients in the last batch of an accumulation only.
 
-    What DDP's `no_sync` sets is set here: ESPnet's Trainer has no place for that
-    context.
+    Sets what DDP's `no_sync` sets: ESPnet's Trainer cannot enter that context.
 
     Args:
         model: The model as it is trained; if it is not DDP's, nothing is done.

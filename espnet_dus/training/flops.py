@@ -30,15 +30,15 @@ PEAK_TFLOPS = (
 
 
 class Work(NamedTuple):
-    """What batches hold, summed over their utterances.
+    """The content of batches, summed over their utterances.
 
     Attributes:
-        utterances: How many.
-        samples: Of audio, or feature frames where the input is features.
+        utterances: Number of utterances.
+        samples: Samples of audio, or feature frames where the input is features.
         speech: Speech positions.
         positions: Positions of the joined sequence, speech included.
-        padded: The same with what pads a batch.
-        targets: Tokens to be predicted.
+        padded: The same, padding included.
+        targets: Tokens to predict.
         speech_pairs: Sum of squared numbers of speech positions.
         pairs: Sum of squared numbers of positions.
     """
@@ -89,11 +89,11 @@ def training_flops(
 
     Args:
         lm: The adapted LM; it may be on the meta device.
-        speech_embedder: In front of it.
+        speech_embedder: The speech embedder.
         ctc: The CTC head, or None.
-        work: What the batch holds.
-        num_layers: How many layers run: fewer in the CTC warm-up, which then ends
-            without the LM head. None: all.
+        work: The content of the batch.
+        num_layers: Number of layers that run. In the CTC warm-up it is smaller, and the
+            LM head does not run. None: all.
 
     Returns:
         FLOPs of `speech_embedder`, `frozen` and `trained` parts of the layers,
@@ -121,7 +121,7 @@ Cost = Tuple[float, float]  # forward, backward
 
 
 def _product(module: torch.nn.Module, rows: float, input_grad: bool = True) -> Cost:
-    """Return the cost of a linear layer on N rows, or of a convolution at N places."""
+    """Return the cost of a linear layer on N rows, or a convolution with N outputs."""
     forward = 2 * module.weight.numel() * rows
     return forward, forward * (input_grad + module.weight.requires_grad)
 
@@ -149,15 +149,15 @@ def _layer(layer: torch.nn.Module, work: Work) -> Iterator[Tuple]:
 
 
 def _embedder(embedder: torch.nn.Module, work: Work) -> Flops:
-    """Convolutions halve time and features: this many outputs for a speech position."""
+    """Count the embedder; each convolution halves time and features."""
     forward = backward = 0.0
     convolutions = [m for m in embedder.modules() if isinstance(m, torch.nn.Conv2d)]
     features = getattr(embedder, "input_size", 0)  # speech tokens are looked up
     for number, conv in enumerate(convolutions):
         features = (features - conv.kernel_size[0]) // conv.stride[0] + 1
-        places = features * 2 ** (len(convolutions) - number - 1)
+        outputs = features * 2 ** (len(convolutions) - number - 1)
         # the first convolution's input, the features, takes no gradient
-        cost = _product(conv, places * work.speech, number > 0)
+        cost = _product(conv, outputs * work.speech, number > 0)
         forward, backward = forward + cost[0], backward + cost[1]
     for module in embedder.modules():
         if isinstance(module, torch.nn.Linear):
@@ -171,10 +171,10 @@ def _is_trained(module: torch.nn.Module) -> bool:
 
 
 def peak_flops(given_tflops: float = None) -> float:
-    """Return the most FLOP/s of this process's device, 0 if that is not known.
+    """Return the peak FLOP/s of this process's device, 0 if it is not known.
 
     Args:
-        given_tflops: What the user says, in TFLOP/s.
+        given_tflops: The user's value in TFLOP/s, or None.
     """
     if given_tflops is not None:
         return given_tflops * 1e12

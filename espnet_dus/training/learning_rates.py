@@ -22,12 +22,12 @@ def scale_learning_rates(
     Args:
         optimizer: A new one. Its groups are split.
         parameters: What it trains, by name.
-        scales: Beginnings of names, as in `freeze_param`, and the factor of each: the
-            longest that fits a name counts, and where none does, 1.
+        scales: Factors by prefix of names, as in `freeze_param`. The longest matching
+            prefix counts; without one the factor is 1.
 
     Raises:
-        ValueError: A beginning that fits no trained parameter, or a factor that is not
-            above zero.
+        ValueError: A prefix matches no trained parameter, or a factor is not above
+            zero.
     """
     scale_of: Dict[int, float] = {}
     for prefix in sorted(scales, key=len):

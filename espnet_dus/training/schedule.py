@@ -35,8 +35,8 @@ def log_update(updates: int, hours: Optional[float]) -> None:
     """Log the size of an update.
 
     Args:
-        updates: In an epoch.
-        hours: Of audio in an epoch, None: not known.
+        updates: Number of updates in an epoch.
+        hours: Hours of audio in an epoch; None: not known.
     """
     size = "" if hours is None else f", {hours / updates:.3g} h of speech each"
     logging.info(f"training: about {updates:,} updates an epoch{size}")
@@ -50,11 +50,11 @@ def fit_schedule(
     Args:
         optimizer: With the first learning rate.
         scheduler: ESPnet's, new; None: the learning rate is constant.
-        updates: In the whole training; None: not known.
+        updates: Number of updates in the training; None: not known.
 
     Raises:
         ValueError: The warm-up is longer than the training, a share is given but the
-            number of updates is not known, or the rate jumps behind the last step of a
+            number of updates is not known, or the rate jumps after the last step of a
             piecewise linear schedule.
     """
     steps = _steps(scheduler)
@@ -120,7 +120,7 @@ def _check_last_rate(scheduler: PiecewiseLinearWarmupLR) -> None:
     for rate in scheduler.base_lrs:
         if not math.isclose(rate, last, rel_tol=1e-3):
             raise ValueError(
-                f"scheduler_conf: behind its last step the rate is optim_conf lr, "
+                f"scheduler_conf: after its last step the rate is optim_conf lr, "
                 f"{rate}, and falls with the inverse root, so it would jump from "
                 f"{last}; set optim_conf lr={last} (and no lr_scale, which the rates "
                 "of this scheduler do not follow)"

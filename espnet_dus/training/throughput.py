@@ -1,4 +1,4 @@
-"""How fast the training goes: one line in the log every few batches.
+"""The speed of a training: one line in the log every few batches.
 
     1epoch:train:40/106batch: loss=3.213, grad_norm=1.20, audio 31.2 s/s, 420 tokens/s,
     padding 4.2 %, data wait 1.1 %, MFU 38.0 %, peak memory 12.3 GB, epoch done in 3
@@ -24,9 +24,9 @@ from espnet_dus.training.flops import Work, peak_flops, training_flops
 
 
 class WorkCounter:
-    """Sums up what the batches hold, from what the model is called with.
+    """Sums the content of the batches, taken from the arguments of the model.
 
-    The sums stay on the model's device until they are asked for, so that no step waits.
+    The sums stay on the model's device until `take`, so that no step waits for it.
 
     Args:
         model: The `ESPnetDUSModel`, without DDP around it.
@@ -41,7 +41,7 @@ class WorkCounter:
         ]
 
     def remove(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         for handle in self._handles:
             handle.remove()
 
@@ -94,19 +94,20 @@ class WorkCounter:
 
 
 class Figures(NamedTuple):
-    """What a line of the log says.
+    """The figures of a line.
 
     Attributes:
         loss: Mean of the batches.
         grad_norm: Mean of the updates; NaN without one.
-        audio_seconds_per_second: How much faster than the audio is long.
+        audio_seconds_per_second: Seconds of audio trained on per second.
         tokens_per_second: Positions of the sequence, without padding.
-        padding_share: Of all positions computed.
-        data_wait_share: Of the time, spent waiting for the next batch.
+        padding_share: Share of padding in all positions computed.
+        data_wait_share: Share of the time spent waiting for the next batch.
         mfu: See the module; NaN if the peak is not known.
-        peak_memory_gb: Of the GPU, or of the process without one.
-        epoch_seconds_left: For the rest of this epoch's batches; NaN if not known.
-        training_seconds_left: For the rest of the training, validation left out.
+        peak_memory_gb: Peak memory of the GPU; of the process without one.
+        epoch_seconds_left: Seconds for the rest of this epoch's batches; NaN if not
+            known.
+        training_seconds_left: Seconds for the rest of the training, without validation.
     """
 
     loss: float
@@ -141,15 +142,15 @@ class Figures(NamedTuple):
 
 
 class ThroughputLog:
-    """Writes the line.
+    """Writes the lines.
 
     Args:
         model: The `ESPnetDUSModel`, without DDP around it.
         reporter: ESPnet's, of this epoch.
         interval: Batches from one line to the next.
         samples_per_second: Samples (or feature frames) in a second of audio.
-        num_batches: Of this epoch, or None if not known.
-        num_epochs_left: How many follow it.
+        num_batches: Number of batches of this epoch, or None if not known.
+        num_epochs_left: Number of epochs after it.
         peak_tflops: Peak of a process's device, or None to look it up.
         summary_writer: TensorBoard's, or None.
     """
@@ -195,7 +196,7 @@ class ThroughputLog:
                     )
 
     def close(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         self.counter.remove()
 
     def figures(self) -> Figures:
@@ -242,7 +243,7 @@ class ThroughputLog:
 
 
 def peak_memory() -> int:
-    """Return the most memory held, in bytes: of the GPU, or of this process without."""
+    """Return the peak memory in bytes of the GPU, or without one of this process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     # ru_maxrss is in kibibytes on Linux

@@ -228,7 +228,7 @@ class DUSTrainer(Trainer):
         epoch = kwargs["reporter"].get_epoch()
         epoch_file = Path(checkpoint).parent / f"{epoch}epoch.pth"
         if not epoch_file.exists():
-            logging.warning(f"{epoch_file} is missing: written anew from {checkpoint}")
+            logging.warning(f"{epoch_file} is missing: rewritten from {checkpoint}")
             with atomic_torch_save():
                 torch.save(
                     safe_torch_load(checkpoint, map_location="cpu")["model"], epoch_file
@@ -453,7 +453,7 @@ def atomic_torch_save() -> Iterator[None]:
 
 
 def keep_previous(checkpoint: Path) -> None:
-    """Keep a checkpoint that is to be replaced, and its checksum, under another name.
+    """Keep a checkpoint that will be replaced, and its checksum, under another name.
 
     A link is made, so that at no time `checkpoint.pth` is missing.
     """

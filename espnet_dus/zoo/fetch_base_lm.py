@@ -70,7 +70,7 @@ def fetch(
 
 
 def _make(source: str, directory: Path, revision: Optional[str]) -> Identity:
-    """Make a base LM directory beside its place, then move it there."""
+    """Make a base LM directory under a temporary name, then rename it."""
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(
             f"{directory} exists but has no {IDENTITY}, so stage 6 did not create it; "

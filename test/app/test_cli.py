@@ -164,7 +164,7 @@ def test_words_that_a_command_does_not_know_are_an_error_that_names_them(capsys)
     assert "results: unrecognized arguments: --exp 3" in capsys.readouterr().err
 
 
-def test_a_transcript_is_all_that_stands_on_stdout(run, recording, expected):
+def test_stdout_has_the_transcript_alone(run, recording, expected):
     out, err = run("transcribe", recording, "--model", "m")
     assert out == f"{expected.text}\n"
     assert f"1 of 1: {recording}, {expected.seconds:.1f} s of audio in " in err

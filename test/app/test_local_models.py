@@ -62,7 +62,7 @@ def test_a_pack_gives_the_transcript_of_its_experiment(
         load(str(experiment), str(tiny_base_lm_dir))
 
 
-def test_a_checkpoint_stands_for_its_experiment(root):
+def test_a_checkpoint_names_its_experiment(root):
     directory = root / "egs2/toy/dus1/exp/dus_toy"
     (directory / "3epoch.pth").touch()
     config = directory / "config.yaml"

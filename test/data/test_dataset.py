@@ -214,7 +214,7 @@ def test_tokens_are_shaped_into_frames():
 @pytest.mark.parametrize(
     "vector, message",
     [
-        ([4, 2, 0], "3 speech tokens are no whole number of frames of 2 streams"),
+        ([4, 2, 0], "3 speech tokens do not fill frames of 2 streams"),
         ([4, 2, 0, 3], r"token 3 in frame 1, stream 1: .* toy has tokens from 0 to 2"),
         ([-1, 0], "token -1 in frame 0, stream 0: .* from 0 to 4"),
         ([0.5, 1.0], "expected speech tokens .* got float64"),

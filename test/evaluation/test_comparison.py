@@ -85,7 +85,9 @@ def test_without_a_full_arm_or_a_loss_of_it_no_share_is_given(three, tmp_path):
     assert rows["lora"]["degradation avoided"] == "-"
 
 
-def test_full_fine_tuning_that_lost_nothing_is_no_yardstick(make_experiment, tmp_path):
+def test_full_fine_tuning_that_lost_nothing_is_not_a_yardstick(
+    make_experiment, tmp_path
+):
     arms = [
         make_experiment("dus_lora", delta=-0.02),
         make_experiment("dus_full", adaptation="full", delta=0.01),

@@ -36,7 +36,7 @@ def test_each_arm_passes_and_is_reported(
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "stack.png"}
 
 
-def test_every_kind_and_scope_is_checked_beside_the_options(
+def test_every_kind_and_scope_is_checked_besides_the_options(
     tiny_options, speech, tmp_path
 ):
     # the statistics for the normalization come later
@@ -63,7 +63,7 @@ def perturb(model):
 
 @pytest.mark.parametrize("scope", ["all", "speech"])
 @torch.no_grad()
-def test_a_layer_that_is_no_identity_is_found(
+def test_a_layer_that_is_not_the_identity_is_found(
     tiny_lm, tiny_model, adaptation_conf, speech, scope
 ):
     conf = adaptation_conf("transformer", scope)

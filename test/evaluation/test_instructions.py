@@ -77,7 +77,7 @@ def test_a_form_is_what_its_task_asks_for(task, answer, expected):
     assert judged(task, answer).in_form is expected
 
 
-def test_french_that_was_said_is_no_translation():
+def test_french_that_was_said_is_not_a_translation():
     said = "il est dans la maison"
     assert not judge("m", "utt", "translate", "il est la", said, said).in_form
 

@@ -101,7 +101,7 @@ def test_empty_hypothesis_is_all_deletions():
     ]
 
 
-def test_letter_case_is_no_error():
+def test_letter_case_is_not_an_error():
     (utterance,) = align({"a": "ONE Two"}, {"a": "one TWO"}, {"a": "s"}, "wer")
     assert utterance.errors == 0
 

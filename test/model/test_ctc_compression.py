@@ -127,7 +127,7 @@ def test_text_meets_the_base_lm_bit_for_bit(make, tiny_lm):
         ("speech", (-1, -1), "base:0"),
     ],
 )
-def test_layers_that_are_no_encoder_up_to_the_ctc_head_are_an_error(
+def test_layers_that_are_not_an_encoder_up_to_the_ctc_head_are_an_error(
     make, scope, positions, ctc_layer
 ):
     with pytest.raises(ValueError, match="ctc_compression: .*positions -1"):
@@ -140,6 +140,6 @@ def test_compression_without_a_prompt_is_an_error(make):
 
 
 @pytest.mark.parametrize("unit_type", ["bpe", "char"])
-def test_units_that_are_no_tokens_are_an_error(make, ctc_units_dirs, unit_type):
+def test_units_that_are_not_tokens_are_an_error(make, ctc_units_dirs, unit_type):
     with pytest.raises(ValueError, match=f"units are '{unit_type}', not tokens"):
         make(ctc_units=str(ctc_units_dirs[unit_type]))

@@ -166,7 +166,7 @@ def test_ctc_compression_and_its_warm_up_pack_too(
 # -- rows ------------------------------------------------------------------------------
 
 
-def test_a_row_holds_the_utterances_one_behind_the_other():
+def test_a_row_holds_the_utterances_one_after_the_other():
     speech = torch.tensor([[1.0, 2, 3], [4, 5, 0]])[..., None]
     text = torch.tensor([[6.0, 0, 0], [7, 8, 9]])[..., None]
     parts = speech, torch.tensor([3, 2]), text, torch.tensor([1, 3])

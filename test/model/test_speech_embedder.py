@@ -59,7 +59,7 @@ def test_the_fewest_frames_give_one_position_and_one_less_is_an_error(input_laye
 
 
 @torch.no_grad()
-def test_a_linear_input_layer_projects_frames_one_behind_the_other():
+def test_a_linear_input_layer_projects_frames_one_after_the_other():
     model = embedder("linear2")
     feats, lengths_B = features(7)
     x_BSD, lengths_B = model(feats, lengths_B)

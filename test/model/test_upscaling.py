@@ -99,7 +99,7 @@ def test_scope_speech_leaves_text_alone_in_any_training_state(
 
 
 @torch.no_grad()
-def test_scope_speech_leaves_text_alone_beside_speech_in_the_batch(
+def test_scope_speech_does_not_change_text_next_to_speech_in_the_batch(
     tiny_lm, upscaled, kind, spoken
 ):
     inputs, speech = alone(spoken, 0)
@@ -201,7 +201,7 @@ def test_padding_changes_nothing(trained, spoken, side):
 def test_right_padding_changes_nothing_without_an_attention_mask(trained, spoken):
     lm = trained
     inputs, _, speech, _ = batch(spoken, "right")
-    inputs[1, 9:] = 5.0  # whatever stands there
+    inputs[1, 9:] = 5.0  # arbitrary values
     together = lm(inputs_embeds=inputs, speech_mask=speech).logits
     for b in range(3):
         one, mask = alone(spoken, b)
@@ -385,7 +385,7 @@ def test_wrong_positions_are_an_error_that_names_them(positions, message):
         parse_positions(positions, 3)
 
 
-def test_inserted_layers_stand_where_the_positions_say(upscaled, tiny_lm, kind):
+def test_inserted_layers_are_where_the_positions_say(upscaled, tiny_lm, kind):
     lm = upscaled(kind, "all", positions=[1, -1, 1, 2])
     assert list(inserted_layers(lm)) == [0, 3, 4, 6]
     base = [layer for i, layer in enumerate(lm.model.layers) if i not in (0, 3, 4, 6)]

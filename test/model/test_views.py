@@ -179,7 +179,7 @@ def test_low_rank_updates_are_dropped_in_one_thread_while_another_uses_them(
 
 
 @torch.no_grad()
-def test_auto_gives_text_rows_the_base_lms_logits_beside_speech(
+def test_auto_gives_text_rows_the_base_lms_logits_next_to_speech(
     tiny_lm, upscaled, kind_and_scope, mixed
 ):
     lm = upscaled(*kind_and_scope, seed=1)

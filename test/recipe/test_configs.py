@@ -335,7 +335,7 @@ def test_stated_positions_are_true(path):
     from espnet_dus.model.upscaling import parse_positions
 
     conf = options_of(path).adaptation_conf
-    stated = re.search(r"behind base layers\n# ([\d, ]+)\.", path.read_text())
+    stated = re.search(r"after base layers\n# ([\d, ]+)\.", path.read_text())
     if stated:
         placed = parse_positions(conf["positions"], SMOLLM2[size_of(path)]["layers"])
         assert stated[1] == ", ".join(map(str, placed))

@@ -893,7 +893,7 @@ def test_setup_does_nothing_the_second_time(setup):
     assert setup.log.read_text() == before
 
 
-def test_setup_goes_on_after_an_interruption(setup):
+def test_setup_resumes_after_an_interruption(setup):
     write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
     assert setup(PIP_CODE="1").returncode != 0
     result = setup()

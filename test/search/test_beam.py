@@ -214,7 +214,7 @@ def test_the_prompt_may_be_empty(
     model, speeches = make_arm(arm), noises(0.98, 0.2)
     model.prompt_ids = []
     encoded = encode_all(model, speeches)
-    assert int(encoded.lengths_B[1]) == 1  # nothing stands before its last position
+    assert int(encoded.lengths_B[1]) == 1  # there is nothing before its last position
     results = beam_search(model, encoded, config(beam_size=3, nbest=2))
     for speech, found in zip(speeches, results):
         for h in found:
@@ -233,7 +233,7 @@ def test_the_speech_is_run_through_the_llm_once(make_arm, encode_all, config, no
     assert set(rows[1:]) == {(2 * 3, 1)}
 
 
-def test_a_beam_of_more_is_no_worse_than_greedy(
+def test_a_beam_of_more_is_not_worse_than_greedy(
     trained_model, encode_all, config, noises
 ):
     encoded = encode_all(trained_model, noises(1.3, 1.6, 0.9, 1.4))

@@ -231,7 +231,7 @@ def record_batches(speech2text, monkeypatch, fails=lambda speeches: None):
     return sizes
 
 
-def test_a_batch_holds_so_many_seconds_the_longest_first():
+def test_a_batch_holds_the_given_seconds_the_longest_first():
     lengths = {"a": 40, "b": 30, "c": 20, "d": 20, "e": 0}
     waiting, batches = list(lengths), []
     while waiting:
@@ -314,7 +314,7 @@ def interrupted(speech2text, corpus, monkeypatch, after):
 
 
 @pytest.mark.parametrize("cut", [0, 20])
-def test_an_interrupted_run_goes_on_where_it_was(speech2text, corpus, monkeypatch, cut):
+def test_an_interrupted_run_resumes(speech2text, corpus, monkeypatch, cut):
     expected = tokens(results(speech2text, corpus, 99))
     partial = interrupted(speech2text, corpus, monkeypatch, after=3)
     content = partial.read_bytes()
@@ -336,7 +336,7 @@ def test_an_interrupted_run_goes_on_where_it_was(speech2text, corpus, monkeypatc
     assert cost["seconds"] == pytest.approx(seconds)
 
 
-def test_a_finished_run_is_done_anew(speech2text, corpus, monkeypatch):
+def test_a_finished_run_is_repeated(speech2text, corpus, monkeypatch):
     results(speech2text, corpus, 0.1)
     sizes = record_batches(speech2text, monkeypatch)
     results(speech2text, corpus, 0.1)
@@ -382,7 +382,7 @@ def test_each_of_the_nbest_has_its_directory(speech2text, corpus, monkeypatch):
             assert table[key] == " ".join(map(str, hypothesis.token_int))
 
 
-def test_what_another_run_has_left_beside_does_not_stay(speech2text, corpus):
+def test_what_another_run_has_left_is_removed(speech2text, corpus):
     out = corpus.parent / "out_99"
     for name in ("1best_recog/ctm", "2best_recog/text", "srt/a.srt"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def test_the_draft_is_the_text_of_the_best_path_in_the_llms_tokens(
     ctc_BSU = torch.zeros(3, max(map(len, paths)) + 1, len(units))
     for log_probs_SU, path in zip(ctc_BSU, paths):
         for s in range(len(log_probs_SU)):
-            # behind the end of an utterance anything may stand
+            # after the end of an utterance there may be anything
             log_probs_SU[s, path[s] if s < len(path) else 5] = 9.0
     drafts = ctc_drafts(model, ctc_BSU, torch.tensor([len(path) for path in paths]))
     expected = [model.tokenizer(t).input_ids for t in (" HELLO WORLD", " YES")]
@@ -132,7 +132,7 @@ def test_a_best_path_has_neither_repetitions_nor_blanks():
         ([1, 2, 3, 4, 5, 6, 7, 8], []),
     ],
 )
-def test_the_draft_goes_on_from_where_the_text_meets_it(text, rest):
+def test_the_draft_continues_from_where_the_text_meets_it(text, rest):
     draft = Draft([1, 2, 3, 4, 5, 6, 7, 8])
     for token in text:
         draft.advance(token)

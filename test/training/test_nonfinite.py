@@ -66,7 +66,7 @@ def test_an_accumulation_names_all_of_its_utterances(train, tmp_path, spoil):
     assert len(line.split(": ")[1].split()) == 2 and "utt0" in line
 
 
-def test_the_count_goes_on_after_an_interruption(train, tmp_path, spoil, monkeypatch):
+def test_the_count_continues_after_an_interruption(train, tmp_path, spoil, monkeypatch):
     spoil("utt2", math.nan)
     options = dict(max_epoch=1, batch_size=1, save_interval_steps=1)
     with pytest.raises(RuntimeError):

@@ -40,7 +40,7 @@ def test_a_parent_hands_the_signal_on_and_exits_as_its_processes_do(monkeypatch)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_processes_that_die_of_the_signal_are_to_be_started_again(monkeypatch, number):
+def test_processes_that_die_of_the_signal_are_restarted(monkeypatch, number):
     """They have no handler before their training begins."""
     with pytest.raises(SystemExit) as stopped, stoppable():
         with monkeypatch.context() as patch:

@@ -181,7 +181,7 @@ def test_a_state_cut_short_is_noticed_and_the_one_before_it_taken(
     assert_same_training(tmp_path, whole)
 
 
-def test_an_epoch_starts_anew_if_no_state_of_it_is_whole(
+def test_an_epoch_restarts_if_none_of_its_states_is_whole(
     train, whole, tmp_path, monkeypatch
 ):
     interrupt(monkeypatch, train, tmp_path, BATCHES + 4, **LONG)
@@ -258,7 +258,7 @@ def test_random_numbers_go_on():
     assert draw() == first != draw()
 
 
-def test_the_reporter_goes_on():
+def test_the_reporter_continues():
     def steps(reporter, numbers):
         for n in numbers:
             reporter.register({"loss": float(n)}, weight=n)

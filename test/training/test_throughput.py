@@ -134,7 +134,7 @@ def test_what_is_not_known_is_left_out():
     assert "MFU" not in line and "epoch done" not in line and "training done" in line
 
 
-def test_a_training_writes_the_line_every_so_many_batches(train, tmp_path, caplog):
+def test_a_training_writes_the_line_at_the_log_interval(train, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         options = dict(max_epoch=2, batch_size=1, log_interval=2, use_tensorboard=True)
         train(tmp_path, **options, peak_tflops=0.001)

@@ -4,7 +4,7 @@ import torch
 
 
 class Killed(BaseException):
-    """Stands for a process that is no more."""
+    """Stands for a process that has ended."""
 
 
 def load(path):

@@ -314,7 +314,7 @@ def check_resumption(command, exp):
         process.wait()
     resumed = "resuming inside epoch" in run([command])
     if not resumed:
-        raise RuntimeError("the training began anew")
+        raise RuntimeError("the training restarted from the beginning")
     return {"resumed": resumed, "epochs": _epochs(exp)}
 
 

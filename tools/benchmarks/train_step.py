@@ -60,7 +60,7 @@ def get_parser():
         default=ROOT / "egs2/an4/dus1/conf/tuning/features",
         help="holds a train_dus_<arm>.yaml for each arm",
     )
-    add("--arms", nargs="+", help="those to measure beside full; not given: all")
+    add("--arms", nargs="+", help="those to measure besides full; not given: all")
     add("--dtype", help="of the frozen base LM; not given: as configured")
     add("--batch_size", type=int, default=8, help="utterances")
     add(
@@ -75,7 +75,7 @@ def get_parser():
         type=int,
         nargs=2,
         default=[1, 10],
-        help="fewest and most tokens of a transcript, likewise",
+        help="minimum and maximum tokens of a transcript; AN4's percentiles too",
     )
     add("--num_ctc_units", type=int, default=111, help="blank included; AN4's tokens")
     add("--repetitions", type=int, default=10, help="steps timed, of each side")
@@ -96,7 +96,7 @@ class Side:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def step(self):
-        """Do what ESPnet's Trainer does with a batch; give the seconds it took."""
+        """Do what ESPnet's Trainer does with a batch; return the seconds it took."""
         start = time.perf_counter()
         self.model(**self.batch)[0].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
@@ -128,7 +128,7 @@ def ours(options, config, ctc_units):
 
 
 def plain(options, config, ctc_units):
-    """Build the same arm with nothing of ours but what stands around the LM."""
+    """Build the same arm; only the parts around the LM are ours."""
     args, model = build_model(options, config, ctc_units)
     batch = make_batch(options, model)
     model = PlainModel(model, options.base_lm)
@@ -138,7 +138,7 @@ def plain(options, config, ctc_units):
 
 
 class PlainModel(torch.nn.Module):
-    """An arm as one writes it first: Hugging Face's loss on padded embeddings.
+    """A plain implementation of an arm: Hugging Face's loss on padded embeddings.
 
     The prompt is not trained, and the LM has the learning rate of all else.
 

@@ -11,7 +11,7 @@ SUFFIXES = (".wav", ".flac", ".sph")
 
 
 class Augmentation:
-    """Changes the utterances of a batch; their lengths stay.
+    """Changes the utterances of a batch, but not their lengths.
 
     Args:
         fs: Sampling rate of the speech (Hz).
@@ -42,7 +42,7 @@ class Augmentation:
             self.noise = CutSet.from_cuts(noise.to_cut() for noise in self.noise)
 
     def __call__(self, cuts: CutSet, rng: random.Random) -> CutSet:
-        """Change a batch; the same `rng` makes the same of it."""
+        """Change a batch; the same state of `rng` gives the same result."""
         if self.rir is not None:  # first: the noise was recorded in its own room
             cuts = ReverbWithImpulseResponse(
                 self.rir, p=self.rir_prob, randgen=rng, preserve_id=True

@@ -32,10 +32,10 @@ class SequenceLength:
             hold speech tokens, a position for each frame.
         num_prompt_tokens: Tokens between speech and transcript.
         multiple: The model pads sequences to a multiple of this.
-        longest: Most positions of an utterance.
-        max_duration: Longest utterance, in seconds.
-        min_text_ratio: Fewest transcript tokens for a speech position.
-        max_text_ratio: Most transcript tokens for a speech position.
+        longest: Maximum number of positions of an utterance.
+        max_duration: Maximum duration of an utterance in seconds.
+        min_text_ratio: Minimum transcript tokens per speech position.
+        max_text_ratio: Maximum transcript tokens per speech position.
     """
 
     preprocessor: DUSPreprocessor
@@ -142,7 +142,7 @@ def read_part(part: Part, bad: Optional[BadUtterances]) -> Iterator[Cut]:
             count += 1
             if count > wanted.start:
                 yield cut
-        if missing := wanted.stop - count:  # zip() ends without a word
+        if missing := wanted.stop - count:  # zip() ends silently
             raise ValueError(f"{missing} of {len(cuts)} are missing in its tar file")
     except Exception as error:  # tarfile, gzip, json, lhotse raise what they like
         _count(bad, f"shard:{part.shard['cuts']}", error)

@@ -66,7 +66,7 @@ def read_weights(shards: Union[str, Mapping[str, float]]) -> Dict[str, float]:
         Weights by directory; those of weight 0 are left out.
 
     Raises:
-        ValueError: It is none of these, or a weight is no number from 0 on.
+        ValueError: It is none of these, or a weight is not a number from 0 on.
     """
     where = "streaming_conf: shards"
     if isinstance(shards, str) and shards.endswith((".yaml", ".yml")):
@@ -117,7 +117,7 @@ def shards_of_pass(
 
 
 def _some(corpus: Corpus, number: int, seed: str) -> List[Shard]:
-    """Pick the shards that a weight's fraction stands for, others in each pass."""
+    """Pick the shards of a weight's fractional part, different ones in each pass."""
     count = len(corpus.shards)
     share = corpus.weight - int(corpus.weight)
     order = list(corpus.shards)

@@ -87,7 +87,7 @@ def read_info(shard_dir: Union[str, Path]) -> ShardInfo:
     """Read what a directory of shards holds.
 
     Raises:
-        ValueError: It is no such directory.
+        ValueError: It is not such a directory.
     """
     path = Path(shard_dir, "info.json")
     if not path.is_file():
@@ -148,7 +148,7 @@ def write_data_dir(
         max_bad_utterances: Number of unreadable utterances that may be left out.
 
     Raises:
-        ValueError: `data_dir` is no such dump, or an option is out of range.
+        ValueError: `data_dir` is not such a dump, or an option is out of range.
         TooManyBadUtterances: More are unreadable.
     """
     data = DataDir.read(data_dir)

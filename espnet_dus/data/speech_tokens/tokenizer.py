@@ -25,7 +25,7 @@ class Tokens:
 
     Attributes:
         tokens_FK: int32 (F, K).
-        run_lengths_F: int32 (F,): frames of audio that each stands for; None where
+        run_lengths_F: int32 (F,): frames of audio that each represents; None where
             repeats are not removed, which is one for each.
     """
 
@@ -37,7 +37,7 @@ class Tokens:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames of audio that they stand for."""
+        """Number of frames of audio that they represent."""
         runs_F = self.run_lengths_F
         return len(self) if runs_F is None else int(runs_F.sum())
 

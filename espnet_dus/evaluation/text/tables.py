@@ -17,7 +17,7 @@ def markdown_table(rows: List[Dict[str, Any]]) -> str:
 
 
 def plus_minus(error: Optional[float], scale: float = 1) -> str:
-    """Return a standard error to be written behind its value; empty if unknown."""
+    """Return a standard error to be written after its value; empty if unknown."""
     return "" if error is None else f" +- {scale * error:.2f}"
 
 

@@ -119,7 +119,7 @@ def build_cgmlp(
         size: Hidden size.
         linear_units: Width; None: the hidden size.
         conv_kernel: Kernel of its convolution, in frames.
-        dropout_rate: Dropout behind the gate.
+        dropout_rate: Dropout after the gate.
 
     Raises:
         ValueError: A value does not fit.

@@ -28,7 +28,7 @@ from espnet_dus.model.layers.e_branchformer import build_cgmlp, check_kernel
 from espnet_dus.model.layers.speech_only import Speech
 from espnet_dus.model.layers.transformer import build_transformer
 
-# What a checkpoint or configuration of the former layer of this kind and scope is told.
+# The message for a checkpoint or configuration of the former layer of this kind.
 FORMER_LAYER = (
     "kind e_branchformer in scope all was a causal E-Branchformer in earlier versions; "
     "it is now the hybrid layer, and such a model must be trained again"

@@ -75,7 +75,7 @@ class SpeechOnlyLayer(torch.nn.Module):
     Args:
         layer: A module with `forward(x_BSD, mask_BS) -> x_BSD`, which does its own
             gradient checkpointing. Its input is zero on padding, so that no transcript
-            behind the speech can reach it, whatever its convolutions do there.
+            after the speech can reach it, whatever its convolutions do there.
     """
 
     takes_speech = True

@@ -105,7 +105,7 @@ def test_adapted_model_is_compared_on_every_part(adapt):
     }
 
 
-def test_base_perplexity_is_the_same_alone_and_beside_another(setup, adapt):
+def test_base_perplexity_is_the_same_alone_and_next_to_another(setup, adapt):
     alone = evaluate(**setup)["texts"]["wiki"]["metrics"]["token_perplexity"]
     beside = evaluate(**adapt(1.5))["texts"]["wiki"]["metrics"]["token_perplexity"]
     assert alone["base"] == beside["base"]
@@ -120,7 +120,7 @@ def test_finished_base_results_serve_the_comparison(setup, adapt, computed):
     assert computed == ["text", *TASKS]
 
 
-def test_interrupted_evaluation_goes_on_where_it_was(setup, computed, monkeypatch):
+def test_interrupted_evaluation_resumes(setup, computed, monkeypatch):
     run_task = evaluation.run_task
 
     def interrupt(task, *args):
@@ -140,7 +140,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(setup, computed, monkeypatc
     assert evaluate(**setup) == resumed and computed == []
 
 
-def test_other_limit_data_or_checkpoint_is_computed_anew(adapt, computed, text_data):
+def test_other_limit_data_or_checkpoint_is_recomputed(adapt, computed, text_data):
     arguments = adapt(1.5)
     evaluate(**arguments)
     computed.clear()
@@ -203,7 +203,7 @@ def test_identical_model_is_evaluated_when_asked_for(adapt, computed):
     assert len(deltas) == 6 and not any(deltas)
 
 
-def test_one_weight_of_difference_is_no_identity(tiny_base_lm_dir):
+def test_one_weight_of_difference_is_not_identical(tiny_base_lm_dir):
     from transformers import AutoModelForCausalLM
 
     base, other = (
@@ -296,7 +296,7 @@ def test_other_base_lm_than_the_training_is_an_error(adapt, tmp_path, tiny_base_
         evaluate(**arguments)
 
 
-def test_file_that_is_no_checkpoint_is_an_error(adapt):
+def test_file_that_is_not_a_checkpoint_is_an_error(adapt):
     arguments = adapt(1.5)
     path = arguments["model_file"]
     path.write_text("no weights")

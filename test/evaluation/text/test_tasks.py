@@ -188,7 +188,7 @@ def test_line_that_is_not_json_is_named(text_data):
         load_tasks(["local_piqa"], text_data)
 
 
-def test_line_that_is_no_object_is_named(text_data):
+def test_line_that_is_not_an_object_is_named(text_data):
     (text_data / "piqa.jsonl").write_text("7\n")
     with pytest.raises(ValueError, match="piqa.jsonl:1: not a JSON object, but 7"):
         load_tasks(["local_piqa"], text_data)
@@ -214,7 +214,7 @@ def test_task_file_without_a_key_is_an_error(text_data, tmp_path, removed, missi
         load_tasks(["local_mine"], text_data, task_dir=tmp_path)
 
 
-def test_metric_that_is_no_mean_over_items_is_an_error(text_data, tmp_path):
+def test_metric_that_is_not_a_mean_over_items_is_an_error(text_data, tmp_path):
     text = (TASK_DIR / "local_piqa.yaml").read_text()
     assert "aggregation: mean" in text
     text = text.replace("aggregation: mean", "aggregation: median")

@@ -138,7 +138,7 @@ def test_the_convolutions_see_the_speech_without_gap_in_both_directions(make, x_
 
 
 @torch.no_grad()
-def test_frames_behind_an_utterance_do_not_reach_into_it(make, x_BTD):
+def test_frames_after_an_utterance_do_not_reach_into_it(make, x_BTD):
     _, call = make()
     alone = call(x_BTD[:, :6], range(6))
     with_text = call(x_BTD, range(6))

@@ -53,7 +53,7 @@ def test_an_input_without_speech_does_not_touch_the_layer():
     assert not recorder.calls
 
 
-def test_an_utterance_without_speech_beside_others_stays_as_it_is_with_its_gradient():
+def test_an_utterance_without_speech_and_its_gradient_do_not_change_next_to_others():
     mask_BT = MASK_BT.clone()
     mask_BT[2] = False
     x_BTD = X_BTD.clone().requires_grad_()

@@ -157,7 +157,7 @@ def kill(jobs):
 
 
 def jobs_at_once(options, gpus):
-    """Return how many jobs this machine holds, or how many it was told to run."""
+    """Return the number of jobs that this machine holds, or that it was asked to run."""
     if gpus:
         capacity = len(gpus) // int(options["gpu"])
         return min(int(options.get("max_jobs_run", capacity)), capacity)
