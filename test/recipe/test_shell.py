@@ -304,8 +304,8 @@ base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner lang dus_tag
 dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
 ignore_init_mismatch max_restarts dus_speech_fold_length dus_text_fold_length
 inference_tag inference_config inference_args inference_dus_model batch_size
-download_model perplexity_text text_tasks text_data_dir text_limit text_dtype
-base_lm_source hf_repo hf_license hf_dry_run
+download_model cross_entropy perplexity_text text_tasks text_data_dir text_limit
+text_dtype base_lm_source hf_repo hf_license hf_dry_run
 """.split()
 
 

@@ -115,12 +115,16 @@ def dus_sh_options():
     return re.findall(r"^([a-z0-9_]+)=.*  # ", block, re.MULTILINE)
 
 
+def compare_sh_options():
+    script = text_of(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
+    return re.findall(r"^  --([a-z_]+)", script, re.MULTILINE)
+
+
 @functools.lru_cache
 def all_options():
     """Return the options of every command, and the keys that a YAML file may have."""
     known = set(dus_sh_options()) | NOT_OURS
-    compare = text_of(ROOT / "egs2/TEMPLATE/dus1/compare.sh")
-    known |= set(re.findall(r"^  --([a-z_]+)", compare, re.MULTILINE))
+    known |= set(compare_sh_options())
     espnet = Path(importlib.util.find_spec("espnet2").origin).parent
     sources = [
         *ROOT.glob("espnet_dus/**/*.py"),
@@ -204,7 +208,7 @@ def test_every_stage_and_command_is_described():
     for wanted in {*stages, *called}:
         assert f"`{wanted}`" in page, wanted
     for option in re.findall(r"`--(\w+)[` ]", page):
-        assert option in dus_sh_options() + ["help"], option
+        assert option in [*dus_sh_options(), *compare_sh_options(), "help"], option
 
 
 def messages():
