@@ -146,7 +146,7 @@ def test_train_step_names_an_arm_without_a_configuration(train_step, options):
 @pytest.mark.slow
 def test_streaming_and_espnets_iterator_are_measured(tiny_base_lm_dir):
     options = "--audio 30 --utterances 90 --espnet_utterances 40 --shard_size 10"
-    options += " --batches 5 --throughput_batches 1 --max_tokens 2048"
+    options += " --batches 5 --throughput_utterances 9 --max_tokens 2048"
     done = subprocess.run(
         [sys.executable, ROOT / "tools/benchmarks/streaming.py", tiny_base_lm_dir]
         + options.split()
@@ -158,13 +158,20 @@ def test_streaming_and_espnets_iterator_are_measured(tiny_base_lm_dir):
     assert done.returncode == 0, done.stderr
     start, compared = done.stdout.strip().split("\n\n")
     rows = {row[0]: row[1:] for row in map(cells, start.splitlines()[2:])}
-    assert rows["streaming"][0] == "90" and rows["ESPnet, sequence"][0] == "40"
-    assert re.fullmatch(r"[\d.]+ to [\d.]+ over 5 batches", rows["streaming"][4])
+    assert rows["ESPnet, sequence"][0] == "40"
+    for name in ("shards of audio", "shards of tokens"):
+        assert rows[name][0] == "90"
+        assert re.fullmatch(r"[\d.]+ to [\d.]+ over 5 batches", rows[name][4])
     for row in rows.values():
         assert all(float(cell) > 0 for cell in row[1:4])
     rows = {row[0]: row[1:] for row in map(cells, compared.splitlines()[2:])}
     assert all(0 <= float(cell) < 100 for cell in rows["padding (%)"])
-    assert all(float(c) > 0 for c in rows["audio (s) a core reads in a second"])
+    rates = [
+        float(c.replace(",", "")) for c in rows["utterances a core reads in a second"]
+    ]
+    assert all(rate > 0 for rate in rates)
+    ratios = [float(cell) for cell in rows["ratio to shards of audio"]]
+    assert ratios == pytest.approx([rate / rates[0] for rate in rates], rel=0.1)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Streaming data against ESPnet's standard iterator: start, memory, padding, speed.
+"""Shards of audio and tokens, and ESPnet's iterator: start, memory, padding, speed.
 
 The audio is synthetic: a few thousand utterances of FLAC, as long as LibriSpeech's
-(quantiles of 228 utterances of train-clean-100, one of each reader). A training set of
-millions consists of links to the shards of these, and for ESPnet of tables with as many
-lines. Each measurement has a process of its own; the
-streaming one reads in that process (num_workers 0), so that its memory is a reader's.
+(quantiles of 228 utterances of train-clean-100, one of each reader). Their speech
+tokens are random, of OpusLM's nine streams. A training set of millions consists of
+links to the shards of these, and for ESPnet of tables with as many lines. Each
+measurement has a process of its own; shards are read in that process (num_workers 0),
+so that its memory is a reader's.
 
     . egs2/an4/dus1/path.sh && tools/benchmarks/streaming.py --utterances 37700000
 """
@@ -24,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 # All of it here and not where it is used: a forked child then has it, as libraries.
+import kaldiio
 import numpy as np
 import soundfile
 from espnet2.train.distributed_utils import DistributedOption
@@ -31,11 +33,13 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.shards.shar import list_shards, read_info, write_data_dir
 from espnet_dus.data.shards.streaming import StreamingIterFactory
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.io import write_text
 from espnet_dus.task import DUSTask
 
 ROOT = Path(__file__).resolve().parents[2]
 FS = 16000
+OPUSLM = TokenizerInfo("opuslm", {"encoder": "none"}, 50.0, FS, (5000,) + 8 * (1024,))
 # Seconds: every 20th part of LibriSpeech's utterances is between two of these.
 DURATIONS = (1.65, 3.61, 4.89, 7.02, 9.32, 11.17, 11.98, 12.76, 13.15, 13.61, 14.04)
 DURATIONS += (14.21, 14.38, 14.58, 14.77, 15.02, 15.31, 15.6, 15.9, 16.4, 17.19)
@@ -71,7 +75,7 @@ def get_parser():
     add("--shard_size", type=int, default=1000, help="utterances in a shard")
     add("--batches", type=int, default=1000, help="over which memory must stay flat")
     add("--decode", action="store_true", help="decode the audio of these batches too")
-    add("--throughput_batches", type=int, default=20, help="decoded and timed")
+    add("--throughput_utterances", type=int, default=1000, help="decoded and timed")
     add("--max_tokens", type=int, default=8192, help="LLM positions in a batch")
     add("--buffer_size", type=int, default=3000, help="utterances that a reader holds")
     add("--work_dir", type=Path, help="for the data; not given: a temporary one")
@@ -117,16 +121,37 @@ def speech_like(noise, seconds):
     return (200 * low * envelope).clip(-32000, 32000).astype(np.int16)
 
 
-def make_shards(options, work_dir):
-    """Write the audio's shards, and link them until there are enough."""
-    write_data_dir(work_dir / "data", work_dir / "few", options.shard_size)
-    few, info = list_shards(work_dir / "few"), read_info(work_dir / "few")
+def make_tokens(data, work_dir):
+    """Write random tokens of the utterances: a data directory as stage 4 leaves it."""
+    info = OPUSLM.write(work_dir / "tokenizer")
+    noise, directory = np.random.default_rng(0), work_dir / "tokens"
+    tables = {**data.tables, "feats.scp": {}, "utt2num_frames": {}}
+    del tables["wav.scp"]
+    directory.mkdir(exist_ok=True)
+    with (directory / "feats.ark").open("wb") as ark:
+        for key, num_samples in data.tables["utt2num_samples"].items():
+            num_frames = -(-int(num_samples) // 320)
+            shape = num_frames, info.streams
+            tokens_FK = noise.integers(info.vocab_sizes, size=shape, dtype=np.int32)
+            tables["utt2num_frames"][key] = str(num_frames)
+            offset = ark.tell() + len(f"{key} ")
+            tables["feats.scp"][key] = f"{directory / 'feats.ark'}:{offset}"
+            kaldiio.save_ark(ark, {key: tokens_FK.reshape(-1)})
+    attributes = {"feats_type": "tokens", "fs": str(FS)}
+    attributes["tokenizer"] = f"{info.name} {info.sha256}"
+    DataDir(directory, tables, attributes).write(directory)
+
+
+def make_shards(options, data, few_dir):
+    """Write the shards of a data directory, and link them until there are enough."""
+    write_data_dir(data, few_dir, options.shard_size)
+    few, info = list_shards(few_dir), read_info(few_dir)
     many = max(round(options.utterances / options.shard_size), len(few))
-    directory = work_dir / f"shards_{many}"
+    directory = few_dir.with_name(f"{few_dir.name}_{many}")
     (directory / "shards").mkdir(parents=True, exist_ok=True)
     for n in range(many):
         shard = few[n % len(few)]
-        for field, suffix in (("cuts", "jsonl.gz"), ("recording", "tar")):
+        for field, suffix in (("cuts", "jsonl.gz"), (info.field, "tar")):
             link = directory / "shards" / f"{field}.{n:06d}.{suffix}"
             if not link.is_symlink():
                 link.symlink_to(Path(shard[field]).resolve())
@@ -136,6 +161,7 @@ def make_shards(options, work_dir):
         num_shards=many,
         num_utterances=round(info.num_utterances * share),
         seconds=info.seconds * share,
+        tokenizer=info.tokenizer,
     )
     write_text(directory / "info.json", json.dumps(content))
     return directory
@@ -162,7 +188,7 @@ def make_tables(data, lines, work_dir):
     return directory
 
 
-# -- the two iterators -----------------------------------------------------------------
+# -- the iterators ---------------------------------------------------------------------
 
 
 def task_args(options, work_dir, *more):
@@ -178,13 +204,16 @@ def task_args(options, work_dir, *more):
 
 
 def streaming(options, work_dir, shards) -> StreamingIterFactory:
-    """Build the iterator factory of streaming data."""
+    """Build the iterator factory of shards of audio or tokens."""
     conf = dict(
         shards=shards,
         max_tokens=options.max_tokens,
         buffer_size=options.buffer_size,
     )
     more = [x for k, v in conf.items() for x in ("--streaming_conf", f"{k}={v}")]
+    if read_info(shards).tokenizer is not None:
+        more += ["--speech_input", "tokens"]
+        more += ["--speech_tokenizer", work_dir / "tokenizer"]
     args = task_args(options, work_dir, "--iterator_type", "task", *more)
     return DUSTask.build_iter_factory(args, DistributedOption(), "train")
 
@@ -236,12 +265,12 @@ def measure_start(options, build, batches=0, decode=True):
 
 
 def drop_audio(cuts, rng):
-    """Stand in for the augmentation: no utterance is left to be decoded."""
+    """Stand in for the augmentation: no utterance is left to be read."""
     return []
 
 
-def measure_padding(options, work_dir, shards, tables):
-    """Return the share of padding in LLM positions: streaming, and ESPnet's batches.
+def measure_padding(options, work_dir, shards, tables=None):
+    """Return the share of padding in LLM positions: of shards, and of ESPnet's batches.
 
     Both with what the model adds to come to a multiple of 16.
     """
@@ -256,6 +285,8 @@ def measure_padding(options, work_dir, shards, tables):
         if n == options.batches:
             break
     shares = [1 - real / padded]
+    if tables is None:
+        return shares
     real = padded = 0
     batches = list(espnet(options, work_dir, tables).sampler)
     for keys in random.Random(0).sample(batches, min(options.batches, len(batches))):
@@ -268,16 +299,18 @@ def measure_padding(options, work_dir, shards, tables):
     return [*shares, 1 - real / padded]
 
 
-def measure_throughput(options, build):
-    """Return the audio that a core reads and decodes, in seconds per second of CPU."""
+def measure_throughput(options, build, rate):
+    """Return the utterances, and the seconds of audio, that a second of CPU reads."""
     iterator = iter(build().build_iter(1))
     next(iterator)  # buckets are filled, files are in the kernel's cache
-    audio, start = 0.0, time.process_time()
-    for n, (_, batch) in enumerate(iterator, 1):
-        audio += float(batch["speech_lengths"].sum()) / FS
-        if n == options.throughput_batches:
+    utterances, audio, start = 0, 0.0, time.process_time()
+    for keys, batch in iterator:
+        utterances += len(keys)
+        audio += float(batch["speech_lengths"].sum()) / rate
+        if utterances >= options.throughput_utterances:
             break
-    return audio / (time.process_time() - start)
+    cpu = time.process_time() - start
+    return utterances / cpu, audio / cpu
 
 
 def in_child(function, *args):
@@ -302,31 +335,36 @@ def start_of_espnet(options, work_dir, tables):
     return measure_start(options, lambda: espnet(options, work_dir, tables))
 
 
-def throughput_of(build, options, work_dir, source):
+def throughput_of(build, options, work_dir, source, rate):
     """Measure an iterator; called in a child."""
-    return measure_throughput(options, lambda: build(options, work_dir, source))
+    return measure_throughput(options, lambda: build(options, work_dir, source), rate)
 
 
 def run(options, work_dir):
-    """Make the data, measure, and give lines of Markdown."""
+    """Make the data, measure, and yield lines of Markdown."""
     logging.info(f"{options.audio} utterances of audio")
     data = make_audio(options, work_dir)
-    shards = make_shards(options, work_dir)
-    info = read_info(shards)
+    make_tokens(data, work_dir)
+    shards = {
+        "audio": make_shards(options, work_dir / "data", work_dir / "few"),
+        "tokens": make_shards(options, work_dir / "tokens", work_dir / "few_tokens"),
+    }
     yield (
         "| iterator | utterances | first batch (s) | of it CPU (s) | memory (GB) | "
         "memory later (GB) |"
     )
     yield "|---|---:|---:|---:|---:|---|"
-    logging.info(f"streaming {info.num_utterances:,} utterances")
-    got = in_child(start_of_streaming, options, work_dir, shards)
-    first, *later = got["memory"]
-    spread = f"{min(later):.2f} to {max(later):.2f}" if later else "-"
-    yield (
-        f"| streaming | {info.num_utterances:,} | {got['seconds']:.1f} | "
-        f"{got['cpu_seconds']:.1f} | {first:.2f} | {spread} over {options.batches:,} "
-        "batches |"
-    )
+    for name, directory in shards.items():
+        number = read_info(directory).num_utterances
+        logging.info(f"shards of {name}, {number:,} utterances")
+        got = in_child(start_of_streaming, options, work_dir, directory)
+        first, *later = got["memory"]
+        spread = f"{min(later):.2f} to {max(later):.2f}" if later else "-"
+        yield (
+            f"| shards of {name} | {number:,} | {got['seconds']:.1f} | "
+            f"{got['cpu_seconds']:.1f} | {first:.2f} | {spread} over "
+            f"{options.batches:,} batches |"
+        )
     for lines in options.espnet_utterances:
         logging.info(f"ESPnet's iterator, {lines:,} utterances")
         tables = make_tables(data, lines, work_dir)
@@ -337,19 +375,29 @@ def run(options, work_dir):
         )
     logging.info("padding")
     tables = make_tables(data, 10 * options.audio, work_dir)
-    ours, theirs = in_child(measure_padding, options, work_dir, shards, tables)
+    ours, theirs = in_child(measure_padding, options, work_dir, shards["audio"], tables)
+    (tokens,) = in_child(measure_padding, options, work_dir, shards["tokens"])
     yield ""
-    yield f"| at {options.max_tokens} LLM positions | streaming | ESPnet, length |"
-    yield "|---|---:|---:|"
-    yield f"| padding (%) | {100 * ours:.1f} | {100 * theirs:.1f} |"
+    yield (
+        f"| at {options.max_tokens} LLM positions | shards of audio | shards of tokens "
+        "| ESPnet, length |"
+    )
+    yield "|---|---:|---:|---:|"
+    cells = " | ".join(f"{100 * share:.1f}" for share in (ours, tokens, theirs))
+    yield f"| padding (%) | {cells} |"
     rates = []
-    for name, build, source in (
-        ("streaming", streaming, shards),
-        ("ESPnet", espnet, tables),
+    for name, build, source, rate in (
+        ("shards of audio", streaming, shards["audio"], FS),
+        ("shards of tokens", streaming, shards["tokens"], OPUSLM.frames_per_second),
+        ("ESPnet", espnet, tables, FS),
     ):
         logging.info(f"throughput: {name}")
-        rates.append(in_child(throughput_of, build, options, work_dir, source))
-    yield f"| audio (s) a core reads in a second | {rates[0]:.0f} | {rates[1]:.0f} |"
+        rates.append(in_child(throughput_of, build, options, work_dir, source, rate))
+    for n, what in enumerate(("utterances", "seconds of audio")):
+        cells = " | ".join(f"{rate[n]:,.0f}" for rate in rates)
+        yield f"| {what} a core reads in a second | {cells} |"
+    cells = " | ".join(f"{rate[0] / rates[0][0]:.2f}" for rate in rates)
+    yield f"| ratio to shards of audio | {cells} |"
 
 
 def main(cmd=None):
