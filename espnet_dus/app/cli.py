@@ -107,31 +107,14 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
 
-    command = commands.add(
+    commands.add(
         "instruction_eval",
-        instruction_eval,
+        "espnet_dus.app.instructions:evaluate",
         "Evaluate how models follow instructions on speech: translate, simplify, "
         "summarise, spell, answer. The reference is the base LM on the transcripts.",
-        parents=[loading],
+        {"models": "model"},
+        show=str.rstrip,
     )
-    command.add_argument(
-        "--model",
-        dest="models",
-        nargs="+",
-        required=True,
-        metavar="MODEL",
-        help="see espnet-dus --help",
-    )
-    command.add_argument(
-        "--data_dir", required=True, help="data directory with wav.scp and text"
-    )
-    command.add_argument(
-        "--out_dir", required=True, help="for instructions.md and instructions.json"
-    )
-    command.add_argument(
-        "--num_utterances", type=int, default=6, help="number of utterances"
-    )
-    command.add_argument("--max_new_tokens", type=int, default=48, help="of an answer")
 
     command = commands.add(
         "chat", chat, "Chat in text with the LLM of a model.", parents=[named, loading]
@@ -241,15 +224,6 @@ def ask(audio, channel, instruction, model, examples, max_new_tokens, **options)
     )
     options = examples, max_new_tokens, streamer
     answer(speech2text, audio, instruction, *options, channel=channel)
-
-
-def instruction_eval(models, **options):
-    """Print the tables; the answers go to the log as they are generated."""
-    print(f"loading {', '.join(models)}", file=sys.stderr, flush=True)
-
-    from espnet_dus.app.instructions import evaluate
-
-    print(evaluate(models, **options), end="")
 
 
 def chat(model, base, drop, max_new_tokens, **options):

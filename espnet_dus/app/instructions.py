@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence, Set, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from espnet_dus.app.local_models import load
 from espnet_dus.data.audio import read_audio
@@ -24,17 +24,21 @@ def evaluate(
     out_dir: Union[str, Path],
     num_utterances: int = 6,
     max_new_tokens: int = 48,
-    **loading: Any,
+    base_lm: Optional[str] = None,
+    device: str = "cpu",
+    dtype: Optional[str] = None,
 ) -> str:
     """Evaluate models, and the base LM that reads the true transcripts as text.
 
     Args:
-        models: See `load`.
+        models: Experiment directories, checkpoints, packs or hub ids.
         data_dir: Data directory with `wav.scp` and `text`.
         out_dir: For `instructions.md` and `instructions.json`.
         num_utterances: Number of utterances; see `choose`.
-        max_new_tokens: Maximum length of an answer.
-        loading: Options of `load`.
+        max_new_tokens: Maximum number of tokens of an answer.
+        base_lm: Base LM directory of packs and hub ids; None: it is fetched.
+        device: `cpu`, `cuda` or `cuda:N`.
+        dtype: Precision of the base LM, `float32` or `bfloat16`; None: as in training.
 
     Returns:
         The page `instructions.md`; see `evaluation.instructions.markdown`.
@@ -51,7 +55,9 @@ def evaluate(
     answers: List[Answer] = []
     references: Set[str] = set()
     for name in models:
-        speech2text = load(name, search={"no_speech": 0.0}, **loading)
+        logging.info(f"loading {name}")
+        options = dict(device=device, dtype=dtype, search={"no_speech": 0.0})
+        speech2text = load(name, base_lm, **options)
         given = {name: _spoken(speech2text, data, max_new_tokens)}
         base = speech2text.model.identity
         if has_base_lm(speech2text.model.lm) and base.sha256 not in references:

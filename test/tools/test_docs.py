@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from espnet_dus.app import cli
 from espnet_dus.bin import Commands, data, evaluation, training, zoo
 from espnet_dus.config import load_config
 
@@ -134,7 +135,7 @@ def all_options():
     for path in [*sources, espnet / "tasks/abs_task.py"]:
         known |= set(re.findall(r'"--([a-z0-9_-]+)"', text_of(path)))
     of_functions = Commands("espnet-dus", "Commands whose options are derived.")
-    for wing in (data, evaluation, training, zoo):
+    for wing in (cli, data, evaluation, training, zoo):
         wing.add_commands(of_functions)
     for name, add_options in of_functions.prepare.items():
         add_options()
