@@ -13,6 +13,7 @@ import gc
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ from tabulate import tabulate
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from espnet_dus.bin import dus_train
 from espnet_dus.data.ctc_units import CTCUnits
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.model.base_lm import weights_sha256
@@ -44,7 +46,7 @@ from espnet_dus.training.flops import Work, peak_flops, training_flops
 from espnet_dus.training.throughput import peak_memory
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools/benchmarks")]
 from scaling import BASE_LMS, OPUSLM  # noqa: E402
 
 CONFIG_DIR = ROOT / "egs2/TEMPLATE/dus1/conf/tuning/paper"
@@ -62,6 +64,10 @@ SEARCHES = {
     "drafted by CTC": {"draft": True},
     "beam of 5": {"beam_size": 5},
 }
+# Trainings are forked from a server that has imported everything once and no GPU.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["espnet_dus.task", "transformers.models.llama"])
+TIMEOUT = 480  # seconds of a training
 BEGIN, END = "<!-- gpu_check: begin -->", "<!-- gpu_check: end -->"
 
 
@@ -236,8 +242,8 @@ def check_arm(base_lm, tokenizer, config, options, attention, compile_backend=No
     return results
 
 
-def train_command(directory, base_lm, tokenizer, exp, *others):
-    """Return the command of a training of the tiny model."""
+def train_command(directory, base_lm, tokenizer, exp):
+    """Return the options of a training of the tiny model."""
     config = dict(
         speech_input="tokens",
         base_lm_conf={"dtype": "float32"},
@@ -261,19 +267,27 @@ def train_command(directory, base_lm, tokenizer, exp, *others):
         ngpu=int(torch.cuda.is_available()),
     )
     (directory / "train.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "espnet_dus.bin.dus_train"]
-    command += ["--config", f"{directory}/train.yaml", "--base_lm", str(base_lm)]
+    command = ["--config", f"{directory}/train.yaml", "--base_lm", str(base_lm)]
     command += ["--speech_tokenizer", str(tokenizer), "--output_dir", str(exp)]
     for part in ("train", "valid"):
         command += [f"--{part}_shape_file", f"{directory}/shape"]
         for triple in ("feats.scp,speech,kaldi_ark", "text,text,text"):
             option = f"--{part}_data_path_and_name_and_type"
             command += [option, f"{directory}/{triple}"]
-    return [*command, *others]
+    return command
 
 
-def run(commands, timeout=240):
-    """Run commands beside each other; return what the first has said.
+def train(command, log):
+    """Train; what this process says goes to a file."""
+    with log.open("w", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    multiprocessing.set_start_method("fork", force=True)  # for its loaders, as usual
+    dus_train.main(command)
+
+
+def run(commands):
+    """Run trainings beside each other; return what the first has said.
 
     Raises:
         RuntimeError: One failed; the message ends with what it said.
@@ -281,37 +295,38 @@ def run(commands, timeout=240):
     with tempfile.TemporaryDirectory() as logs:
         paths = [Path(logs) / str(i) for i in range(len(commands))]
         processes = [start(*pair) for pair in zip(commands, paths)]
-        try:
-            codes = [process.wait(timeout) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
+        for process in processes:
+            process.join(TIMEOUT)
+            process.kill()
+            process.join()
         said = [path.read_text(encoding="utf-8") for path in paths]
-    for code, text in zip(codes, said):
-        if code:
-            raise RuntimeError(f"exit code {code}: {text[-2000:]}")
+    for process, text in zip(processes, said):
+        if process.exitcode:
+            raise RuntimeError(f"exit code {process.exitcode}: {text[-2000:]}")
     return said[0]
 
 
 def start(command, path):
-    """Start a command whose output goes to a file."""
-    with path.open("w", encoding="utf-8") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    """Start a training whose output goes to a file."""
+    path.touch()
+    process = PROCESSES.Process(target=train, args=(command, path))
+    process.start()
+    return process
 
 
 def check_resumption(command, exp):
     """Kill a training once it has saved a state inside an epoch; start it again."""
-    log, deadline = exp.with_suffix(".log"), time.monotonic() + 240
+    log, deadline = exp.with_suffix(".log"), time.monotonic() + TIMEOUT
     process = start(command, log)
     try:
         while "step_checkpoints" not in log.read_text(encoding="utf-8"):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if not process.is_alive() or time.monotonic() > deadline:
                 said = log.read_text(encoding="utf-8")
                 raise RuntimeError(f"no state was saved: {said[-2000:]}")
             time.sleep(0.02)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     resumed = "resuming inside epoch" in run([command])
     if not resumed:
         raise RuntimeError("the training restarted from the beginning")
