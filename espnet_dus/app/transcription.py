@@ -127,7 +127,9 @@ def render(transcript: Transcript, kind: str) -> str:
     if kind == "json":
         words = [word._asdict() for word in transcript.words]
         content = {**transcript._asdict(), "words": words}
-        return json.dumps(content, ensure_ascii=False) + "\n"
+        line = json.dumps(content, ensure_ascii=False) + "\n"
+        # the name of the file may not be UTF-8
+        return line.encode("utf-8", "backslashreplace").decode()
     return srt(
         [WordTime(w.word, w.start, w.end, w.confidence) for w in transcript.words]
     )

@@ -47,8 +47,9 @@ def user_errors(main: Callable) -> Callable:
             level=logging.INFO,
             format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
         )
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(cmd)
         except (ValueError, RuntimeError, OSError) as error:

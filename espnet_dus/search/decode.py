@@ -70,14 +70,19 @@ def decode(
         channel: Of audio with several channels, see `open_audio`.
 
     Raises:
-        ValueError: There is nothing to transcribe, a line of a table has no value, or
-            an option is for audio and the data are not audio.
+        ValueError: There is nothing to transcribe, an utterance is unknown, a line of a
+            table has no value, or an option is for audio and the data are not audio.
     """
     triple, *_ = data_path_and_name_and_type
     paths = read_scp(triple[0], not_empty)
     keys = list(read_scp(key_file) if key_file else paths)
     if not keys:
         raise ValueError(f"{key_file or triple[0]}: no utterance to decode")
+    if unknown := [key for key in keys if key not in paths]:
+        raise ValueError(
+            f"{key_file}: {len(unknown)} utterance(s) are not in {triple[0]}, the "
+            f"first {unknown[0]}"
+        )
     if batch_size <= 0:
         raise ValueError(f"batch_size: {batch_size}, expected seconds above 0")
     if channel != "mean" and triple[2] != "sound":
@@ -324,8 +329,6 @@ class _Source:
         return speeches
 
     def _read_one(self, key: str) -> Union[np.ndarray, Tokens]:
-        if key not in self.paths:
-            raise ValueError(f"it is not in {self.table}")
         if self.kind == "sound":
             return read_file(self.paths[key], self.fs, self.channel)
         features = self.dataset[key][1][self.name]

@@ -1,6 +1,7 @@
 """The command line espnet-dus, on a tiny trained model and real speech."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -247,6 +248,16 @@ def test_a_bad_recording_is_reported_and_the_others_are_done(
     assert out == f"{recording}: {expected.text}\n"
     assert f"error: {broken}: " in err and f"error: {missing}: " in err
     assert "error: 2 of 3 recordings failed" in err
+
+
+def test_a_name_that_is_not_utf8_stops_no_command(run, recording, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff.wav")
+    odd.write_bytes(recording.read_bytes())
+    out_dir = tmp_path / "out"
+    run("transcribe", odd, "--model", "m", "--json", "--out_dir", out_dir)
+    (file,) = out_dir.iterdir()
+    assert json.loads(file.read_text())["file"] == str(odd)
+    run("transcribe", odd, "--model", "m")
 
 
 def test_recordings_of_one_name_are_refused_before_anything_is_written(
