@@ -11,6 +11,7 @@ The model runs in one thread. Segments that arrive while it is busy wait, and th
 batch takes those of several requests together.
 """
 
+import asyncio
 import json
 import logging
 import secrets
@@ -21,7 +22,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Deque, Iterator, List, Literal, Optional, Tuple
+from typing import Any, AsyncIterator, Callable, Deque, List, Literal, Optional, Tuple
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Request, UploadFile
@@ -33,7 +34,7 @@ from fastapi.responses import (
     StreamingResponse,
 )
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
 from transformers import TextIteratorStreamer
 
@@ -298,7 +299,7 @@ def build(
             future.result()  # raises what is wrong with the request
         with_usage = body.stream_options and body.stream_options.include_usage
 
-        def events() -> Iterator[str]:
+        async def events() -> AsyncIterator[str]:
             def event(choices: List[dict], **more: Any) -> str:
                 chunk = {"object": "chat.completion.chunk", "choices": choices}
                 return f"data: {json.dumps({**head, **chunk, **more})}\n\n"
@@ -308,8 +309,10 @@ def build(
 
             try:
                 yield event(delta(role="assistant", content=first))
-                yield from (event(delta(content=text)) for text in streamer if text)
-                future.result()
+                async for text in iterate_in_threadpool(streamer):
+                    if text:
+                        yield event(delta(content=text))
+                await asyncio.wrap_future(future)  # raises what went wrong
                 yield event(delta(reason(streamer)))
                 if with_usage:
                     yield event([], usage=_usage(streamer))

@@ -3,14 +3,17 @@
 import io
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
+import uvicorn
 from fastapi.testclient import TestClient
 
-from espnet_dus.app.server import ModelThread, build
+from espnet_dus.app.server import ModelThread, _Streamer, build
 from espnet_dus.app.transcription import render, transcribe
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -39,9 +42,10 @@ def message_of(response, status):
     return response.json()["error"]["message"]
 
 
-def chat(client, **body):
+def chat(client, url=CHAT, **body):
     messages = [{"role": "user", "content": "the cat sat"}]
-    return client.post(CHAT, json={"model": "toy", "messages": messages, **body})
+    body = {"model": "toy", "messages": messages, **body}
+    return client.post(url, json=body)
 
 
 # -- transcripts -----------------------------------------------------------------------
@@ -208,21 +212,43 @@ def test_a_bad_request_for_a_stream_is_an_error_and_no_stream(client):
     assert message.startswith("the prompt has ")
 
 
-def test_an_answer_that_nobody_reads_is_not_generated_to_its_end(loaded, monkeypatch):
-    from espnet_dus.app.server import _Cancelled, _Streamer
+@pytest.fixture
+def served(loaded):
+    """The address of a server that runs in a thread."""
+    config = uvicorn.Config(build(loaded, "toy"), port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
 
-    streamer = _Streamer(loaded.model.tokenizer)
-    put = streamer.put
 
-    def leave_after_three(value):
-        put(value)
-        streamer.cancelled = len(streamer.ids) == 3
+def test_an_answer_whose_reader_leaves_is_not_generated_to_its_end(
+    served, loaded, monkeypatch
+):
+    streamers, put = [], _Streamer.put
 
-    monkeypatch.setattr(streamer, "put", leave_after_three)
+    def slow_put(self, value):
+        streamers.append(self)
+        time.sleep(0.02)
+        put(self, value)
+
+    monkeypatch.setattr(_Streamer, "put", slow_put)
     monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", [])
-    with pytest.raises(_Cancelled):
-        loaded.generate_text("the cat sat", 50, streamer=streamer)
-    assert len(streamer.ids) == 3
+    messages = [{"role": "user", "content": "the cat sat"}]
+    body = {"model": "toy", "messages": messages, "max_tokens": 400, "stream": True}
+    with httpx.stream("POST", served + CHAT, json=body, timeout=60) as response:
+        assert next(response.iter_lines()).startswith("data: ")  # before the last token
+        assert len(streamers[0].ids) < 200
+    with httpx.Client(
+        timeout=60
+    ) as client:  # the model is free again, long before 400 tokens
+        assert chat(client, url=served + CHAT, max_tokens=1).status_code == 200
+    assert streamers[0].cancelled and len(streamers[0].ids) < 400
 
 
 def test_a_key_is_needed_if_there_is_one(loaded):
