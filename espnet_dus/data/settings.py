@@ -1,11 +1,12 @@
 """What the batches of an epoch depend on, to compare when the epoch is resumed."""
 
 import argparse
-import hashlib
-from pathlib import Path
+import os
 from typing import Dict
 
 import torch
+
+from espnet_dus.io import file_sha256
 
 # Options that change the data or their order, where they are read from files.
 OPTIONS = (
@@ -20,13 +21,13 @@ OPTIONS = (
 def data_settings(args: argparse.Namespace) -> Dict[str, str]:
     """Return the options that change the data or their order, as text by name.
 
-    The files of `train_shape_file`, which list the utterances, count by their content.
+    The tables of the data, and `train_shape_file`, which lists the utterances, count by
+    their content.
     """
     settings = {name: repr(getattr(args, name, None)) for name in OPTIONS}
-    for path in args.train_shape_file:
-        content = Path(path).read_bytes()
-        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-        settings[f"content of {path}"] = digest
+    tables = [path for path, _, _ in args.train_data_path_and_name_and_type]
+    for path in filter(os.path.isfile, [*args.train_shape_file, *tables]):
+        settings[f"content of {path}"] = file_sha256(path)
     processes = 1
     if torch.distributed.is_initialized():
         processes = torch.distributed.get_world_size()

@@ -210,6 +210,19 @@ def test_an_interrupted_epoch_is_not_resumed_with_other_data(
         train(tmp_path / "exp", **{**LONG, **change})
 
 
+def test_an_interrupted_epoch_is_not_resumed_with_other_transcripts(
+    train, interrupted, tmp_path, corpus
+):
+    shutil.copytree(interrupted, tmp_path / "exp")
+    text = (corpus / "text").read_text()
+    try:
+        (corpus / "text").write_text(text.replace("HELLO", "WORLD"))
+        with pytest.raises(ValueError, match="cannot be resumed.*content of .*/text"):
+            train(tmp_path / "exp", **LONG)
+    finally:
+        (corpus / "text").write_text(text)
+
+
 def test_without_resume_nothing_of_an_earlier_training_is_taken(
     train, whole, tmp_path, monkeypatch
 ):
