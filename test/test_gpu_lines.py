@@ -11,7 +11,7 @@ from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train.reporter import Reporter
 
 import espnet_dus
-from espnet_dus.bin.training import _find_batch
+from espnet_dus.bin.training import find_batch
 from espnet_dus.data.speech_tokens import encoders
 from espnet_dus.evaluation.text import models
 from espnet_dus.model.base_lm import resolve_dtype
@@ -130,7 +130,7 @@ def test_find_batch_uses_nine_tenths_of_the_gpu(
     config = tmp_path / "train.yaml"
     config.write_text("optim: adamw\n")
     out = tmp_path / "sizes.yaml"
-    _find_batch(str(config), options.base_lm, out, None, None, [64], 1, 9, [])
+    find_batch(str(config), options.base_lm, out, others=[], lengths=[64])
     assert limits == [126_000_000_000]
     assert "NVIDIA H200" in out.read_text()
 

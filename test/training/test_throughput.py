@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from espnet2.train.reporter import Reporter
+from training_helpers import load
 
 from espnet_dus.training import throughput
 from espnet_dus.training.flops import training_flops
@@ -148,3 +149,26 @@ def test_a_training_writes_the_line_at_the_log_interval(train, tmp_path, caplog)
     for name in ("loss=", "grad_norm=", "tokens/s", "padding", "data wait", "MFU"):
         assert name in lines[0]
     assert list(tmp_path.glob("tensorboard/train/events*"))
+
+
+def test_a_packed_training_has_the_same_losses_and_less_padding(
+    train, tmp_path, caplog
+):
+    losses, padding = {}, {}
+    for packing in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            exp = train(
+                tmp_path / str(packing),
+                dropout_rate=0.0,
+                max_epoch=1,
+                log_interval=2,
+                model_conf=dict(prompt="Transcript:", packing=packing),
+            )
+        epoch = load(exp / "checkpoint.pth")["reporter"]["stats"][1]
+        losses[packing] = [epoch[part]["loss"] for part in ("train", "valid")]
+        (line,) = [m for m in caplog.messages if "tokens/s, padding" in m]
+        padding[packing] = float(re.search(r"padding ([\d.]+)%", line)[1])
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    # short rows: they are padded to a multiple of 16
+    assert padding == {False: 24.2, True: 13.4}
