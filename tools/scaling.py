@@ -347,7 +347,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--ours_dir",
         type=Path,
         default=Path("egs2/TEMPLATE/dus1/conf/tuning/ours"),
-        help="likewise, for the arms of features in the table of both",
+        help="the same for the arms of features in the table of both",
     )
     add("--hours", type=float, default=48000, help="of audio in an epoch")
     add("--mean_seconds", type=float, default=12.0, help="mean length of an utterance")

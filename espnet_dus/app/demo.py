@@ -70,7 +70,7 @@ def build(speech2text: Speech2Text) -> gr.Blocks:
                     label="Instruction", placeholder="Translate it into French."
                 )
                 follow = gr.Button("Follow the instruction")
-                followed = gr.Textbox(label="What the model makes of the speech")
+                followed = gr.Textbox(label="Answer")
             with gr.Column():
                 gr.Markdown("### Text, with the same weights")
                 question = gr.Textbox(label="Question", lines=2)

@@ -1,4 +1,4 @@
-"""What models make of instructions on speech: tasks, rules and tables.
+"""Evaluation of answers to instructions on speech: tasks, rules and tables.
 
 Table 3 of the paper shows such answers. Here three rules say of each whether the model
 followed the instruction at all, and the answers are printed as they are.
@@ -77,9 +77,9 @@ class Answer(NamedTuple):
         task: The task's name.
         text: The answer as it is.
         not_transcript: See `RULES`.
-        not_loop: Likewise.
-        in_form: Likewise.
-        right: Likewise; None for a task that has no single right answer.
+        not_loop: The same.
+        in_form: The same.
+        right: The same; None for a task that has no single right answer.
     """
 
     model: str

@@ -28,8 +28,8 @@ from torchaudio.functional import forced_align, merge_tokens
 from espnet_dus.data.ctc_units import BLANK, SPACE, UNKNOWN, CTCUnits
 from espnet_dus.data.lengths import PositionTimes
 
-LEAD_SECONDS = 0.125  # fitted on AN4, see above
-TAIL_SECONDS = 0.25  # likewise
+LEAD_SECONDS = 0.125  # this and the next are fitted on AN4, see above
+TAIL_SECONDS = 0.25
 
 
 class WordTime(NamedTuple):

@@ -69,7 +69,7 @@ def test_a_recording_is_transcribed_and_a_question_answered_twice(
 
     page.get_by_label("Instruction").fill("Translate it.")
     page.get_by_role("button", name="Follow the instruction").click()
-    followed = page.get_by_label("What the model makes of the speech")
+    followed = page.get_by_label("Answer")
     answer = printable(answer_on(loaded, recording, "Translate it."))
     box = followed.element_handle()
     page.wait_for_function("(box) => box.value !== ''", arg=box)

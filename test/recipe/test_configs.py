@@ -1,4 +1,4 @@
-"""Every shipped YAML: commented, minimal, and true to what it says of itself."""
+"""Every shipped YAML: commented, minimal, and true to its comments."""
 
 import functools
 import re

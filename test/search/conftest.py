@@ -128,7 +128,7 @@ def config():
 def trained_model(make_arm, tiny_batch):
     """A model that has seen four utterances, of 1.3, 1.6, 0.9 and 1.4 s, for long.
 
-    It knows its transcripts by heart, more or less.
+    It has memorized its transcripts, more or less.
     """
     model = make_arm("encoder", trained=False)
     batch = tiny_batch(1.3, 1.6, 0.9, 1.4)

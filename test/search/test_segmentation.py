@@ -143,7 +143,7 @@ def test_a_long_recording_is_read_by_block_and_by_segment(write, speech, monkeyp
 
 
 def test_the_threads_of_torch_are_left_alone(write, speech, monkeypatch):
-    for name in ("silero_vad", "silero_vad.model"):  # imported anew
+    for name in ("silero_vad", "silero_vad.model"):  # imported again
         monkeypatch.delitem(sys.modules, name, raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -254,6 +254,7 @@ def test_the_picture_is_well_formed_and_knows_the_dark():
 CONTORTED = (
     r"\bso many\b|\b(Added|Counted) are\b|\bCounted is\b|\bgoes on where\b"
     r"|\bstands? for ever\b|\bTell whether\b|\"\"\"Give "
+    r"|\banew\b|\b[Ll]ikewise\b|\bby heart\b|\bwhoever\b|\bgoes on (with|after)\b"
 )
 
 

@@ -43,7 +43,7 @@ OPUSLM = TokenizerInfo("opuslm", {"encoder": "none"}, 50.0, FS, (5000,) + 8 * (1
 # Seconds: every 20th part of LibriSpeech's utterances is between two of these.
 DURATIONS = (1.65, 3.61, 4.89, 7.02, 9.32, 11.17, 11.98, 12.76, 13.15, 13.61, 14.04)
 DURATIONS += (14.21, 14.38, 14.58, 14.77, 15.02, 15.31, 15.6, 15.9, 16.4, 17.19)
-WORDS_PER_SECOND = (2.6, 0.55)  # mean and standard deviation, likewise
+WORDS_PER_SECOND = (2.6, 0.55)  # mean and standard deviation
 WORDS = (
     "the of and to in he that was it his with as had for you not be is on at".split()
 )

@@ -215,7 +215,7 @@ class StreamingIterator:
         self.settings = factory.settings(epoch)
         self.given = [0] * factory.readers
         self.next_reader = 0
-        # Set by whoever starts the training, e.g. for signals.
+        # Set by the training, e.g. for signals.
         self.worker_init_fn: Optional[Callable[[int], None]] = None
 
     def __len__(self) -> int:

@@ -74,7 +74,7 @@ def tokenize_shards(
             )
         made[str(out)] = weight
         if _is_made(directory, out, info):
-            logging.info(f"{out}: there already, {directory} is not read")
+            logging.info(f"{out}: exists, {directory} is not read")
             continue
         audio = read_info(directory)
         if audio.tokenizer is not None:
