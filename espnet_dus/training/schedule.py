@@ -87,6 +87,13 @@ def fit_schedule(
             f"training, which has {updates:,} (max_epoch times the updates of an epoch)"
             "; give a share, such as warmup_steps: 0.05, or train longer"
         )
+    # TristageLR and the piecewise linear schedule say where they end
+    last = getattr(scheduler, "max_steps", steps[-1])
+    if last > updates:
+        logging.warning(
+            f"schedule: it ends at update {last:,}, but the training has {updates:,}: "
+            "the rates at its end are never reached"
+        )
     peak = _rates_at(scheduler, max(round(warmup), 1))
     logging.info(
         f"schedule: {updates:,} updates, warm-up {warmup:,} of them, highest learning "

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from espnet2.schedulers.piecewise_linear_warmup_lr import PiecewiseLinearWarmupLR
+from espnet2.schedulers.tristage_lr import TristageLR
 from espnet2.schedulers.warmup_lr import WarmupLR
 
 from espnet_dus.training.schedule import fit_schedule, updates_per_epoch
@@ -76,6 +77,28 @@ def test_the_papers_schedule_can_be_stated():
 def test_a_schedule_that_cannot_work_is_an_error(scheduler, lr, conf, updates, message):
     with pytest.raises(ValueError, match=message):
         fit_schedule(*make(scheduler, lr, **conf), updates)
+
+
+@pytest.mark.parametrize(
+    "scheduler, conf",
+    [
+        (
+            TristageLR,
+            dict(max_steps=200, warmup_ratio=0.1, hold_ratio=0.4, decay_ratio=0.5),
+        ),
+        (
+            PiecewiseLinearWarmupLR,
+            dict(warmup_steps_list=[0, 10, 200], warmup_lr_list=[0.0, 1e-4, 2e-5]),
+        ),
+    ],
+)
+def test_a_schedule_longer_than_the_training_is_warned_of(scheduler, conf, caplog):
+    for updates in (200, 150):
+        fit_schedule(*make(scheduler, 2e-5, **conf), updates)
+    (message,) = caplog.messages
+    assert message.startswith(
+        "schedule: it ends at update 200, but the training has 150"
+    )
 
 
 def test_a_training_logs_its_updates_and_refuses_a_longer_warm_up(
