@@ -434,22 +434,21 @@ def _remarks(
         "a decoding job.",
         "",
     ]
-    identical = [a for a in arms if a.identical_tokens]
-    if identical:
-        verified = ", ".join(f"{a.name}: {a.identical_tokens}" for a in identical)
-        lines += [
-            f"{EXACT}, added layers kept: text-only logits equal the base LM's bit "
-            f"for bit, by construction; number of tokens verified: {verified}.",
-            "",
-        ]
-    dropped = [a for a in arms if a.dropped_tokens and not a.identical_tokens]
-    if dropped:
-        verified = ", ".join(f"{a.name}: {a.dropped_tokens}" for a in dropped)
-        lines += [
-            f"{EXACT}, added layers dropped: text-only logits equal the base LM's bit "
-            f"for bit; number of tokens verified: {verified}.",
-            "",
-        ]
+    kept = {a.name: a.identical_tokens for a in arms if a.identical_tokens}
+    dropped = {
+        a.name: a.dropped_tokens
+        for a in arms
+        if a.dropped_tokens and a.name not in kept
+    }
+    for state, tokens in (("kept", kept), ("dropped", dropped)):
+        if tokens:
+            construction = ", by construction" if state == "kept" else ""
+            verified = ", ".join(f"{name}: {number}" for name, number in tokens.items())
+            lines += [
+                f"{EXACT}, added layers {state}: text-only logits equal the base LM's "
+                f"bit for bit{construction}; number of tokens verified: {verified}.",
+                "",
+            ]
     memories = sorted({arm.peak_memory_of for arm in arms if arm.peak_memory_of})
     if memories:
         lines += [f"Peak memory: of the {' or '.join(memories)}, in training.", ""]

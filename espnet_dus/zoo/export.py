@@ -99,6 +99,8 @@ def _save_adapter(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> N
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
+    # not transformers' save_pretrained of an adapter: it asks the hub whether the
+    # vocabulary has grown, to decide whether the embeddings are saved too
     state = get_peft_model_state_dict(model.lm, save_embedding_layers=False)
     weights = {  # PEFT's files name parameters as seen from its own wrapper
         f"base_model.model.{name}": value.to(dtype).contiguous()
