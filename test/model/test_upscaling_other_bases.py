@@ -191,9 +191,6 @@ def test_the_transformer_kind_is_an_ordinary_deeper_model(
     base, ids, randomise, tmp_path
 ):
     lm = randomise(upscale(base, "transformer", "all", "interleaved:3").eval())
-    del (
-        lm.config.depth_up_scaling
-    )  # it would be kept as an extra key, and harms nothing
     lm.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert len(loaded.model.layers) == 6
