@@ -7,6 +7,9 @@ from transformers.integrations import flash_attention
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.model.packing import pack, use_packed_attention
 from espnet_dus.model.sequence import join
+from espnet_dus.search.config import SearchConfig
+from espnet_dus.search.encoding import encode
+from espnet_dus.search.greedy import greedy_search
 from espnet_dus.training.throughput import WorkCounter
 
 ARMS = {
@@ -161,6 +164,20 @@ def test_ctc_compression_and_its_warm_up_pack_too(
             results[packing, epoch] = losses_and_gradients(model, **inputs)
     for epoch in (1, 2):
         assert_alike(results[True, epoch], results[False, epoch])
+
+
+def test_a_model_that_packs_decodes_as_one_that_does_not(
+    tiny_model, tiny_batch, randomise
+):
+    batch, decoded = tiny_batch(1.3, 0.6), []
+    for packing in (False, True):
+        model = tiny_model(model_conf=dict(prompt="Transcript:", packing=packing))
+        encoded = encode(
+            randomise(model.eval(), seed=3), batch["speech"], batch["speech_lengths"]
+        )
+        search = SearchConfig.make({"maxlenratio": 0.2})
+        decoded.append(greedy_search(model, encoded, search))
+    assert repr(decoded[0]) == repr(decoded[1]) and decoded[0]
 
 
 # -- rows ------------------------------------------------------------------------------
