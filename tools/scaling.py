@@ -298,7 +298,7 @@ def _data_table(plan: Plan) -> str:
         "audio, FLAC": plan.bytes_per_second,
         "speech tokens, Kaldi ark": 5 * num_tokens,  # a byte of type for each int32
         "speech tokens, shards": shard_bytes(plan.mean_seconds) / plan.mean_seconds,
-        # four bytes to a token: what it stands for in English text
+        # four bytes of English text to a token
         "transcripts": plan.tokens_per_second * 4,
     }
     rows = [

@@ -15,6 +15,7 @@ from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.shards.cut_stream import read_part
 from espnet_dus.data.shards.mix import Part, Shard, read_weights
 from espnet_dus.data.shards.shar import (
+    ShardInfo,
     Stored,
     list_shards,
     read_info,
@@ -66,6 +67,7 @@ def tokenize_shards(
     part = _parse_job(job)
     info = TokenizerInfo.read(speech_tokenizer)
     made: Dict[str, float] = {}
+    audio: Dict[str, ShardInfo] = {}  # shards to read, by directory
     for directory, weight in read_weights(shards).items():
         out = Path(out_dir, Path(directory).name)
         if str(out) in made:
@@ -74,21 +76,22 @@ def tokenize_shards(
             )
         made[str(out)] = weight
         if _is_made(directory, out, info):
-            logging.info(f"{out}: exists, {directory} is not read")
+            logging.info(f"{out}: there already, {directory} is not read")
             continue
-        audio = read_info(directory)
-        if audio.tokenizer is not None:
+        audio[directory] = read_info(directory)
+        if audio[directory].tokenizer is not None:
             raise ValueError(f"{directory}: expected shards of audio, it holds tokens")
+    for directory, of_audio in audio.items():
         write_blocks(
             list_shards(directory),
             functools.partial(
                 _tokens, directory=Path(speech_tokenizer), sha256=info.sha256
             ),
-            out,
-            f"{OF_AUDIO}{audio.source} {info.sha256}",
+            Path(out_dir, Path(directory).name),
+            f"{OF_AUDIO}{of_audio.source} {info.sha256}",
             nj=num_jobs(nj),
             max_bad_utterances=max_bad_utterances,
-            total=audio.num_utterances,
+            total=of_audio.num_utterances,
             tokenizer=info.identity,
             job=part,
         )

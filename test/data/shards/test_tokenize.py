@@ -136,6 +136,10 @@ def test_shards_of_a_dump_or_of_audio_that_is_gone_are_not_made_again(root, tmp_
         tokenize_shards(str(audio), tmp_path / "out", tmp_path / "other")
     with pytest.raises(ValueError, match="absent/info.json: no such file"):
         tokenize_shards("absent", tmp_path / "out", root / "tokenizer")
+    mix = {str(root / "shar/train"): 1.0, "absent": 1.0}
+    with pytest.raises(ValueError, match="absent/info.json: no such file"):
+        tokenize_shards(mix, tmp_path / "mix", root / "tokenizer")
+    assert not (tmp_path / "mix").exists()  # before anything is computed
     tokens = str(root / "from_dump/train")
     shutil.copytree(tokens, tmp_path / "of_dump/train")
     before = snapshot(tmp_path / "of_dump")
