@@ -3,7 +3,8 @@
 
 Each round runs the benchmark of the first checkout, then that of the second, each in
 the environment of its own path.sh. The numbers of their Markdown tables are compared
-where both have the row and the column.
+where both have the row and the column. Do not set DUS_VENV: two checkouts that share an
+environment install themselves there in turn.
 
     git worktree add ../before COMMIT
     tools/benchmarks/compare_checkouts.py ../before . train_step.py --arms lora
