@@ -157,7 +157,7 @@ def kill(jobs):
 
 
 def jobs_at_once(options, gpus):
-    """Return the number of jobs that this machine holds, or that it was asked to run."""
+    """Return the number of jobs that this machine holds or was asked to run."""
     if gpus:
         capacity = len(gpus) // int(options["gpu"])
         return min(int(options.get("max_jobs_run", capacity)), capacity)
