@@ -212,7 +212,7 @@ def _check_flac(data, start: int) -> List[Patch]:
     total = int.from_bytes(data[info + 13 : info + 18], "big") & ((1 << 36) - 1)
     if total:
         return []  # decoding counts the samples
-    total = _flac_samples(data, start)
+    total = flac_samples(data, start)
     if total is None:
         raise ValueError(
             "is truncated or damaged: it does not say how long it is, as if written "
@@ -222,7 +222,7 @@ def _check_flac(data, start: int) -> List[Patch]:
     return [(info + 13, (total | high << 32).to_bytes(5, "big"))]
 
 
-def _flac_samples(data, start: int) -> Optional[int]:
+def flac_samples(data, start: int) -> Optional[int]:
     """Count the samples up to the last frame; None: that frame is not whole."""
     first = start + 4
     while first + 4 <= len(data):

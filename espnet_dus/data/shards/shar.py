@@ -47,6 +47,7 @@ from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
 from espnet_dus.data.audio import to_pcm16
+from espnet_dus.data.containers import flac_samples
 from espnet_dus.data.data_dir import DataDir, explain_write_errors
 from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.parallel import run_blocks
@@ -477,7 +478,8 @@ def _flac(cut: MonoCut, fs: int) -> Tuple[bytes, int]:
             raise ValueError(
                 f"{frames} samples, {recording.num_samples} were announced"
             )
-        return audio, frames
+        if flac_samples(audio, 0) == frames:  # else it is decoded: is it cut short?
+            return audio, frames
     samples = cut.resample(fs).load_audio()
     if len(samples) != 1:
         raise ValueError(f"{len(samples)} channels; expected mono")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +128,13 @@ def test_unreadable_audio_is_named_and_left_out_up_to_a_limit(dump, tmp_path):
     write_data_dir(dump, tmp_path / "shar", max_bad_utterances=1)
     assert sorted(read_back(tmp_path / "shar")) == list("abdefg")
     assert "c " in (tmp_path / "shar" / "bad_utterances.txt").read_text()
+
+
+def test_a_file_cut_short_is_named_when_the_shards_are_written(dump, tmp_path):
+    path = Path(read_scp(dump / "wav.scp")["c"])
+    path.write_bytes(path.read_bytes()[:-200])  # its header announces all samples
+    with pytest.raises(TooManyBadUtterances, match="utterance c"):
+        write_data_dir(dump, tmp_path / "shar")
 
 
 def test_cuts_of_another_rate_and_of_parts_of_a_file_become_flac(tmp_path, noise):
