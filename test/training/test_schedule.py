@@ -95,7 +95,8 @@ def test_a_schedule_that_cannot_work_is_an_error(scheduler, lr, conf, updates, m
 def test_a_schedule_longer_than_the_training_is_warned_of(scheduler, conf, caplog):
     for updates in (200, 150):
         fit_schedule(*make(scheduler, 2e-5, **conf), updates)
-    (message,) = caplog.messages
+    warnings = [r for r in caplog.records if r.levelname == "WARNING"]
+    (message,) = (record.getMessage() for record in warnings)
     assert message.startswith(
         "schedule: it ends at update 200, but the training has 150"
     )
