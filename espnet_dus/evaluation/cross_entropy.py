@@ -44,6 +44,7 @@ def cross_entropy(
     if model.ctc_only:
         logging.info(f"{asr_train_config}: trained by CTC alone, no cross-entropy")
         return None
+    args.output_dir = None  # what cannot be read is an error, not left out
     model.lsm_weight = 0.0  # label smoothing is part of the training only
     text = data_path_and_name_and_type[0][0]
     batches = DUSTask.build_streaming_iterator(

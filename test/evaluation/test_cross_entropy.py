@@ -17,7 +17,8 @@ def model_files(tmp_path, tiny_options, tiny_model):
     def make(**model_conf):
         options = dict(model_conf={"prompt": "Transcript:", **model_conf})
         config, checkpoint = tmp_path / "config.yaml", tmp_path / "model.pth"
-        config.write_text(yaml.safe_dump(vars(tiny_options(**options))))
+        args = {**vars(tiny_options(**options)), "output_dir": f"{tmp_path}/exp"}
+        config.write_text(yaml.safe_dump(args))
         model = tiny_model(**options)
         torch.save(model.state_dict(), checkpoint)
         return config, checkpoint, model.eval()
