@@ -9,6 +9,8 @@ import psutil
 import pytest
 import torch
 
+from espnet_dus.io import read_scp
+
 # The options of a real training, with sizes that fit the tiny base LM.
 TINY = """
     --base_lm_conf dtype=float32 --speech_embedder_conf channels=8
@@ -72,6 +74,7 @@ def test_the_papers_setting_is_the_default(checkout, prepared, tiny_base_lm_dir)
         *("mini_an4", "--base_lm", tiny_base_lm_dir, "--base_lm_dir", tiny_base_lm_dir),
         *("--dus_args", " ".join(options.split()), "--ngpu", 0, "--inference_nj", 1),
         *("--dus_exp", "exp/tokens", "--skip-stages", "1 8 9"),
+        *("--cross_entropy", "true"),
     )
     dump = prepared / "dump/tokens_logmel"
     tokenizer = json.loads(
@@ -84,6 +87,9 @@ def test_the_papers_setting_is_the_default(checkout, prepared, tiny_base_lm_dir)
     assert [line.endswith(",1\n") for path in shapes for line in path.open()] == [
         True
     ] * 6
+    (path,) = prepared.glob("exp/tokens/*/seen/score_ce/result.json")
+    utterances = json.loads(path.read_text())["utterances"]
+    assert sorted(utterances) == sorted(read_scp(dump / "seen/text"))
     report = (prepared / "exp/tokens/upscale/report.md").read_text()
     assert "DIFFERENT" not in report
     assert re.search(
