@@ -72,6 +72,27 @@ def write_text(path: Union[str, Path], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def drawing(path: Union[str, Path], width: float, height: float) -> Iterator[Any]:
+    """Yield the axes of a new picture, which is written if the block succeeds.
+
+    Args:
+        path: The PNG.
+        width: In inches.
+        height: In inches.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    picture, axes = plt.subplots(figsize=(width, height))
+    yield axes
+    with atomic_path(path) as temporary:
+        picture.savefig(temporary, dpi=150, bbox_inches="tight")
+    plt.close(picture)
+
+
 def file_sha256(path: Union[str, Path]) -> str:
     """Return the sha256 of a file's content as hexadecimal digits."""
     with open(path, "rb") as file:

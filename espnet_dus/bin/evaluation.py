@@ -16,29 +16,11 @@ def add_commands(commands: Commands) -> None:
         "espnet_dus.evaluation.scoring:score_dir",
         "Score decoded text: WER and CER in ESPnet's layout.",
     )
-    command = commands.add(
+    commands.add(
         "cross_entropy",
-        _cross_entropy,
+        "espnet_dus.evaluation.cross_entropy:cross_entropy",
         "Measure the cross-entropy of a data set's transcripts, given its speech.",
     )
-    command.add_argument(
-        "--data_path_and_name_and_type",
-        type=lambda triple: tuple(triple.split(",")),
-        required=True,
-        action="append",
-        metavar="TRIPLE",
-        help="first dump/raw/test/text,text,text, then "
-        "dump/raw/test/wav.scp,speech,sound",
-    )
-    command.add_argument("--asr_train_config", required=True, help="config.yaml")
-    command.add_argument("--asr_model_file", required=True, help="a checkpoint")
-    command.add_argument(
-        "--hyp_dir",
-        required=True,
-        help="decoding directory; score_ce/result.json is written there",
-    )
-    command.add_argument("--device", default="cpu", help="cpu or cuda")
-
     commands.add(
         "text_eval",
         "espnet_dus.evaluation.text.evaluate:evaluate",
@@ -60,8 +42,8 @@ def add_commands(commands: Commands) -> None:
     commands.add(
         "compare",
         "espnet_dus.evaluation.comparison:compare",
-        "Compare arms of one base LM: one table, and one picture of WER against text "
-        "degradation.",
+        "Compare arms of one base LM: one table, WER against text degradation, and the "
+        "training curves.",
         {"exp_dirs": "exp_dir"},
         show=str,
     )
@@ -78,7 +60,3 @@ def _inference(others):
     from espnet_dus.bin import dus_inference
 
     dus_inference.main(others)
-
-
-def _cross_entropy(**options):
-    load("espnet_dus.evaluation.cross_entropy:cross_entropy")(**options)

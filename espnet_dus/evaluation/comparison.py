@@ -11,7 +11,7 @@ from espnet_dus.evaluation.report import environments
 from espnet_dus.evaluation.results import ArmResults, Delta, ErrorRate, read_arm
 from espnet_dus.evaluation.text.metric import Metric, paired_delta
 from espnet_dus.evaluation.text.tables import EXACT, markdown_table, plus_minus
-from espnet_dus.io import atomic_path, write_text
+from espnet_dus.io import drawing, write_text
 
 UNKNOWN, NOT_RUN = "-", "not run"
 NAME, CURVES = "comparison", "curves.png"
@@ -291,54 +291,46 @@ def draw(
 
     Bars are 95 % intervals, where these are known.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     points = sorted(
         ((arm, losses[arm.name]) for arm in arms if losses[arm.name]),
         key=lambda point: point[0].wer.err,
     )
-    figure, axes = plt.subplots(figsize=(7, 5))
-    axes.axhline(0, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
-    for i, (arm, loss) in enumerate(points):
-        wer, color = arm.wer, f"C{i}"
-        x_bar = None
-        if wer.low is not None and wer.high is not None:
-            # the interval of a skewed bootstrap may exclude the rate itself
-            x_bar = [[max(0.0, wer.err - wer.low)], [max(0.0, wer.high - wer.err)]]
-        error = loss.standard_error
-        axes.errorbar(
-            wer.err,
-            loss.delta,
-            xerr=x_bar,
-            yerr=None if error is None else 1.96 * error,
-            fmt="o",
-            capsize=3,
-            elinewidth=1,
-            color=color,
-        )
-        level = sum(other.delta == loss.delta for _, other in points[:i])
-        axes.annotate(  # stacked where arms share a line, such as no loss
-            arm.name,
-            (wer.err, loss.delta),
-            xytext=(4, 5 + 11 * level),
-            textcoords="offset points",
-            fontsize=8,
-            color=color,
-        )
-    axes.margins(0.15, 0.2)
-    axes.set_xlabel(f"WER on {test_set} (%)")
-    if points[0][1].unit == "points":
-        axes.set_ylabel("mean accuracy, adapted minus base LM (points)")
-    else:
-        axes.set_ylabel("perplexity, adapted against base LM (%)")
-        axes.invert_yaxis()
-    axes.set_title("ASR against text ability (upper left is best)", fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    with drawing(path, 7, 5) as axes:
+        axes.axhline(0, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
+        for i, (arm, loss) in enumerate(points):
+            wer, color = arm.wer, f"C{i}"
+            x_bar = None
+            if wer.low is not None and wer.high is not None:
+                # the interval of a skewed bootstrap may exclude the rate itself
+                x_bar = [[max(0.0, wer.err - wer.low)], [max(0.0, wer.high - wer.err)]]
+            error = loss.standard_error
+            axes.errorbar(
+                wer.err,
+                loss.delta,
+                xerr=x_bar,
+                yerr=None if error is None else 1.96 * error,
+                fmt="o",
+                capsize=3,
+                elinewidth=1,
+                color=color,
+            )
+            level = sum(other.delta == loss.delta for _, other in points[:i])
+            axes.annotate(  # stacked where arms share a line, such as no loss
+                arm.name,
+                (wer.err, loss.delta),
+                xytext=(4, 5 + 11 * level),
+                textcoords="offset points",
+                fontsize=8,
+                color=color,
+            )
+        axes.margins(0.15, 0.2)
+        axes.set_xlabel(f"WER on {test_set} (%)")
+        if points[0][1].unit == "points":
+            axes.set_ylabel("mean accuracy, adapted minus base LM (points)")
+        else:
+            axes.set_ylabel("perplexity, adapted against base LM (%)")
+            axes.invert_yaxis()
+        axes.set_title("ASR against text ability (upper left is best)", fontsize=10)
 
 
 def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
@@ -346,28 +338,20 @@ def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
 
     No file is written where no training has recorded its curve.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     Path(path).unlink(missing_ok=True)
     if not any(arm.curves for arm in arms):
         return
-    figure, axes = plt.subplots(figsize=(7, 5))
-    for i, arm in enumerate(arms):
-        for phase, style in (("valid", "-"), ("train", ":")):
-            losses = arm.curves.get(phase, [])
-            label = arm.name if phase == "valid" else None
-            epochs = range(1, len(losses) + 1)
-            axes.plot(epochs, losses, style, color=f"C{i}", marker=".", label=label)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title("Validation (solid) and training (dotted)", fontsize=10)
-    axes.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    with drawing(path, 7, 5) as axes:
+        for i, arm in enumerate(arms):
+            for phase, style in (("valid", "-"), ("train", ":")):
+                losses = arm.curves.get(phase, [])
+                label = arm.name if phase == "valid" else None
+                epochs = range(1, len(losses) + 1)
+                axes.plot(epochs, losses, style, color=f"C{i}", marker=".", label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss (nats per token)")
+        axes.set_title("Validation (solid) and training (dotted)", fontsize=10)
+        axes.legend(fontsize=8)
 
 
 def _lost(loss: Degradation) -> float:

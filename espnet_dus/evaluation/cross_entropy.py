@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch
+from espnet2.utils.types import str2triple_str
 
 from espnet_dus.evaluation.scoring import CROSS_ENTROPY
 from espnet_dus.evaluation.text.metric import Metric
@@ -17,7 +18,7 @@ from espnet_dus.task import DUSTask
 def cross_entropy(
     asr_train_config: Union[str, Path],
     asr_model_file: Union[str, Path],
-    data_path_and_name_and_type: Sequence[Tuple[str, str, str]],
+    data_path_and_name_and_type: Sequence[str],
     hyp_dir: Union[str, Path],
     device: str = "cpu",
 ) -> Optional[Metric]:
@@ -28,8 +29,9 @@ def cross_entropy(
     Args:
         asr_train_config: config.yaml of the training.
         asr_model_file: The checkpoint.
-        data_path_and_name_and_type: ESPnet's triples for `text`, `speech` and, for a
-            model trained with text before the speech, `text_before`.
+        data_path_and_name_and_type: ESPnet's triples `FILE,text,text`,
+            `FILE,speech,TYPE` and, for a model trained with text before the speech,
+            `FILE,text_before,text`, in this order.
         hyp_dir: Decoding directory of the data set.
         device: Where to compute.
 
@@ -46,9 +48,10 @@ def cross_entropy(
         return None
     args.output_dir = None  # what cannot be read is an error, not left out
     model.lsm_weight = 0.0  # label smoothing is part of the training only
-    text = data_path_and_name_and_type[0][0]
+    triples = [str2triple_str(triple) for triple in data_path_and_name_and_type]
+    text = triples[0][0]
     batches = DUSTask.build_streaming_iterator(
-        data_path_and_name_and_type,
+        triples,
         preprocess_fn=DUSTask.build_preprocess_fn(args, False),
         collate_fn=DUSTask.build_collate_fn(args, False),
         key_file=text,

@@ -6,7 +6,7 @@ from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
 
-from espnet_dus.io import atomic_path
+from espnet_dus.io import drawing
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.upscaling import inserted_layers
@@ -105,34 +105,30 @@ def _row(parts: Sequence[StackLayer]) -> Tuple[str, str, bool]:
 
 def draw(stack: Sequence[StackLayer], path: Path) -> Path:
     """Draw the stack, input at the bottom; what is trained in colour."""
-    import matplotlib
+    from matplotlib.patches import Rectangle
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 0.28 * len(stack) + 1))
-    for y, part in enumerate(stack):
-        color = "#d1495b" if part.inserted else "#edae49" if part.trained else "#c9d6df"
-        axes.barh(y, 1, height=0.85, color=color, edgecolor="white")
-        count = part.trained or part.frozen
-        label = f"{part.name}   {count / 1e6:.2f} M" if count else part.name
-        axes.text(0.5, y, label, ha="center", va="center", fontsize=8)
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, color=color)
-        for color in ("#d1495b", "#edae49", "#c9d6df")
-    ]
-    axes.legend(
-        handles,
-        ["added, trained", "trained", "base LM, frozen"],
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=3,
-        fontsize=8,
-        frameon=False,
-    )
-    axes.set_axis_off()
-    axes.set_ylim(-0.5, len(stack) - 0.5)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    with drawing(path, 6, 0.28 * len(stack) + 1) as axes:
+        for y, part in enumerate(stack):
+            color = (
+                "#d1495b" if part.inserted else "#edae49" if part.trained else "#c9d6df"
+            )
+            axes.barh(y, 1, height=0.85, color=color, edgecolor="white")
+            count = part.trained or part.frozen
+            label = f"{part.name}   {count / 1e6:.2f} M" if count else part.name
+            axes.text(0.5, y, label, ha="center", va="center", fontsize=8)
+        handles = [
+            Rectangle((0, 0), 1, 1, color=color)
+            for color in ("#d1495b", "#edae49", "#c9d6df")
+        ]
+        axes.legend(
+            handles,
+            ["added, trained", "trained", "base LM, frozen"],
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=3,
+            fontsize=8,
+            frameon=False,
+        )
+        axes.set_axis_off()
+        axes.set_ylim(-0.5, len(stack) - 0.5)
     return path

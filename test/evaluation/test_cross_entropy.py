@@ -34,7 +34,7 @@ def triples(tmp_path, noises, transcripts):
         soundfile.write(tmp_path / f"{i}.wav", speech, 16000, subtype="FLOAT")
     scp.write_text("".join(f"utt{i} {tmp_path}/{i}.wav\n" for i in range(2)))
     text.write_text("".join(f"utt{i} {transcripts[i]}\n" for i in range(2)))
-    return [(str(text), "text", "text"), (str(scp), "speech", "sound")]
+    return [f"{text},text,text", f"{scp},speech,sound"]
 
 
 @torch.no_grad()

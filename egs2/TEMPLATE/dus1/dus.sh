@@ -329,15 +329,18 @@ text_eval() { # directory for the results, more options
         ${text_limit:+--limit "${text_limit}"} "${@:2}"
 }
 
+prompt_triple() { # data directory: ESPnet's triple of its prompts, where it has any
+    [ ! -e "$1/prompt" ] || echo "$1/prompt,text_before,text"
+}
+
 measure_cross_entropy() { # data directory, decoding directory
     need_base_lm
-    local prompt='' device=cpu
-    if [ -e "$1/prompt" ]; then prompt=$1/prompt,text_before,text; fi
+    local prompt device=cpu
+    prompt=$(prompt_triple "$1")
     if [ "${ngpu}" -gt 0 ]; then device=cuda; fi
     dus_alone "$2/score_ce/cross_entropy.log" cross_entropy \
         --data_path_and_name_and_type "$1/text,text,text" \
-        --data_path_and_name_and_type "$1/${scp},speech,${scp_type}" \
-        ${prompt:+--data_path_and_name_and_type "${prompt}"} \
+        "$1/${scp},speech,${scp_type}" ${prompt:+"${prompt}"} \
         --asr_train_config "${dus_exp}/config.yaml" \
         --asr_model_file "${dus_exp}/${inference_dus_model}" \
         --hyp_dir "$2" --device "${device}"
@@ -507,8 +510,7 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
         logdir=${dir}/logdir
         mkdir -p "${logdir}"
         split_tables "${inference_nj}" "${data}/${scp}" "${logdir}/keys"
-        prompt=
-        if [ -e "${data}/prompt" ]; then prompt=${data}/prompt,text_before,text; fi
+        prompt=$(prompt_triple "${data}")
 
         log "${dset}: ${jobs} jobs, logs: '${logdir}/dus_inference.*.log'"
         # shellcheck disable=SC2086
