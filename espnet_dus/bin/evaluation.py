@@ -48,9 +48,9 @@ def add_commands(commands: Commands) -> None:
         show=str,
     )
     commands.add(
-        "best_learning_rate",
-        "espnet_dus.evaluation.learning_rate:best_learning_rate",
-        "Print the learning rate of the best of several short trainings of one arm.",
+        "best_trial",
+        "espnet_dus.evaluation.trials:best_trial",
+        "Print the best of several short trainings of one arm.",
         {"exp_dirs": "exp_dir"},
         show=str,
     )

@@ -25,7 +25,7 @@ cp -r "{experiment}/." "${{exp}}"
 touch "${{exp}}/checkpoint.pth"
 if [ "${{stop_stage}}" = 11 ]; then # a trial: the lower the rate, the better
     rate=$(sed 's/.* lr=\([^ ]*\).*/\1/' <<< "${{dus_args}}")
-    echo "optim_conf: {{lr: ${{rate}}}}" > "${{exp}}/config.yaml"
+    touch "${{exp}}/trial"
     echo "{{\"curves\": {{\"valid\": [${{rate}}]}}}}" > "${{exp}}/training.json"
 fi
 """
@@ -190,9 +190,11 @@ def test_each_arm_is_trained_at_the_best_of_the_learning_rates(recipe):
     assert calls[1:3] == trials
     assert calls[3].endswith(
         "--dus_exp exp/dus_lora_grad_clip1.0 "
-        "--dus_args --grad_clip 1.0 --optim_conf lr=0.001"
+        "--dus_args --grad_clip 1.0 --optim_conf lr=1.0e-3"
     )
-    assert "dus_lora_grad_clip1.0: the best learning rate is 0.001" in output
+    best = "exp/lr_1.0e-3/dus_lora_grad_clip1.0"
+    assert f"dus_lora_grad_clip1.0 continues {best}" in output
+    assert (recipe.directory / "exp/dus_lora_grad_clip1.0/trial").exists()
     assert len(calls) == 7
     assert recipe.compare(*options, 3, "--dus_args", "--grad_clip 1.0")[1] == []
 

@@ -13,8 +13,8 @@ help_message="Usage: $0 [options] [options of run.sh]
                          DIR/dus_a. Take another for another base LM or other data
                          (default: exp).
   --out_dir DIR          Where the comparison goes (default: EXPDIR/compare).
-  --learning_rates LIST  Train each arm for a few epochs at each of these rates first,
-                         and then at the best one (default: the rate of its YAML).
+  --learning_rates LIST  Train each arm for a few epochs at each of these rates, and
+                         continue with the best one (default: the rate of its YAML).
   --search_epochs N      How many epochs (default: 1).
   --reference ARM        The arm that the others' cross-entropy is compared with
                          (default: the first).
@@ -109,7 +109,7 @@ keep_config() { # experiment, YAML: keep it, resolved; refuse another than befor
     fi
 }
 
-best_rate() { # experiment, YAML: try the rates, print the best
+best_trial() { # experiment, YAML: try the rates, print the directory of the best
     local rate trial trials=()
     for rate in ${learning_rates}; do
         trial=${1%/*}/lr_${rate}/${1##*/}
@@ -120,10 +120,27 @@ best_rate() { # experiment, YAML: try the rates, print the best
                 "${dus_args} --optim_conf lr=${rate} --max_epoch ${search_epochs}" >&2 \
             || return
     done
-    rate=$(. ./path.sh > /dev/null && python3 -m espnet_dus best_learning_rate \
-        --exp_dir "${trials[@]}") || return
-    log "${1##*/}: the best learning rate is ${rate}" >&2
-    echo "${rate}"
+    (. ./path.sh > /dev/null && python3 -m espnet_dus best_trial --exp_dir "${trials[@]}")
+}
+
+continue_trial() { # trial, experiment: the training begins with the trial's epochs
+    log "${2##*/} continues $1"
+    if [ ! -f "$2/checkpoint.pth" ]; then
+        rm -rf "$2.tmp" && mkdir -p "$2.tmp" && cp -a "$1/." "$2.tmp" \
+            && rm -rf "$2" "$2.tmp/finished" && mv "$2.tmp" "$2"
+    fi
+}
+
+run_arm() { # name, YAML: try the learning rates, if any; train, decode, score
+    local exp=${expdir}/dus_$1 trial rate at_rate=()
+    if [ -n "${learning_rates}" ]; then
+        trial=$(best_trial "${exp}" "$2") && continue_trial "${trial}" "${exp}" || return
+        rate=${trial#"${expdir}/lr_"}
+        at_rate=(--dus_exp "${exp}" --dus_args "${dus_args} --optim_conf lr=${rate%%/*}")
+    fi
+    keep_config "${exp}" "$2" \
+        && run_once "${exp}/finished" "${exp}/arm.yaml" --stage 11 --stop_stage 13 \
+            --dus_config "$2" --dus_tag "$1" "${at_rate[@]}"
 }
 
 log "stages 1-10, for all arms"
@@ -135,13 +152,8 @@ run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
 finished=() failed=()
 for i in "${!arms[@]}"; do
     log "arm $((i + 1)) of ${#arms[@]}: ${names[i]} [elapsed=${SECONDS}s]"
-    exp=${expdir}/dus_${names[i]} rate=
-    if { [ -z "${learning_rates}" ] || rate=$(best_rate "${exp}" "${arms[i]}"); } \
-        && keep_config "${exp}" "${arms[i]}" \
-        && run_once "${exp}/finished" "${exp}/arm.yaml" --stage 11 --stop_stage 13 \
-            --dus_config "${arms[i]}" --dus_tag "${names[i]}" ${rate:+--dus_exp "${exp}" \
-            --dus_args "${dus_args} --optim_conf lr=${rate}"}; then
-        finished+=("${exp}")
+    if run_arm "${names[i]}" "${arms[i]}"; then
+        finished+=("${expdir}/dus_${names[i]}")
     else
         failed+=("${names[i]}")
         log "arm ${names[i]} failed; continuing with the others"

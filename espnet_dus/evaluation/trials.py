@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Sequence, Union
 
-import yaml
-
 from espnet_dus.evaluation.results import read_json
 
 
-def best_learning_rate(exp_dirs: Sequence[Union[str, Path]]) -> float:
-    """Return the learning rate with the lowest validation loss after the last epoch.
+def best_trial(exp_dirs: Sequence[Union[str, Path]]) -> Path:
+    """Return the training with the lowest validation loss after the last epoch.
 
     Args:
         exp_dirs: Experiment directories after stage 11, of the same number of epochs.
 
     Returns:
-        `optim_conf lr` of the best.
+        The experiment directory of the best.
 
     Raises:
         ValueError: A directory was not trained or not validated, the numbers of epochs
@@ -38,6 +36,4 @@ def best_learning_rate(exp_dirs: Sequence[Union[str, Path]]) -> float:
         raise ValueError(
             f"no training has a finite loss: {', '.join(map(str, trials))}"
         )
-    best = min(finite, key=finite.get)
-    config = yaml.safe_load((best / "config.yaml").read_text(encoding="utf-8"))
-    return config["optim_conf"]["lr"]
+    return min(finite, key=finite.get)
