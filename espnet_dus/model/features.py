@@ -15,6 +15,9 @@ FRONTENDS = {
     "huggingface": "espnet2.asr.frontend.huggingface:HuggingFaceFrontend",
     "espnet_ssl": "espnet2.asr.frontend.espnet_ssl:ESPnetSSLFrontend",
     "whisper": "espnet2.asr.frontend.whisper:WhisperFrontend",
+    "ctranslate2_whisper": (
+        "espnet_dus.model.whisper_frontend:CTranslate2WhisperFrontend"
+    ),
     "fused": "espnet2.asr.frontend.fused:FusedFrontends",
 }
 # Attributes of these frontends that hold a pretrained model.
@@ -54,8 +57,8 @@ def freeze_pretrained(frontend: torch.nn.Module) -> str:
     """Freeze the pretrained models of a frontend.
 
     Returns:
-        A SHA-256 over the names, types, shapes and values of their weights; "" where
-        there are none.
+        A SHA-256 over the names, types, shapes and values of their weights, or that of
+        a frontend whose weights are no tensors of PyTorch; "" where there are none.
     """
     for module in frontend.modules():
         # a second copy of the weights, for initializations that overwrite them
@@ -65,7 +68,7 @@ def freeze_pretrained(frontend: torch.nn.Module) -> str:
     for part, module in parts.items():
         state = module.requires_grad_(False).state_dict()
         weights += [(f"{part}.{name}", state[name]) for name in sorted(state)]
-    return tensors_sha256(weights) if parts else ""
+    return tensors_sha256(weights) if parts else getattr(frontend, "sha256", "")
 
 
 class FeatureModel(AbsESPnetModel):
