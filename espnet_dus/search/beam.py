@@ -5,7 +5,7 @@ so far, T positions of the prefill, V vocabulary.
 """
 
 import math
-from typing import Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Set
 
 import torch
 from transformers import (
@@ -20,7 +20,7 @@ from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.guards import length_limits, loop_continuations
-from espnet_dus.search.joint import LOGZERO, CTCPrefixes
+from espnet_dus.search.joint import LOGZERO, CTCPrefixes, Prefix
 from espnet_dus.search.rescoring import rescore, reward_words
 from espnet_dus.search.result import Hypothesis, hypothesis
 
@@ -50,7 +50,7 @@ def beam_search(
     """
     limits_B = length_limits(encoded.lengths_B, search.maxlenratio)
     joint = search.ctc_weight > 0 and model.ctc_units.type == "llm"
-    ctc = CTCPrefixes(model, encoded, search.beam_size) if joint else None
+    ctc = CTCPrefixes(model, encoded) if joint else None
     scores = BeamScores(search, ctc)
     with model.autocast():
         seq, masks = model.prefix(encoded)
@@ -147,25 +147,24 @@ class BeamScores(LogitsProcessor):
         self.search = search
         self.ctc = ctc
         self.num_passes = 0
-        self.rows: Dict[Tuple[int, Tuple[int, ...]], int] = {}
+        self.rows: Dict[Prefix, int] = {}
         self.scores_RV: Optional[torch.Tensor] = None
-        # (utterance, tokens) -> the score of the last token
-        self.remembered: Dict[Tuple[int, Tuple[int, ...]], float] = {}
-        # (utterance, tokens) whose best continuation would have continued a loop
-        self.loops: Set[Tuple[int, Tuple[int, ...]]] = set()
+        self.remembered: Dict[Prefix, float] = {}  # the score of the last token
+        # whose best continuation would have continued a loop
+        self.loops: Set[Prefix] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores (R, V) of what may follow the tokens (R, N) so far."""
         self.num_passes += 1
-        beam_size = self.search.beam_size
-        prefixes = [tuple(ids) for ids in input_ids.tolist()]
+        size = self.search.beam_size
+        keys = [(n // size, tuple(ids)) for n, ids in enumerate(input_ids.tolist())]
         if self.ctc is not None:
             weight = self.search.ctc_weight
-            ctc_RV = self.ctc(prefixes, scores)
+            ctc_RV = self.ctc(keys, scores)
             scores = (1 - weight) * scores + weight * ctc_RV
             # impossible with any weight
             scores = scores.masked_fill(ctc_RV <= IMPOSSIBLE, LOGZERO)
-        self.rows = {(row // beam_size, p): row for row, p in enumerate(prefixes)}
+        self.rows = {key: row for row, key in enumerate(keys)}
         for key, row in self.rows.items():
             tokens = loop_continuations(key[1], self.search.repetition)
             if tokens:

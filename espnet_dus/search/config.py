@@ -1,6 +1,6 @@
 """The options of a search, checked by name."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Optional, Sequence, Union
 
 from espnet_dus.io import check_names
@@ -76,10 +76,6 @@ class SearchConfig:
         search = search or {}
         check_names("search", search, [option.name for option in fields(cls)])
         return cls(**search)
-
-    def asdict(self) -> Dict[str, Any]:
-        """Return the options by name."""
-        return asdict(self)
 
 
 Search = Optional[Union[SearchConfig, Dict[str, Any]]]

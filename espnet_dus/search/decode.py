@@ -1,6 +1,5 @@
 """Stage 12: transcribe a data set into ESPnet's result files."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -19,6 +18,7 @@ from espnet_dus.data.lengths import FRAMES_PER_SECOND
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
 from espnet_dus.io import (
     file_name,
+    file_sha256,
     locked,
     not_empty,
     progress,
@@ -28,9 +28,9 @@ from espnet_dus.io import (
 )
 from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.records import Decoded, Records
-from espnet_dus.search.result import Hypothesis
+from espnet_dus.search.result import nothing
 from espnet_dus.search.speech2text import Speech2Text
-from espnet_dus.search.subtitles import write_ctm, write_srt
+from espnet_dus.search.subtitles import srt, write_ctm
 from espnet_dus.search.timing import WordTime
 
 Triples = Sequence[Tuple[str, str, str]]
@@ -98,7 +98,12 @@ def decode(
                 f"segment_seconds: {triple[0]} holds {triple[2]}, expected sound"
             )
     with locked(output_dir):
-        run = _run(speech2text, data_path_and_name_and_type, segment_seconds, channel)
+        run = {  # what determines the results
+            "model": speech2text.run,
+            "segment_seconds": segment_seconds,
+            "channel": channel,
+            "data": [[*t, file_sha256(t[0])] for t in data_path_and_name_and_type],
+        }
         records = Records(output_dir, run)
         waiting = [key for key in keys if key not in records.done]
         if segment_seconds:
@@ -138,16 +143,7 @@ def _decode_utterances(
     batch_size: float,
     prompts: Dict[str, str],
 ) -> None:
-    """Transcribe utterances in batches.
-
-    Args:
-        speech2text: The model.
-        source: The data.
-        lengths: Samples or frames of each utterance to transcribe.
-        records: Gets the results.
-        batch_size: Seconds of speech in a batch, padding included.
-        prompts: Text before each utterance; empty: none has such a text.
-    """
+    """Transcribe the utterances in `lengths` in batches; `prompts` may be empty."""
     # the longest first: what does not fit into memory shows at once
     waiting = sorted(lengths, key=lambda key: -lengths[key])
     budget = batch_size * source.rate
@@ -155,13 +151,24 @@ def _decode_utterances(
     while waiting:
         started = time.perf_counter()
         batch = take_batch(waiting, lengths, budget)
-        speeches = source.read(batch)
-        samples = {key: _length(speech) for key, speech in speeches.items()}
+        samples, speeches = dict.fromkeys(batch, 0), {}
+        for key in batch:
+            try:
+                speech = source.read(key)
+                samples[key] = _length(speech)
+                speech2text.check_length(speech)
+                speeches[key] = speech
+            except (*UNREADABLE, TooShortUttError) as error:
+                logging.error(f"utterance {key} is not decoded: {error}")
         # ESPnet's RTF step reads this line and the next "best hypo", and the time
         # between them: that of the whole batch for its first utterance
         logging.info(f"speech length: {samples[batch[0]]}")
+        results = {key: [nothing()] for key in batch}
         try:
-            results = _transcribe(speech2text, speeches, prompts)
+            if speeches:
+                before = [prompts[key] for key in speeches] if prompts else None
+                found = speech2text.nbest([*speeches.values()], before)
+                results.update(zip(speeches, found))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -173,7 +180,6 @@ def _decode_utterances(
                 )
                 continue
             logging.error(f"utterance {batch[0]} is not decoded: {error}")
-            results = {batch[0]: [_no_result()]}
         seconds = (time.perf_counter() - started) / len(batch)
         records.add({k: Decoded(results[k], samples[k], seconds) for k in batch})
         for key in batch:
@@ -247,24 +253,6 @@ def _prompts(triples: Triples, keys: List[str]) -> Dict[str, str]:
     return prompts
 
 
-def _run(
-    speech2text: Speech2Text,
-    triples: Triples,
-    segment_seconds: float,
-    channel: Channel,
-) -> Dict:
-    """Return what determines the results."""
-    return {
-        "model": speech2text.run,
-        "segment_seconds": segment_seconds,
-        "channel": channel,
-        "data": [
-            [path, name, kind, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
-            for path, name, kind in triples
-        ],
-    }
-
-
 class _Source:
     """The utterances of a table: audio of any rate and layout, tokens or features.
 
@@ -312,23 +300,17 @@ class _Source:
                     with open_audio(self.paths[key], self.channel) as recording:
                         lengths[key] = round(recording.seconds * self.fs)
                 else:
-                    lengths[key] = len(self._read_one(key))
+                    lengths[key] = len(self.read(key))
             except UNREADABLE:
                 lengths[key] = 0  # reported when it is decoded
         return lengths
 
-    def read(self, keys: List[str]) -> Dict[str, Optional[Union[np.ndarray, Tokens]]]:
-        """Read utterances; None: the utterance cannot be used."""
-        speeches: Dict[str, Optional[Union[np.ndarray, Tokens]]] = {}
-        for key in keys:
-            try:
-                speeches[key] = self._read_one(key)
-            except UNREADABLE as error:
-                logging.error(f"utterance {key} is not decoded: {error}")
-                speeches[key] = None
-        return speeches
+    def read(self, key: str) -> Union[np.ndarray, Tokens]:
+        """Read an utterance.
 
-    def _read_one(self, key: str) -> Union[np.ndarray, Tokens]:
+        Raises:
+            Exception: One of `UNREADABLE`: it cannot be used.
+        """
         if self.kind == "sound":
             return read_file(self.paths[key], self.fs, self.channel)
         features = self.dataset[key][1][self.name]
@@ -340,38 +322,9 @@ class _Source:
         return features
 
 
-def _length(speech: Optional[Union[np.ndarray, Tokens]]) -> int:
+def _length(speech: Union[np.ndarray, Tokens]) -> int:
     """Return the samples or frames of the audio, removed repeats included."""
-    if speech is None:
-        return 0
     return speech.num_frames if isinstance(speech, Tokens) else len(speech)
-
-
-def _no_result() -> Hypothesis:
-    return Hypothesis("", [], [], 0.0)
-
-
-def _transcribe(
-    speech2text: Speech2Text,
-    speeches: Dict[str, Optional[Union[np.ndarray, Tokens]]],
-    prompts: Dict[str, str],
-) -> Dict[str, List[Hypothesis]]:
-    """Transcribe a batch; unreadable and too short utterances get empty transcripts."""
-    results = {key: [_no_result()] for key in speeches}
-    good = []
-    for key, speech in speeches.items():
-        if speech is None:
-            continue
-        try:
-            speech2text.check_length(speech)
-            good.append(key)
-        except TooShortUttError as error:
-            logging.error(f"utterance {key} is not decoded: {error}")
-    if good:
-        before = [prompts[key] for key in good] if prompts else None
-        found = speech2text.nbest([speeches[key] for key in good], before)
-        results.update(zip(good, found))
-    return results
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -410,7 +363,8 @@ def _write_results(
             write_ctm(directory / "ctm", times)
             if n == 0:
                 for key in times:
-                    write_srt(out_dir / "srt" / file_name(key, ".srt"), times[key])
+                    path = out_dir / "srt" / file_name(key, ".srt")
+                    write_text(path, srt(times[key]))
 
 
 def _write_cost(records: Records, keys: List[str], out_dir: Path, rate: float) -> None:

@@ -88,10 +88,8 @@ def ctc_drafts(
     for ids in collapse(ctc_BSU.argmax(-1), lengths_B):
         if units.type == "llm":
             pieces = [units.units[i] for i in ids if i != UNKNOWN]
-            tokens = tokenizer.convert_tokens_to_ids(pieces)
         else:
             text = units.decode(ids)
             pieces = transcript_tokens(tokenizer, text) if text else []
-            tokens = tokenizer.convert_tokens_to_ids(pieces)
-        drafts.append(Draft(tokens))
+        drafts.append(Draft(tokenizer.convert_tokens_to_ids(pieces)))
     return drafts

@@ -7,7 +7,7 @@ Dimensions: B utterances, R rows (beam_size for each utterance), S speech positi
 CTC units, C candidate units, V vocabulary.
 """
 
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from espnet2.legacy.nets.ctc_prefix_score import CTCPrefixScoreTH
@@ -19,6 +19,7 @@ from espnet_dus.model.speech_lm import Encoded
 # ESPnet's "pre-beam": the number of units, the LLM's best ones, that get a CTC score.
 NUM_CANDIDATES = 64
 LOGZERO = -1e10
+Prefix = Tuple[int, Tuple[int, ...]]  # of a row: its utterance and its tokens
 
 
 class CTCPrefixes:
@@ -30,15 +31,12 @@ class CTCPrefixes:
     Args:
         model: With CTC units of type `llm`.
         encoded: The batch's speech, with CTC.
-        beam_size: Rows of an utterance.
     """
 
-    def __init__(self, model: ESPnetDUSModel, encoded: Encoded, beam_size: int):
+    def __init__(self, model: ESPnetDUSModel, encoded: Encoded):
         units, device = model.ctc_units.units, encoded.ctc_BSU.device
-        self.beam_size = beam_size
         # EOS is not a unit: a column after the units represents it
-        eos_unit = len(units)
-        self.eos_unit = eos_unit
+        self.eos_unit = eos_unit = len(units)
         self.known_C = torch.arange(UNKNOWN + 1, eos_unit, device=device)
         self.tokens_C = torch.tensor(
             model.tokenizer.convert_tokens_to_ids(units[UNKNOWN + 1 :]),
@@ -55,15 +53,13 @@ class CTCPrefixes:
             ctc_BSU, encoded.lengths_B.tolist(), BLANK, eos_unit
         )
         self.state = None
-        self.rows = {}  # (utterance, tokens) -> row in the previous step
+        self.rows: Dict[Prefix, int] = {}  # of the previous step
 
-    def __call__(
-        self, prefixes: List[Tuple[int, ...]], lm_RV: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, prefixes: List[Prefix], lm_RV: torch.Tensor) -> torch.Tensor:
         """Score a step.
 
         Args:
-            prefixes: The tokens of each row.
+            prefixes: The utterance and the tokens of each row.
             lm_RV: (R, V) the LLM's log-probabilities, which choose the candidates.
 
         Returns:
@@ -75,34 +71,30 @@ class CTCPrefixes:
         candidates_RC = torch.nn.functional.pad(
             self.known_C[lm_RC.topk(num_candidates).indices], (0, 1), value=UNKNOWN
         )
-        tokens_RN = torch.tensor(prefixes, dtype=torch.long, device=lm_RV.device)
+        tokens_RN = torch.tensor(
+            [tokens for _, tokens in prefixes], dtype=torch.long, device=lm_RV.device
+        )
         units_RN = torch.nn.functional.pad(
             self.unit_of_V[tokens_RN], (1, 0), value=self.eos_unit
         )
         scores_RU, self.state = self.scorer(
             units_RN, self._states(prefixes), candidates_RC
         )
-        self.rows = {
-            (row // self.beam_size, prefix): row for row, prefix in enumerate(prefixes)
-        }
+        self.rows = {prefix: row for row, prefix in enumerate(prefixes)}
         log_prefix_RU = self.state[1]
         scores_RU = scores_RU.masked_fill(log_prefix_RU <= LOGZERO / 2, LOGZERO)
         return scores_RU[:, self.unit_of_V]
 
-    def _states(self, prefixes: List[Tuple[int, ...]]):
+    def _states(self, prefixes: List[Prefix]):
         """Return the CTC state of the beam that each row continues."""
         if self.state is None:
             return None
         forward_S2RC, prefix_scores_RU, f_min, f_max, index_RU = self.state
         device = prefix_scores_RU.device
-        rows_R = torch.tensor(
-            [
-                self.rows[row // self.beam_size, prefix[:-1]]
-                for row, prefix in enumerate(prefixes)
-            ],
-            device=device,
-        )
-        units_R = self.unit_of_V[torch.tensor([p[-1] for p in prefixes], device=device)]
+        parents = [self.rows[utterance, tokens[:-1]] for utterance, tokens in prefixes]
+        rows_R = torch.tensor(parents, device=device)
+        last_R = torch.tensor([tokens[-1] for _, tokens in prefixes], device=device)
+        units_R = self.unit_of_V[last_R]
         index_R = index_RU[rows_R, units_R]
         forward_S2R = forward_S2RC[:, :, rows_R, index_R.clamp(min=0)]
         # a beam that CTC has not scored (HF fills up with such) stays impossible

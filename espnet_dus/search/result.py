@@ -63,9 +63,9 @@ def hypothesis(
     )
 
 
-def nothing(guard: str) -> Hypothesis:
+def nothing(*guards: str) -> Hypothesis:
     """Return the hypothesis of an utterance without speech to transcribe."""
-    return Hypothesis("", [], [], 0.0, guards=[guard])
+    return Hypothesis("", [], [], 0.0, guards=[*guards])
 
 
 def word_confidences(

@@ -1,6 +1,7 @@
 """A trained model as one Python object: waveforms in, transcripts out."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -100,7 +101,7 @@ class Speech2Text:
     @property
     def run(self) -> Dict[str, Any]:
         """Return what determines the results, apart from the audio."""
-        return {**self.origin, "search": self.search.asdict()}
+        return {**self.origin, "search": asdict(self.search)}
 
     @property
     def needs_ctc(self) -> bool:

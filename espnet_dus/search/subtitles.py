@@ -9,32 +9,24 @@ from espnet_dus.search.timing import WordTime
 
 # Subtitles as broadcasters make them: two lines, a few seconds, never only a flash.
 LINE_CHARACTERS = 42
-
 CUE_LINES = 2
-
 MAX_CUE_SECONDS = 7.0
-
 MIN_CUE_SECONDS = 1.0
-
 MAX_CUE_PAUSE = 1.0
 
 
-def write_ctm(
-    path: Union[str, Path], times: Dict[str, Sequence[WordTime]], channel: str = "1"
-) -> None:
+def write_ctm(path: Union[str, Path], times: Dict[str, Sequence[WordTime]]) -> None:
     """Write word times as NIST's CTM, which sclite and Kaldi read.
 
     A line is `utterance channel start duration word confidence`, in seconds; lines are
-    sorted by utterance, then in time.
+    sorted by utterance, then in time. The channel is always 1.
 
     Args:
         path: The file, written whole or not at all.
         times: Words by utterance.
-        channel: Channel of the audio.
     """
     lines = (
-        f"{key} {channel} {t.start:.3f} {t.end - t.start:.3f} {t.word} "
-        f"{t.confidence:.3f}\n"
+        f"{key} 1 {t.start:.3f} {t.end - t.start:.3f} {t.word} {t.confidence:.3f}\n"
         for key in sorted(times)
         for t in times[key]
     )
@@ -57,11 +49,6 @@ def srt(times: Sequence[WordTime]) -> str:
         text = "\n".join(_lines(cue))
         blocks.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n")
     return "\n".join(blocks)
-
-
-def write_srt(path: Union[str, Path], times: Sequence[WordTime]) -> None:
-    """Write the subtitles of one recording, whole or not at all."""
-    write_text(path, srt(times))
 
 
 def _cues(times: Sequence[WordTime]) -> Iterator[List[WordTime]]:

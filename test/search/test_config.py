@@ -1,5 +1,7 @@
 """The options of a search are checked by name."""
 
+from dataclasses import asdict
+
 import pytest
 
 from espnet_dus.search.config import SearchConfig
@@ -10,7 +12,7 @@ def test_a_dict_of_options_is_a_configuration():
     assert (config.beam_size, config.ctc_weight, config.nbest) == (4, 0.5, 1)
     assert SearchConfig.make(config) is config
     assert SearchConfig.make(None) == SearchConfig()
-    assert SearchConfig(**config.asdict()) == config
+    assert SearchConfig(**asdict(config)) == config
 
 
 def test_an_unknown_option_is_an_error():

@@ -5,7 +5,7 @@ import torch
 
 from espnet_dus.data.ctc_units import BLANK, SPACE, CTCUnits
 from espnet_dus.data.lengths import PositionTimes, position_times
-from espnet_dus.search.subtitles import write_ctm, write_srt
+from espnet_dus.search.subtitles import srt, write_ctm
 from espnet_dus.search.timing import (
     LEAD_SECONDS,
     TAIL_SECONDS,
@@ -226,10 +226,10 @@ def test_ctm_has_sclites_fields(tmp_path):
 # -- subtitles -------------------------------------------------------------------------
 
 
-def cues(tmp_path, times):
-    write_srt(tmp_path / "x.srt", times)
-    blocks = (tmp_path / "x.srt").read_text().split("\n\n")
-    blocks = [block.strip("\n").split("\n") for block in blocks if block]
+def cues(times):
+    blocks = [
+        block.strip("\n").split("\n") for block in srt(times).split("\n\n") if block
+    ]
     assert [block[0] for block in blocks] == [str(n + 1) for n in range(len(blocks))]
     return [(block[1], block[2:]) for block in blocks]
 
@@ -242,28 +242,28 @@ def say(words, start=0.0, seconds=0.5):
 
 
 def test_a_short_sentence_is_one_cue(tmp_path):
-    found = cues(tmp_path, say("one two three", start=3661.0))
+    found = cues(say("one two three", start=3661.0))
     assert found == [("01:01:01,000 --> 01:01:02,500", ["one two three"])]
 
 
 def test_a_pause_starts_a_cue_and_a_short_cue_stays_until_the_next(tmp_path):
     times = [*say("go", 0.0, 0.1), *say("on", 1.5, 0.1), *say("now then", 2.7, 0.1)]
-    assert cues(tmp_path, times) == [
+    assert cues(times) == [
         ("00:00:00,000 --> 00:00:01,000", ["go"]),
         ("00:00:01,500 --> 00:00:02,500", ["on"]),
         ("00:00:02,700 --> 00:00:03,700", ["now then"]),
     ]
     touching = [*say("on", 1.5, 0.1), *say("x " * 90, 2.0, 0.01)]
-    first, second, *_ = cues(tmp_path, touching)
+    first, second, *_ = cues(touching)
     assert first[0].split(" --> ")[1] == second[0].split(" --> ")[0]
 
 
 def test_no_cue_is_longer_than_seven_seconds_or_two_lines(tmp_path):
-    slow = cues(tmp_path, say("word " * 20, seconds=1.0))
+    slow = cues(say("word " * 20, seconds=1.0))
     assert [text for _, text in slow] == [[" ".join(["word"] * 7)]] * 2 + [
         [" ".join(["word"] * 6)]
     ]
-    fast = cues(tmp_path, say("abcdefghi " * 20, seconds=0.1))
+    fast = cues(say("abcdefghi " * 20, seconds=0.1))
     assert [text for _, text in fast] == [
         [" ".join(["abcdefghi"] * 4)] * 2,
         [" ".join(["abcdefghi"] * 4)] * 2,
@@ -273,11 +273,11 @@ def test_no_cue_is_longer_than_seven_seconds_or_two_lines(tmp_path):
 
 def test_a_very_long_word_stands_alone(tmp_path):
     word = "x" * 100
-    assert [text for _, text in cues(tmp_path, say(f"a {word} b"))] == [
+    assert [text for _, text in cues(say(f"a {word} b"))] == [
         ["a", word],
         ["b"],
     ]
 
 
 def test_no_word_gives_an_empty_file(tmp_path):
-    assert cues(tmp_path, []) == []
+    assert cues([]) == []
