@@ -25,7 +25,7 @@ from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.token_embedder import TokenEmbedder
 from espnet_dus.model.upscaling import is_above_base_layer
-from espnet_dus.training.flops import Work, training_flops
+from espnet_dus.training.flops import Flops, Work, training_flops
 
 # config.json of the base LMs, as published
 BASE_LMS = {
@@ -194,27 +194,22 @@ def tables(
     yield "Checkpoints", _storage_table(arms)
 
 
-def _total(arm: Arm, plan: Plan, which: str = "total") -> float:
-    parts = training_flops(arm.lm, arm.embedder, arm.ctc, utterance(arm, plan))
-    return sum(getattr(part, which) for part in parts.values())
+def _flops(arm: Arm, plan: Plan) -> Flops:
+    return training_flops(arm.lm, arm.embedder, arm.ctc, utterance(arm, plan))
 
 
 def _flops_table(arms: List[Arm], plan: Plan) -> str:
-    full = {arm.size: _total(arm, plan) for arm in arms if arm.name == "full"}
+    full = {arm.size: sum(_flops(arm, plan)) for arm in arms if arm.name == "full"}
     rows = []
     for arm in arms:
-        positions = utterance(arm, plan).positions
-        forward, backward = (
-            _total(arm, plan, which) / positions / 1e9
-            for which in ("forward", "backward")
-        )
-        total = _total(arm, plan)
+        flops, positions = _flops(arm, plan), utterance(arm, plan).positions
+        total = sum(flops)
         rows.append(
             [
                 arm.size,
                 arm.name,
-                f"{forward:.2f}",
-                f"{backward:.2f}",
+                f"{flops.forward / positions / 1e9:.2f}",
+                f"{flops.backward / positions / 1e9:.2f}",
                 f"{total / positions / 1e9:.2f}",
                 f"{total / full[arm.size]:.0%}" if arm.size in full else "-",
                 f"{total / plan.mean_seconds * 3600 / 1e15:.2f}",
@@ -246,7 +241,7 @@ def _time_table(arms: List[Arm], plan: Plan) -> str:
     for arm in arms:
         seconds = plan.hours * 3600
         positions = utterance(arm, plan).positions / plan.mean_seconds * seconds
-        flops = _total(arm, plan) / plan.mean_seconds * seconds
+        flops = sum(_flops(arm, plan)) / plan.mean_seconds * seconds
         gpu_seconds = flops / (plan.peak_tflops * 1e12 * plan.mfu)
         rows.append(
             [arm.size, arm.name, f"{positions / 1e9:.2f}", f"{flops / 1e18:.1f}"]
@@ -264,7 +259,7 @@ def _time_table(arms: List[Arm], plan: Plan) -> str:
 def _comparison_table(arms: List[Arm], plan: Plan) -> str:
     rows = []
     for arm in sorted(arms, key=lambda a: (list(BASE_LMS).index(a.size), a.name)):
-        work, flops = utterance(arm, plan), _total(arm, plan)
+        work, flops = utterance(arm, plan), sum(_flops(arm, plan))
         rate = plan.peak_tflops * 1e12 * plan.mfu * work.positions / flops
         of_pass = plan.hours * 3600 / plan.mean_seconds * work.positions
         of_training = plan.updates * plan.contexts * plan.context

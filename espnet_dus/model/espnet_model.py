@@ -137,6 +137,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         self.ctc_weight = ctc_weight
         self.ctc_warmup_epochs = ctc_warmup_epochs
         self.epoch: Optional[int] = None
+        self.count_work: Optional[Callable] = None  # see training.throughput
         self.lsm_weight = lsm_weight
         self.text_retention_weight = text_retention_weight
         self.text_retention = TextRetention()
@@ -268,6 +269,8 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
             if not self.ctc_only:
                 predicted = self._predicted(seq, text, text_lengths)
                 hidden_BTD = self.upper(hidden_BTD, seq)
+        if self.training and self.count_work is not None:
+            self.count_work(speech_lengths, lengths_B, text_lengths, seq)
         targets = text_lengths.sum() + len(text_lengths)
         if not self.ctc_only:
             ce, hits = self._cross_entropy(hidden_BTD, *predicted)

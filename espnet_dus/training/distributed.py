@@ -10,8 +10,13 @@ DDP = torch.nn.parallel.DistributedDataParallel
 
 def rank() -> int:
     """Return the rank of this process; 0 where a process trains alone."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes that train."""
     is_distributed = torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if is_distributed else 0
+    return torch.distributed.get_world_size() if is_distributed else 1
 
 
 def prepare_for_ddp(model: torch.nn.Module) -> None:
@@ -65,9 +70,7 @@ def gather_numbers(numbers: Sequence[float]) -> torch.Tensor:
     if not torch.distributed.is_initialized():
         return own[None]
     own = own.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
-    gathered = [
-        torch.empty_like(own) for _ in range(torch.distributed.get_world_size())
-    ]
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
     torch.distributed.all_gather(gathered, own)
     return torch.stack(gathered).cpu()
 
@@ -76,7 +79,7 @@ def sum_by_name(sums: Dict[str, List[float]]) -> Dict[str, List[float]]:
     """Add up numbers by name over the processes, which all call this together."""
     gathered = [sums]
     if torch.distributed.is_initialized():
-        gathered = [{}] * torch.distributed.get_world_size()
+        gathered = [{}] * world_size()
         torch.distributed.all_gather_object(gathered, sums)
     totals: Dict[str, List[float]] = {}
     for name, numbers in (item for one in gathered for item in one.items()):

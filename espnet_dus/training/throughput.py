@@ -14,17 +14,19 @@ import logging
 import math
 import resource
 import time
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import humanfriendly
 import torch
 from espnet2.train.reporter import SubReporter, aggregate
 
+from espnet_dus.model.sequence import Joined
+from espnet_dus.training.distributed import world_size
 from espnet_dus.training.flops import Work, peak_flops, training_flops
 
 
 class WorkCounter:
-    """Sums the content of the batches, taken from the arguments of the model.
+    """Sums the content of the batches that a model is trained on.
 
     The sums stay on the model's device until `take`, so that no step waits for it.
 
@@ -35,15 +37,11 @@ class WorkCounter:
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.total: Optional[torch.Tensor] = None
-        self._handles = [
-            model.register_forward_pre_hook(self._note_batch, with_kwargs=True),
-            model.lm.model.register_forward_pre_hook(self._count, with_kwargs=True),
-        ]
+        model.count_work = self._add
 
     def remove(self) -> None:
         """Stop counting."""
-        for handle in self._handles:
-            handle.remove()
+        self.model.count_work = None
 
     def take(self) -> Work:
         """Return the sums over all processes since the last call."""
@@ -54,42 +52,21 @@ class WorkCounter:
             torch.distributed.all_reduce(total)
         return Work(*total.tolist())
 
-    def _note_batch(self, model, args, kwargs) -> None:
-        if model.training:
-            lengths_B = kwargs["text_lengths"]
-            size = torch.tensor(len(lengths_B), device=lengths_B.device)
-            self._add(
-                utterances=size,
-                samples=kwargs["speech_lengths"].sum(),
-                targets=lengths_B.sum() + size,
-            )
-
-    def _count(self, lm, args, kwargs) -> None:
-        if not self.model.training or kwargs.get("inputs_embeds") is None:
-            return  # token ids are the text of text_retention, not of the batch
-        inputs_BTD = kwargs["inputs_embeds"]
-        from_bottom = list(lm.layers)[:1] == list(self.model.lm.model.layers)[:1]
-        if from_bottom:
-            speech_B = kwargs["speech_mask"].sum(1)
-            self._add(speech=speech_B.sum(), speech_pairs=speech_B.square().sum())
-        compressed = self.model.compression is not None and not self.model.ctc_only
-        if from_bottom == compressed:
-            return  # counted in the other part of the pass
-        if row := kwargs.get("row"):
-            positions_B = row.lengths_B
-        else:
-            positions_B = (inputs_BTD != 0).any(-1).sum(1)  # padding is zero
-        padded = positions_B.new_tensor(inputs_BTD.shape[:2]).prod()
-        self._add(
-            positions=positions_B.sum(),
-            pairs=positions_B.square().sum(),
-            padded=padded,
+    def _add(self, samples_B, speech_B, tokens_B, seq: Joined) -> None:
+        """Add a batch: lengths of its parts, and what the base LM reads."""
+        batch, length = seq.inputs_BTD.shape[:2]
+        work = Work(
+            utterances=len(tokens_B),
+            samples=samples_B.sum(),
+            speech=speech_B.sum(),
+            positions=seq.lengths_B.sum(),
+            padded=batch * length,
+            targets=tokens_B.sum() + len(tokens_B),
+            speech_pairs=speech_B.square().sum(),
+            pairs=seq.lengths_B.square().sum(),
         )
-
-    def _add(self, **numbers: torch.Tensor) -> None:
-        device = next(iter(numbers.values())).device
-        zero = torch.zeros((), dtype=torch.double, device=device)
-        step = torch.stack([numbers.get(name, zero).double() for name in Work._fields])
+        numbers = dict(dtype=torch.double, device=speech_B.device)
+        step = torch.stack([torch.as_tensor(number, **numbers) for number in work])
         self.total = step if self.total is None else self.total + step
 
 
@@ -173,9 +150,7 @@ class ThroughputLog:
         self.num_batches = num_batches
         self.num_epochs_left = num_epochs_left
         self.summary_writer = summary_writer
-        self.peak = peak_flops(peak_tflops)
-        if torch.distributed.is_initialized():
-            self.peak *= torch.distributed.get_world_size()
+        self.peak = peak_flops(peak_tflops) * world_size()
         self.counter = WorkCounter(model)
         self.begin = self.since = time.perf_counter()
         self.begin_count = self.since_count = reporter.count
@@ -204,21 +179,21 @@ class ThroughputLog:
         now, count = time.perf_counter(), self.reporter.count
         seconds, batches = now - self.since, count - self.since_count
         work = self.counter.take()
+        waits = self.reporter.stats["iter_time"][-batches:]
         self.since, self.since_count = now, count
         per_batch = (now - self.begin) / (count - self.begin_count)
         epoch_left = training_left = math.nan
         if self.num_batches is not None:
             epoch_left = per_batch * (self.num_batches - count)
-            training_left = (
-                epoch_left + per_batch * self.num_batches * self.num_epochs_left
-            )
+            epochs_left = per_batch * self.num_batches * self.num_epochs_left
+            training_left = epoch_left + epochs_left
         return Figures(
             loss=self._mean("loss", batches),
             grad_norm=self._mean("grad_norm", batches),
             audio_seconds_per_second=work.samples / self.samples_per_second / seconds,
             tokens_per_second=work.positions / seconds,
             padding_share=1 - work.positions / max(work.padded, 1),
-            data_wait_share=sum(self._last("iter_time", batches)) / seconds,
+            data_wait_share=sum(v.value for v in waits) / seconds,
             mfu=self._flops(work) / seconds / self.peak if self.peak else math.nan,
             peak_memory_gb=peak_memory() / 1e9,
             epoch_seconds_left=epoch_left,
@@ -228,13 +203,9 @@ class ThroughputLog:
     def _flops(self, work: Work) -> float:
         model = self.model
         num_layers = model.ctc_layer + 1 if model.ctc_only else None
-        parts = training_flops(
-            model.lm, model.speech_embedder, model.ctc, work, num_layers
+        return sum(
+            training_flops(model.lm, model.speech_embedder, model.ctc, work, num_layers)
         )
-        return sum(part.total for part in parts.values())
-
-    def _last(self, name: str, batches: int) -> List[float]:
-        return [value.value for value in self.reporter.stats[name][-batches:]]
 
     def _mean(self, name: str, batches: int) -> float:
         values = self.reporter.stats.get(name, [])[-batches:]

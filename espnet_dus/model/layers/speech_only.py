@@ -79,6 +79,7 @@ class SpeechOnlyLayer(torch.nn.Module):
     """
 
     takes_speech = True
+    SPEECH_MODULES = ("layer",)  # modules that see speech positions only
 
     def __init__(self, layer: torch.nn.Module):
         super().__init__()
