@@ -8,9 +8,10 @@ import io
 import logging
 import mmap
 import os
+import stat
 import subprocess
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Iterator, List, Optional, Tuple, Union
+from typing import Any, Iterator, List, Optional, Tuple, Union
 
 import humanfriendly
 import numpy as np
@@ -91,7 +92,12 @@ class Recording:
             AudioError: Decoding stops before `last`, or a sample is NaN or infinite.
         """
         try:
-            self._go_to(first)
+            if first != self.position and self.audio.seekable():
+                self.audio.seek(first)
+            elif first > self.position:  # GSM: decode what lies between
+                self.audio.read(first - self.position)
+            elif first < self.position:
+                raise AudioError("cannot be read backwards; convert it to wav or flac")
             samples = self.audio.read(last - first, dtype="float32", always_2d=True)
             self.position = last
         except soundfile.LibsndfileError as error:
@@ -105,16 +111,6 @@ class Recording:
         if not np.isfinite(samples).all():
             raise AudioError("has samples that are NaN or infinite")
         return mix(samples, self.channel, self.name)
-
-    def _go_to(self, position: int) -> None:
-        if self.position == position:
-            return
-        if self.audio.seekable():
-            self.audio.seek(position)
-        elif self.position < position:  # GSM: decode what lies between
-            self.audio.read(position - self.position)
-        else:
-            raise AudioError("cannot be read backwards; convert it to wav or flac")
 
     def blocks(self, seconds: float) -> Iterator[np.ndarray]:
         """Read everything, in blocks of a duration."""
@@ -143,10 +139,15 @@ def open_audio(
     """
     try:
         try:
-            file = _open(str(wav), allow_pipes)
+            audio = _open(str(wav), allow_pipes)
         except OSError as error:
             raise AudioError(error.strerror or str(error)) from error
-        with file, _decoder(file) as audio:
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"is not audio that can be read ({error.error_string}); convert it to "
+                "wav or flac"
+            ) from error
+        with audio:
             yield Recording(audio, str(wav), channel)
     except AudioError as error:
         raise AudioError(f"{wav}: {error}") from error
@@ -329,15 +330,7 @@ def parse_fs(text: Union[int, str]) -> int:
     return fs
 
 
-class _Mapped(mmap.mmap):
-    """A file in memory; as in other files, a position may lie beyond its end."""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self)}
-        super().seek(min(max(start[whence] + offset, 0), len(self)))
-
-
-def _open(wav: str, allow_pipes: bool) -> BinaryIO:
+def _open(wav: str, allow_pipes: bool) -> soundfile.SoundFile:
     """Open a file or a command's output, with the lengths filled in."""
     if wav.endswith("|"):
         if not allow_pipes:
@@ -345,51 +338,36 @@ def _open(wav: str, allow_pipes: bool) -> BinaryIO:
                 "is a command. Commands in data files are not run: convert the audio "
                 "to files first, or pass --allow_pipes true if you trust this wav.scp"
             )
-        return _in_memory(_output(wav[:-1].strip()))
-    file = open(wav, "rb")
-    if not file.seekable():  # a named pipe
-        with file:
-            return _in_memory(file.read())
-    with file:
-        status = os.fstat(file.fileno())
-        if status.st_size == 0:
-            raise AudioError("is empty (0 bytes)")
-        # Copy on write: what is filled in never reaches the file.
-        data = _Mapped(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    try:
-        _fill_in(data, _patches(wav, status.st_size, status.st_mtime_ns))
-    except BaseException:
-        data.close()
-        raise
-    return data
-
-
-def _in_memory(content: bytes) -> BinaryIO:
-    if not content:
-        raise AudioError("is empty (0 bytes)")
+        content = _output(wav[:-1].strip())
+    else:
+        status = os.stat(wav)
+        stamp = status.st_size, status.st_mtime_ns
+        if stat.S_ISREG(status.st_mode) and stamp[0] and _is_complete(wav, *stamp):
+            # Not by its name, whose suffix soundfile would take for a format.
+            return soundfile.SoundFile(os.open(wav, os.O_RDONLY))
+        with open(wav, "rb") as file:
+            content = file.read()
     data = bytearray(content)
-    _fill_in(data, _checked(data))
-    return io.BytesIO(data)
+    for offset, patch in _patches(data):
+        data[offset : offset + len(patch)] = patch
+    return soundfile.SoundFile(io.BytesIO(data))
 
 
 # The segments of a recording follow one another: check it once for all of them.
 @functools.lru_cache(maxsize=16)
-def _patches(wav: str, size: int, mtime: int) -> List[containers.Patch]:
+def _is_complete(wav: str, size: int, mtime: int) -> bool:
     with open(wav, "rb") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _checked(data)
+            return not _patches(data)
 
 
-def _checked(data) -> List[containers.Patch]:
+def _patches(data) -> List[containers.Patch]:
+    if not len(data):
+        raise AudioError("is empty (0 bytes)")
     try:
         return containers.patches(data)
     except ValueError as error:
         raise AudioError(str(error)) from error
-
-
-def _fill_in(data, patches: List[containers.Patch]) -> None:
-    for offset, content in patches:
-        data[offset : offset + len(content)] = content
 
 
 # Segments of one recording follow one another: run its command once for all of them.
@@ -403,16 +381,6 @@ def _output(command: str) -> bytes:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise AudioError(f"failed with exit code {done.returncode}: {' '.join(last)}")
     return done.stdout
-
-
-def _decoder(file: BinaryIO) -> soundfile.SoundFile:
-    try:
-        return soundfile.SoundFile(file)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"is not audio that can be read ({error.error_string}); convert it to "
-            "wav or flac"
-        ) from error
 
 
 def _span(utterance: Utterance, recording: Recording) -> Tuple[int, int]:

@@ -76,6 +76,15 @@ def _unaccounted(count: int) -> ValueError:
     )
 
 
+def _is_open(length: int, rest: int) -> bool:
+    """Return whether a writer left a length open; a longer one than the rest fails."""
+    if length <= 0 or (length > rest and length >= OPEN_SIZE):
+        return True
+    if length > rest:
+        raise _missing(length - rest)
+    return False
+
+
 # -- containers of chunks --------------------------------------------------------------
 
 
@@ -138,9 +147,7 @@ def _check_chunks(data, layout: _Layout) -> List[Patch]:
             size_at, form = long_size, "<Q"
             (length,) = struct.unpack(form, data[size_at : size_at + 8])
         rest = len(data) - body
-        is_open = length <= 0 or (length > rest and length >= OPEN_SIZE)
-        if length > rest and not is_open:
-            raise _missing(length - rest)
+        is_open = _is_open(length, rest)
         end = body if is_open else body + length
         # the same type and first chunk once more
         if data.find(data[layout.start - 4 : layout.start + 4], end) >= 0:
@@ -167,9 +174,7 @@ def _check_au(data) -> List[Patch]:
     order = ">" if data[:1] == b"." else "<"
     start, length = struct.unpack(f"{order}II", data[4:12])
     rest = len(data) - start
-    is_open = length == 0 or (length > rest and length >= OPEN_SIZE)
-    if length > rest and not is_open:
-        raise _missing(length - rest)
+    is_open = _is_open(length, rest)
     # its signature, then the same encoding, rate and channels
     again = data.find(data[:4], start if is_open else start + length)
     if again >= 0 and data[again + 12 : again + 24] == data[12:24]:
