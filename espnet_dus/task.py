@@ -1,7 +1,6 @@
 """The ESPnet task: options, and how the parts are built from them."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Callable, List, Optional, Tuple
 
@@ -25,7 +24,6 @@ from espnet_dus.data.dataset import (
 from espnet_dus.data.lengths import (
     min_length,
     sampling_rate,
-    speech_positions,
     takes_tokens,
     tokenizer_info,
 )
@@ -259,16 +257,10 @@ class DUSTask(AbsTask):
         from espnet_dus.data.shards.streaming import build_factory
 
         return build_factory(
-            args.streaming_conf,
-            preprocess=iter_options.preprocess_fn,
-            collate=iter_options.collate_fn,
-            num_positions=partial(speech_positions, args),
-            prompt=args.model_conf.get("prompt", ""),
-            fs=sampling_rate(args),
-            num_workers=args.num_workers,
-            distributed=iter_options.distributed,
-            seed=args.seed,
-            pin_memory=args.ngpu > 0,
+            args,
+            iter_options.preprocess_fn,
+            iter_options.collate_fn,
+            iter_options.distributed,
         )
 
     @classmethod

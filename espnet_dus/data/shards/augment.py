@@ -2,10 +2,12 @@
 
 import random
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List
 
 from lhotse import CutSet, Recording
 from lhotse.dataset.cut_transforms import CutMix, ReverbWithImpulseResponse
+
+from espnet_dus.data.shards.config import StreamingConfig
 
 SUFFIXES = (".wav", ".flac", ".sph")
 
@@ -15,43 +17,32 @@ class Augmentation:
 
     Args:
         fs: Sampling rate of the speech (Hz).
-        noise: A directory with recordings of noise, or None.
-        noise_prob: Share of the utterances that get noise.
-        noise_snr: Lowest and highest ratio of speech to noise (dB).
-        rir: A directory with room impulse responses, or None.
-        rir_prob: Share of the utterances that are reverberated.
+        config: The options of noise and room impulse responses.
 
     Raises:
         ValueError: A directory holds no audio.
     """
 
-    def __init__(
-        self,
-        fs: int,
-        noise: Optional[str] = None,
-        noise_prob: float = 0.5,
-        noise_snr: Sequence[float] = (5.0, 20.0),
-        rir: Optional[str] = None,
-        rir_prob: float = 0.3,
-    ):
-        self.noise_prob, self.rir_prob = noise_prob, rir_prob
-        self.noise_snr = tuple(noise_snr)
-        self.noise = None if noise is None else _recordings(noise, fs)
-        self.rir = None if rir is None else _recordings(rir, fs)
-        if self.noise is not None:
-            self.noise = CutSet.from_cuts(noise.to_cut() for noise in self.noise)
+    def __init__(self, fs: int, config: StreamingConfig):
+        self.config = config
+        self.noises = self.rooms = None
+        if config.noise is not None:
+            recordings = _recordings(config.noise, fs)
+            self.noises = CutSet.from_cuts(noise.to_cut() for noise in recordings)
+        if config.rir is not None:
+            self.rooms = _recordings(config.rir, fs)
 
     def __call__(self, cuts: CutSet, rng: random.Random) -> CutSet:
         """Change a batch; the same state of `rng` gives the same result."""
-        if self.rir is not None:  # first: the noise was recorded in its own room
+        if self.rooms is not None:  # first: the noise was recorded in its own room
             cuts = ReverbWithImpulseResponse(
-                self.rir, p=self.rir_prob, randgen=rng, preserve_id=True
+                self.rooms, p=self.config.rir_prob, randgen=rng, preserve_id=True
             )(cuts)
-        if self.noise is not None:
+        if self.noises is not None:
             cuts = CutMix(
-                self.noise,
-                snr=self.noise_snr,
-                p=self.noise_prob,
+                self.noises,
+                snr=tuple(self.config.noise_snr),
+                p=self.config.noise_prob,
                 pad_to_longest=False,
                 preserve_id=True,
                 seed=rng,

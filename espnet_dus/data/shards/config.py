@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Optional, Sequence, Union
 
-from espnet_dus.io import check_names
-
 
 def _option(default: Any, help_text: str) -> Any:
     if isinstance(default, list):
@@ -79,26 +77,12 @@ class StreamingConfig:
             raise ValueError(
                 f"{where}: hours_per_epoch: expected more than 0, got {hours!r}"
             )
-        for source, dependent in (
-            ("noise", ("noise_prob", "noise_snr")),
-            ("rir", ("rir_prob",)),
-        ):
-            for name in dependent if getattr(self, source) is None else ():
-                if getattr(self, name) != DEFAULTS[name]:
-                    raise ValueError(
-                        f"{where}: {name}={getattr(self, name)} has no effect without "
-                        f"{source}"
-                    )
-
-    @classmethod
-    def make(cls, conf: Dict[str, Any]) -> "StreamingConfig":
-        """Make a configuration from the option `streaming_conf`.
-
-        Raises:
-            ValueError: It has an unknown key, or a wrong value.
-        """
-        check_names("streaming_conf", conf, DEFAULTS)
-        return cls(**conf)
+        for name in ("noise_prob", "noise_snr", "rir_prob"):
+            source, value = name.partition("_")[0], getattr(self, name)
+            if getattr(self, source) is None and value != DEFAULTS[name]:
+                raise ValueError(
+                    f"{where}: {name}={value} has no effect without {source}"
+                )
 
 
 DEFAULTS: Dict[str, Any] = {

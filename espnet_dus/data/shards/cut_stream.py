@@ -12,7 +12,9 @@ from lhotse.cut import Cut
 
 from espnet_dus.data.ctc_units import llm_text
 from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
+from espnet_dus.data.lengths import LENGTH_MULTIPLE
 from espnet_dus.data.shards.augment import Augmentation
+from espnet_dus.data.shards.config import StreamingConfig
 from espnet_dus.data.shards.mix import Part
 from espnet_dus.data.shards.shar import TOKENS
 
@@ -31,21 +33,15 @@ class SequenceLength:
         num_positions: Returns the speech positions of a number of samples; None: cuts
             hold speech tokens, a position for each frame.
         num_prompt_tokens: Tokens between speech and transcript.
-        multiple: The model pads sequences to a multiple of this.
         longest: Maximum number of positions of an utterance.
-        max_duration: Maximum duration of an utterance in seconds.
-        min_text_ratio: Minimum transcript tokens per speech position.
-        max_text_ratio: Maximum transcript tokens per speech position.
+        config: Its other limits.
     """
 
     preprocessor: DUSPreprocessor
     num_positions: Optional[Callable[[int], int]]
     num_prompt_tokens: int
-    multiple: int
     longest: int
-    max_duration: float
-    min_text_ratio: float
-    max_text_ratio: float
+    config: StreamingConfig
 
     def __call__(self, cut: Cut, recorded: float) -> int:
         """Return the length of a cut.
@@ -57,9 +53,10 @@ class SequenceLength:
         Raises:
             ValueError: It cannot be trained on: too long, or its transcript is.
         """
-        if recorded > self.max_duration:
+        config = self.config
+        if recorded > config.max_duration:
             raise ValueError(
-                f"lasts {recorded:.1f} s, {self.max_duration} are allowed "
+                f"lasts {recorded:.1f} s, {config.max_duration} are allowed "
                 "(streaming_conf: max_duration)"
             )
         text = self.preprocessor.text_cleaner(cut.supervisions[0].text or "")
@@ -69,14 +66,14 @@ class SequenceLength:
         else:
             positions = self.num_positions(cut.num_samples)
         ratio = tokens / max(positions, 1)
-        if not self.min_text_ratio <= ratio <= self.max_text_ratio:
+        if not config.min_text_ratio <= ratio <= config.max_text_ratio:
             raise ValueError(
                 f"{tokens} transcript tokens for {positions} speech positions: a ratio "
-                f"from {self.min_text_ratio} to {self.max_text_ratio} is allowed "
+                f"from {config.min_text_ratio} to {config.max_text_ratio} is allowed "
                 "(streaming_conf: min_text_ratio, max_text_ratio)"
             )
         length = positions + self.num_prompt_tokens + tokens + 1
-        length += -length % self.multiple
+        length += -length % LENGTH_MULTIPLE
         if length > self.longest:
             raise ValueError(
                 f"{length} LLM positions, {self.longest} are allowed (streaming_conf: "
@@ -85,46 +82,34 @@ class SequenceLength:
         return length
 
 
-class Utterances:
-    """The utterances of shards, each with its length as `num_tokens`.
+def utterances(
+    parts: Sequence[Part],
+    length: SequenceLength,
+    speed_factors: Sequence[float],
+    seed: str,
+) -> Iterator[Cut]:
+    """Yield the utterances of shards, each with its length as `num_tokens`.
 
     What cannot be used, an utterance or a shard, is counted and left out.
 
     Args:
         parts: What to read, in this order.
         length: Measures an utterance.
-        bad: Where bad ones are counted; None: they are errors.
         speed_factors: One of these is drawn for each utterance.
         seed: For drawing.
     """
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        length: SequenceLength,
-        bad: Optional[BadUtterances],
-        speed_factors: Sequence[float] = (1.0,),
-        seed: str = "",
-    ):
-        self.parts = parts
-        self.length = length
-        self.bad = bad
-        self.speed_factors = list(speed_factors)
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[Cut]:
-        rng = random.Random(self.seed)
-        for part in self.parts:
-            for cut in read_part(part, self.bad):
-                speed, recorded = rng.choice(self.speed_factors), cut.duration
-                if speed != 1:
-                    cut = cut.perturb_speed(speed, affix_id=False)
-                try:
-                    cut.num_tokens = self.length(cut, recorded)
-                except ValueError as error:
-                    _count(self.bad, cut.id, error)
-                    continue
-                yield cut
+    bad, rng = length.preprocessor.bad_utterances, random.Random(seed)
+    for part in parts:
+        for cut in read_part(part, bad):
+            speed, recorded = rng.choice(speed_factors), cut.duration
+            if speed != 1:
+                cut = cut.perturb_speed(speed, affix_id=False)
+            try:
+                cut.num_tokens = length(cut, recorded)
+            except ValueError as error:
+                _count(bad, cut.id, error)
+                continue
+            yield cut
 
 
 def read_part(part: Part, bad: Optional[BadUtterances]) -> Iterator[Cut]:
@@ -167,17 +152,15 @@ class BatchMaker:
         preprocess: ESPnet's preprocessing, the same as for Kaldi data.
         collate: ESPnet's collation.
         augment: Noise and reverberation.
-        bad: Where unreadable speech is counted; None: it is an error.
     """
 
     preprocess: DUSPreprocessor
     collate: Callable[[List[Tuple[str, Dict[str, Any]]]], Batch]
     augment: Augmentation
-    bad: Optional[BadUtterances]
 
     def __call__(self, cuts: CutSet, rng: random.Random) -> Batch:
         """Read the audio or tokens; bad utterances are not in the batch."""
-        utterances = []
+        read = []
         for cut in self.augment(cuts, rng):
             try:
                 if cut.has_custom(TOKENS):
@@ -185,11 +168,12 @@ class BatchMaker:
                 else:
                     speech = cut.load_audio()[0]
             except Exception as error:  # lhotse's backends raise what they like
-                _count(self.bad, cut.id, f"its speech cannot be read: {error!r}")
+                reason = f"its speech cannot be read: {error!r}"
+                _count(self.preprocess.bad_utterances, cut.id, reason)
                 continue
             data = {"speech": speech, "text": cut.supervisions[0].text}
-            utterances.append((cut.id, self.preprocess(cut.id, data)))
-        return self.collate(utterances)
+            read.append((cut.id, self.preprocess(cut.id, data)))
+        return self.collate(read)
 
 
 def read_batch_sizes(

@@ -6,11 +6,13 @@ audio (`cut_stream`). All of it follows from the seed, the epoch and the reader,
 state of an epoch is only how many batches each reader has given.
 """
 
+import argparse
 import hashlib
 import logging
 import math
 import random
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -21,8 +23,8 @@ from lhotse.audio.backend import LibsndfileBackend, set_current_audio_backend
 from lhotse.cut import Cut
 
 from espnet_dus.data.data_dir import parse_speed
-from espnet_dus.data.dataset import BadUtterances, DUSPreprocessor
-from espnet_dus.data.lengths import LENGTH_MULTIPLE
+from espnet_dus.data.dataset import DUSPreprocessor
+from espnet_dus.data.lengths import sampling_rate, speech_positions
 from espnet_dus.data.settings import check_settings
 from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.batching import batches_by_length
@@ -31,12 +33,13 @@ from espnet_dus.data.shards.cut_stream import (
     Batch,
     BatchMaker,
     SequenceLength,
-    Utterances,
     read_batch_sizes,
+    utterances,
 )
 from espnet_dus.data.shards.mix import Corpus, Part, deal, read_weights
 from espnet_dus.data.shards.shar import ShardInfo, list_shards, read_info
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
+from espnet_dus.io import check_names
 
 NOT_YET = "not yet"
 NUM_MEASURED = 5000  # utterances that the number of batches is estimated from
@@ -89,10 +92,10 @@ class StreamingIterFactory(AbsIterFactory):
         """Derive accumulation and the number of batches from some utterances."""
         parts = deal(self.corpora, 1, 1, self.seed, 0, 1)
         metadata = [
-            [Part({"cuts": part.shard["cuts"]}, *part[1:]) for part in of_corpus]
+            [part._replace(shard={"cuts": part.shard["cuts"]}) for part in of_corpus]
             for of_corpus in parts
         ]
-        cuts = self._mix(metadata, f"{self.seed} measured", self.make_batch.bad)
+        cuts = self._mix(metadata, f"{self.seed} measured")
         lengths = [cut.num_tokens for cut in islice(cuts, NUM_MEASURED)]
         if not lengths:
             raise ValueError("no utterance of the shards can be used")
@@ -115,12 +118,12 @@ class StreamingIterFactory(AbsIterFactory):
             lengths, lambda length: length, self.capacity, self.config.buffer_size
         )
         per_utterance = sum(1 for _ in batches) / len(lengths)
-        utterances = sum(c.weight * c.num_utterances for c in self.corpora)
-        utterances /= self.epochs_per_pass
-        self.num_batches = math.ceil(utterances * per_utterance / self.world_size)
-        positions = utterances * self.mean_length / self.num_batches * self.accum_grad
+        number = sum(c.weight * c.num_utterances for c in self.corpora)
+        number /= self.epochs_per_pass
+        self.num_batches = math.ceil(number * per_utterance / self.world_size)
+        positions = number * self.mean_length / self.num_batches * self.accum_grad
         logging.info(
-            f"stream: an epoch has {self.hours:,.1f} h, {utterances:,.0f} utterances "
+            f"stream: an epoch has {self.hours:,.1f} h, {number:,.0f} utterances "
             f"and about {self.num_batches:,} batches on each of {self.world_size} "
             f"process(es); an update has {self.accum_grad} of them, together about "
             f"{positions:,.0f} LLM positions"
@@ -146,27 +149,27 @@ class StreamingIterFactory(AbsIterFactory):
         parts = deal(
             self.corpora, epoch, self.epochs_per_pass, self.seed, number, count
         )
-        return self._mix(parts, f"{self.seed} {epoch} {number}", self.make_batch.bad)
+        return self._mix(parts, f"{self.seed} {epoch} {number}")
 
     def _number(self, reader: int) -> int:
         return reader * self.world_size + self.rank
 
-    def _mix(
-        self, parts: List[List[Part]], seed: str, bad: Optional[BadUtterances]
-    ) -> Iterator[Cut]:
+    def _mix(self, parts: List[List[Part]], seed: str) -> Iterator[Cut]:
         streams, weights = [], []
         for n, (corpus, of_corpus) in enumerate(zip(self.corpora, parts)):
             if of_corpus:
-                stream = Utterances(
-                    of_corpus, self.length, bad, self.speed_factors, f"{seed} {n}"
+                streams.append(
+                    utterances(
+                        of_corpus, self.length, self.speed_factors, f"{seed} {n}"
+                    )
                 )
-                streams.append(CutSet(stream))
                 # by what is in them: they end together
                 share = sum(part.end - part.begin for part in of_corpus)
                 weights.append(share * corpus.num_utterances / len(corpus.shards))
         if len(streams) < 2:
             return iter(*streams or [()])
-        return iter(CutSet.mux(*streams, weights=weights, seed=_seed_number(seed)))
+        number = int(_digest(seed)[:8], 16)
+        return iter(CutSet.mux(*streams, weights=weights, seed=number))
 
     def batches(self, epoch: int, reader: int) -> Iterator[List[Cut]]:
         """Return the batches of a reader (from 0, of this rank), not yet decoded."""
@@ -292,37 +295,26 @@ class _Readers(torch.utils.data.IterableDataset):
 
 
 def build_factory(
-    conf: Dict[str, Any],
+    args: argparse.Namespace,
     preprocess: DUSPreprocessor,
     collate: Callable,
-    num_positions: Callable[[int], int],
-    prompt: str,
-    fs: int,
-    num_workers: int,
     distributed: bool,
-    seed: int,
-    pin_memory: bool,
 ) -> StreamingIterFactory:
     """Build the factory from the task's options.
 
     Args:
-        conf: The option `streaming_conf`.
+        args: The options.
         preprocess: ESPnet's preprocessing.
         collate: ESPnet's collation.
-        num_positions: Returns the speech positions of a number of samples.
-        prompt: Text between speech and transcript.
-        fs: Sampling rate (Hz).
-        num_workers: As ESPnet's option.
         distributed: Whether torch.distributed knows which rank this is.
-        seed: For all that is random.
-        pin_memory: Whether batches are read into pinned memory.
 
     Raises:
         ValueError: An option is out of range, or shards are missing or hold audio where
             the model takes tokens, or the reverse.
         RuntimeError: Their tokens are of another tokenizer than the model's.
     """
-    config = StreamingConfig.make(conf)
+    check_names("streaming_conf", args.streaming_conf, DEFAULTS)
+    config = StreamingConfig(**args.streaming_conf)
     batch_sizes = read_batch_sizes(config.batch_sizes)
     corpora = []
     tokenizer = preprocess.speech_tokenizer
@@ -333,36 +325,26 @@ def build_factory(
         _check_content(directory, info, tokenizer)
         sizes = info.num_utterances, info.seconds
         corpora.append(Corpus(directory, weight, list_shards(directory), *sizes))
-    augmentation = Augmentation(
-        fs,
-        noise=config.noise,
-        noise_prob=config.noise_prob,
-        noise_snr=config.noise_snr,
-        rir=config.rir,
-        rir_prob=config.rir_prob,
-    )
+    prompt = args.model_conf.get("prompt", "")
     length = SequenceLength(
         preprocess,
-        num_positions if tokenizer is None else None,
+        partial(speech_positions, args) if tokenizer is None else None,
         len(preprocess.tokenizer.prompt_tokens(prompt)),
-        LENGTH_MULTIPLE,
-        longest=max(batch_sizes) if batch_sizes else config.max_tokens,
-        max_duration=config.max_duration,
-        min_text_ratio=config.min_text_ratio,
-        max_text_ratio=config.max_text_ratio,
+        max(batch_sizes or [config.max_tokens]),
+        config,
     )
-    bad = preprocess.bad_utterances
+    augmentation = Augmentation(sampling_rate(args), config)
     return StreamingIterFactory(
         config=config,
         corpora=corpora,
         length=length,
-        make_batch=BatchMaker(preprocess, collate, augmentation, bad),
+        make_batch=BatchMaker(preprocess, collate, augmentation),
         batch_sizes=batch_sizes,
-        num_workers=num_workers,
+        num_workers=args.num_workers,
         rank=torch.distributed.get_rank() if distributed else 0,
         world_size=torch.distributed.get_world_size() if distributed else 1,
-        seed=seed,
-        pin_memory=pin_memory,
+        seed=args.seed,
+        pin_memory=args.ngpu > 0,
     )
 
 
@@ -396,7 +378,3 @@ def _check_unchanged(config: StreamingConfig) -> None:
 
 def _digest(content: Any) -> str:
     return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
-
-
-def _seed_number(seed: str) -> int:
-    return int(_digest(seed)[:8], 16)
