@@ -52,7 +52,8 @@ def segments(
     """Cut a recording into segments of speech, in order.
 
     A segment starts and ends in silence. Speech longer than `max_seconds` is cut at its
-    longest pause or, if it has none, at that length.
+    longest pause or, if it has none, at that length. A recording of a single utterance
+    is one segment with all of its silence, as the utterances of a test set are.
 
     Args:
         path: See `open_audio`.
@@ -86,6 +87,8 @@ def segments(
         audio_length_samples=num_samples,
         **SILERO,
     )
+    if len(spans) == 1 and num_samples <= max_seconds * RATE:
+        spans = [{"start": 0, "end": num_samples}]
     with open_audio(path, channel) as recording:
         for span in spans:
             start = span["start"] / RATE

@@ -70,6 +70,15 @@ def test_segments_cover_the_speech_and_leave_out_the_silence(write, speech):
         assert end - 0.7 < segment.end < end + 0.2
 
 
+def test_a_recording_of_one_utterance_keeps_its_silence(write, speech):
+    path, spans = write(silence(0.8), speech[0], silence(2.0))
+    (whole,) = segments(path, RATE)
+    check([whole], path)
+    assert (whole.start, whole.end) == (0.0, spans[-1][1])
+    (trimmed,) = segments(path, RATE, max_seconds=spans[-1][1] - 0.5)
+    assert trimmed.start > 0.6 and trimmed.end < spans[-1][1] - 0.8
+
+
 def test_utterances_near_each_other_are_one_segment_while_it_fits(write, speech):
     path, spans = write(*(piece for s in speech[:3] for piece in (s, silence(0.2))))
     (together,) = segments(path, RATE)
