@@ -5,11 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
-import numpy as np
-
 from espnet_dus.evaluation.report import environments
 from espnet_dus.evaluation.results import ArmResults, Delta, ErrorRate, read_arm
-from espnet_dus.evaluation.text.metric import Metric, paired_delta
+from espnet_dus.evaluation.text.metric import Metric, mean_of_independent, paired_delta
 from espnet_dus.evaluation.text.tables import EXACT, markdown_table, plus_minus
 from espnet_dus.io import drawing, write_text
 
@@ -136,28 +134,19 @@ def degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]
     """
     evaluated = [arm for arm in arms if arm.text_setting]
     result: Dict[str, Optional[Degradation]] = {arm.name: None for arm in arms}
-    if evaluated and all(arm.mean_delta for arm in evaluated):
-        for arm in evaluated:
-            error = arm.mean_delta.standard_error
-            result[arm.name] = Degradation(
-                "points",
-                100 * arm.mean_delta.delta,
-                None if error is None else 100 * error,
-            )
-        return result
+    in_points = all(arm.mean_delta for arm in evaluated)
     for arm in evaluated:
-        changes = [d.relative() for d in arm.perplexity.values()]
-        if changes:
-            errors = [error for _, error in changes]
-            result[arm.name] = Degradation(
-                "% perplexity",
-                100 * float(np.mean([change for change, _ in changes])),
-                (
-                    None
-                    if None in errors
-                    else 100 * float(np.sqrt(np.sum(np.square(errors))) / len(errors))
-                ),
-            )
+        if in_points:
+            unit = "points"
+            delta, error = arm.mean_delta.delta, arm.mean_delta.standard_error
+        elif arm.perplexity:
+            unit = "% perplexity"
+            changes = [delta.relative() for delta in arm.perplexity.values()]
+            delta, error = mean_of_independent(*zip(*changes))
+        else:
+            continue
+        error = None if error is None else 100 * error
+        result[arm.name] = Degradation(unit, 100 * delta, error)
     return result
 
 
@@ -363,9 +352,7 @@ def _describe(arm: ArmResults) -> str:
 
 
 def _figure(value: Optional[float], form: str, scale: float = 1) -> str:
-    if value is None:
-        return UNKNOWN
-    return form.format(value if scale == 1 else scale * value)
+    return UNKNOWN if value is None else form.format(scale * value)
 
 
 def _known(arm: ArmResults, value: Optional[float], form: str) -> str:

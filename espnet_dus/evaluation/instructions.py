@@ -108,10 +108,6 @@ def _is_french(answer: str, transcript: str) -> bool:
     return 0 < len(found) <= 4 * len(french)
 
 
-def _is_shorter(answer: str, transcript: str) -> bool:
-    return 0 < len(answer) < len(transcript)
-
-
 TASKS: Dict[str, Task] = {
     "translate": Task(
         "Translate it into French.",
@@ -131,7 +127,7 @@ TASKS: Dict[str, Task] = {
             ("the tenth of may nineteen ninety", "10 May 1990"),
         ),
         "fewer characters than were said",
-        _is_shorter,
+        lambda answer, said: 0 < len(answer) < len(said),
     ),
     "summarise": Task(
         "Say in one to three words what it is about.",

@@ -1,20 +1,19 @@
 """RESULTS.md of an experiment, in ESPnet's format."""
 
-import json
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Tuple, Union
 
+from espnet_dus.evaluation.results import read_json, read_yaml
 from espnet_dus.evaluation.scoring import RATES, read_result
 from espnet_dus.evaluation.text.tables import markdown_table, summary_lines
 from espnet_dus.io import write_text
 
-SMALLEST_TEST_SET = (
-    50  # utterances; in a smaller set one error moves the WER by a point or more
-)
+# utterances; in a smaller set one error moves the WER by a point or more
+SMALLEST_TEST_SET = 50
 
 
 def write_results(exp_dir: Union[str, Path]) -> str:
@@ -52,8 +51,7 @@ def write_results(exp_dir: Union[str, Path]) -> str:
         if results:
             lines += _score_table(score, results)
     for path in texts:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        lines += ["### Text", "", *summary_lines(results), ""]
+        lines += ["### Text", "", *summary_lines(read_json(path)), ""]
     text = "\n".join(lines)
     write_text(exp_dir / "RESULTS.md", text)
     return text
@@ -63,18 +61,12 @@ def environments() -> List[str]:
     """Return date and versions as Markdown lines."""
     python = sys.version.replace("\n", " ")
     commit, date = _git()
-    lines = [
+    packages = {"espnet": "espnet", "pytorch": "torch", "transformers": "transformers"}
+    return [
         "## Environments",
         f"- date: `{time.strftime('%a %b %d %H:%M:%S %Z %Y')}`",
         f"- python version: `{python}`",
-    ]
-    for name, package in (
-        ("espnet", "espnet"),
-        ("pytorch", "torch"),
-        ("transformers", "transformers"),
-    ):
-        lines.append(f"- {name} version: `{name} {_version(package)}`")
-    return lines + [
+        *(f"- {n} version: `{n} {_version(p)}`" for n, p in packages.items()),
         f"- espnet_dus Git hash: `{commit}`",
         f"  - Commit date: `{date}`",
         "",
@@ -104,35 +96,20 @@ def _git() -> Tuple[str, str]:
 
 def _model(exp_dir: Path) -> List[str]:
     lines = []
-    config = _config_name(exp_dir / "config.yaml")
-    if config:
+    if config := read_yaml(exp_dir / "config.yaml").get("config"):
         lines.append(f"- ASR config: [{config}]({config})")
-    params = exp_dir / "params.json"
-    if params.is_file():
-        counts = json.loads(params.read_text(encoding="utf-8"))
+    if counts := read_json(exp_dir / "params.json"):
         share = 100 * counts["trained"] / counts["total"]
         lines.append(
             f"- Params: {counts['trained'] / 1e6:.2f} M trained of "
             f"{counts['total'] / 1e6:.2f} M ({share:.1f} %)"
         )
-        base_lm = counts.get("base_lm")
-        if base_lm:
+        if base_lm := counts.get("base_lm"):
             lines.append(
                 f"- Base LM: `{base_lm['name']}` {base_lm['revision']} sha256 "
                 f"`{base_lm['sha256'][:12]}`"
             )
     return lines
-
-
-def _config_name(path: Path) -> Optional[str]:
-    """Return the file that was passed as --config, which ESPnet writes at the top."""
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("config: "):
-                    name = line[len("config: ") :].strip().strip("'\"")
-                    return None if name in ("null", "") else name
-    return None
 
 
 def _score_table(score: str, results: Dict[str, Dict[str, float]]) -> List[str]:

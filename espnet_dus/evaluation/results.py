@@ -143,10 +143,11 @@ def read_arm(
     if params is None:
         raise ValueError(f"{exp_dir}: no params.json; train first (stage 11)")
     decoding = _find_decoding(exp_dir, test_set, inference_tag)
+    training = read_json(exp_dir / "training.json") or {}
     return ArmResults(
         name=exp_dir.resolve().name.removeprefix("dus_"),
         exp_dir=str(exp_dir),
-        **_config(exp_dir / "config.yaml"),
+        **_config(read_yaml(exp_dir / "config.yaml")),
         base_lm=params["base_lm"],
         trained=params["trained"],
         trained_as_paper=params.get("as_the_paper_counts"),
@@ -156,7 +157,7 @@ def read_arm(
         cer=_error_rate(decoding / "score_cer" / "result.txt"),
         **_text(read_json(exp_dir / "text_eval" / "results.json")),
         cross_entropy=read_json(decoding / CROSS_ENTROPY),
-        **_training(read_json(exp_dir / "training.json") or {}),
+        **{name: training[name] for name in TRAINING if name in training},
         rtfx=_rtfx(decoding),
     )
 
@@ -175,10 +176,12 @@ def read_json(path: Path) -> Optional[Dict]:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _config(path: Path) -> Dict[str, Any]:
-    config = {}
-    if path.is_file():
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+def read_yaml(path: Path) -> Dict[str, Any]:
+    """Return the content of a YAML file; empty if there is none."""
+    return (path.is_file() and yaml.safe_load(path.read_text("utf-8"))) or {}
+
+
+def _config(config: Dict[str, Any]) -> Dict[str, Any]:
     model_conf = config.get("model_conf") or {}
     return dict(
         adaptation=config.get("adaptation"),
@@ -272,10 +275,6 @@ def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
     if identical:
         return Delta(metric, value["base"], 0.0, 0.0)
     return Delta(metric, value["base"], value["delta"], value["standard_error"])
-
-
-def _training(training: Dict) -> Dict[str, Any]:
-    return {name: training[name] for name in TRAINING if name in training}
 
 
 def _rtfx(decoding: Path) -> Optional[float]:

@@ -14,6 +14,7 @@ from espnet_dus.io import read_scp, write_text
 UNITS = {"wer": "words", "cer": "characters"}
 CROSS_ENTROPY = "score_ce/result.json"  # beside score_wer and score_cer
 RATES = ("Corr", "Sub", "Del", "Ins", "Err", "S.Err")
+KINDS = ("equal", "substitute", "delete", "insert")  # jiwer's, of the first four
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,9 @@ class Utterance:
 
     def count(self, kind: str) -> int:
         """Return the number of tokens that are equal, substitute, delete or insert."""
-        start, stop = ("hyp_start_idx", "hyp_end_idx")
-        if kind != "insert":
-            start, stop = ("ref_start_idx", "ref_end_idx")
+        side = "hyp" if kind == "insert" else "ref"
         return sum(
-            getattr(chunk, stop) - getattr(chunk, start)
+            getattr(chunk, f"{side}_end_idx") - getattr(chunk, f"{side}_start_idx")
             for chunk in self.chunks
             if chunk.type == kind
         )
@@ -40,7 +39,7 @@ class Utterance:
     @property
     def errors(self) -> int:
         """Return the number of substitutions, deletions and insertions."""
-        return sum(self.count(kind) for kind in ("substitute", "delete", "insert"))
+        return sum(self.count(kind) for kind in KINDS[1:])
 
 
 def tokenize(text: str, score: str) -> List[str]:
@@ -103,21 +102,16 @@ def align(
 
 
 def bootstrap_interval(
-    errors: Sequence[int],
-    lengths: Sequence[int],
-    replicates: int = 10000,
-    seed: int = 0,
+    errors: Sequence[int], lengths: Sequence[int]
 ) -> Tuple[float, float]:
     """Return the 95 % interval of an error rate by resampling utterances.
 
     Args:
         errors: Errors of each utterance.
         lengths: Reference tokens of each utterance.
-        replicates: Number of resampled test sets.
-        seed: Seed of the resampling.
 
     Returns:
-        The 2.5 % and 97.5 % quantiles of the error rate in percent.
+        The 2.5 % and 97.5 % quantiles of the rate in percent, of 10,000 resamplings.
     """
     from scipy.stats import bootstrap
 
@@ -133,10 +127,10 @@ def bootstrap_interval(
         rate,
         paired=True,
         vectorized=True,
-        n_resamples=replicates,
+        n_resamples=10_000,
         batch=max(1, 10_000_000 // len(data[0])),  # 80 MB of indices
         method="percentile",
-        rng=seed,
+        rng=0,
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
@@ -243,8 +237,7 @@ def _some(utts: Sequence[str], most: int = 5) -> str:
 
 def _rates(utterances: Sequence[Utterance]) -> List[float]:
     words = sum(len(u.ref) for u in utterances)
-    kinds = ("equal", "substitute", "delete", "insert")
-    counts = [sum(u.count(kind) for u in utterances) for kind in kinds]
+    counts = [sum(u.count(kind) for u in utterances) for kind in KINDS]
     counts.append(sum(counts[1:]))
     wrong = sum(u.errors > 0 for u in utterances)
     rates = [100 * count / words if words else 0.0 for count in counts]
@@ -309,10 +302,7 @@ def _alignment(utterance: Utterance) -> str:
     ref_row, hyp_row, marks = (
         " ".join(cells) for cells in (zip(*padded) if padded else ([], [], []))
     )
-    counts = " ".join(
-        str(utterance.count(kind))
-        for kind in ("equal", "substitute", "delete", "insert")
-    )
+    counts = " ".join(str(utterance.count(kind)) for kind in KINDS)
     return (
         f"id: ({utterance.speaker}-{utterance.utt})\n"
         f"Scores: (#C #S #D #I) {counts}\n"

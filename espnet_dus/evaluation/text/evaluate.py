@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from espnet_dus.evaluation.text.metric import Metric, paired_delta
+from espnet_dus.evaluation.text.metric import Metric, mean_of_independent, paired_delta
 from espnet_dus.evaluation.text.models import Models
 from espnet_dus.evaluation.text.perplexity import WINDOW, read_text, score_text
 from espnet_dus.evaluation.text.tables import markdown
@@ -92,7 +92,7 @@ def evaluate(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: expected at least 1")
-    contents, loaded = read_parts(texts, tasks, data_dir, task_dir)
+    contents, loaded = _read_parts(texts, tasks, data_dir, task_dir)
     if check_only:
         return None
     models = Models(base_lm, config, model_file, dtype)
@@ -134,21 +134,13 @@ def evaluate(
     return results
 
 
-def read_parts(
-    texts: Sequence[Union[str, Path]] = (),
-    tasks: Sequence[str] = (),
-    data_dir: Optional[Union[str, Path]] = None,
-    task_dir: Union[str, Path] = TASK_DIR,
+def _read_parts(
+    texts: Sequence[Union[str, Path]],
+    tasks: Sequence[str],
+    data_dir: Optional[Union[str, Path]],
+    task_dir: Union[str, Path],
 ) -> Tuple[Dict[str, str], List[TextTask]]:
-    """Read the texts and tasks of an evaluation; see `evaluate`.
-
-    Returns:
-        The texts by name, and the tasks.
-
-    Raises:
-        ValueError: Something requested does not exist or does not fit.
-        RuntimeError: The data of a task cannot be loaded.
-    """
+    """Return the texts by name, and the tasks; see `evaluate`."""
     tasks = expand_suites(tasks)
     if not texts and not tasks:
         raise ValueError("nothing to evaluate: expected a text, tasks, or both")
@@ -349,17 +341,13 @@ def mean_delta(tasks: Dict[str, Dict]) -> Optional[Dict]:
     if not chosen:
         return None
     picked = [tasks[name]["metrics"][metric] for name, metric in chosen.items()]
-    errors = [metric["standard_error"] for metric in picked]
+    delta, error = mean_of_independent(
+        *([metric[name] for metric in picked] for name in ("delta", "standard_error"))
+    )
     return {
-        **{
-            name: float(np.mean([metric[name] for metric in picked]))
-            for name in ("base", "adapted", "delta")
-        },
-        "standard_error": (
-            None
-            if None in errors
-            else float(np.sqrt(np.sum(np.square(errors))) / len(errors))
-        ),
+        **{n: float(np.mean([m[n] for m in picked])) for n in ("base", "adapted")},
+        "delta": delta,
+        "standard_error": error,
         "metrics": chosen,
     }
 

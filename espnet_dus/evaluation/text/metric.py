@@ -1,7 +1,7 @@
 """One representation of every text metric, so that models are compared by item."""
 
 from dataclasses import dataclass
-from typing import Dict, List
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -87,6 +87,16 @@ def paired_delta(base: Metric, adapted: Metric) -> Dict[str, float]:
             float(difference.std(ddof=1) / np.sqrt(n)) if n > 1 else None
         ),
     }
+
+
+def mean_of_independent(
+    values: Sequence[float], errors: Sequence[Optional[float]]
+) -> Tuple[float, Optional[float]]:
+    """Return the mean of values, and its standard error; None if one is unknown."""
+    error = None
+    if None not in errors:
+        error = float(np.sqrt(np.sum(np.square(errors))) / len(errors))
+    return float(np.mean(values)), error
 
 
 def spread(total: int, limit: int = None) -> List[int]:

@@ -55,7 +55,11 @@ class Models:
                 if not Path(path).is_file():
                     raise ValueError(f"{path}: no such file")
             self._check_base()
-            self.sha256["adapted"] = _sha256(self.identity.sha256, config, model_file)
+            digest = hashlib.sha256(self.identity.sha256.encode())
+            for path in (config, model_file):
+                with open(path, "rb") as file:
+                    hashlib.file_digest(file, lambda: digest)
+            self.sha256["adapted"] = digest.hexdigest()
 
     def _check_base(self) -> None:
         expected = checkpoint_identity(self.model_file)
@@ -82,7 +86,7 @@ class Models:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
         )
-        return lm.eval().to(_device())
+        return lm.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def base(self) -> torch.nn.Module:
@@ -159,16 +163,3 @@ def count_equal_tokens(
             if not torch.equal(base(**inputs).logits, adapted(**inputs).logits):
                 return 0
     return tokens.numel()
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _sha256(prefix: str, *paths: Union[str, Path]) -> str:
-    digest = hashlib.sha256(prefix.encode())
-    for path in paths:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

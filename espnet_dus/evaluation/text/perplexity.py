@@ -1,9 +1,9 @@
 """Perplexity of a causal LM on a text file, and a second LM's distance from it.
 
 A file is one stream of tokens from its first to its last line, headings and blank
-lines included, as is usual for WikiText's perplexity. Windows of `window` tokens move
-over it by `stride`; each token except the first is predicted exactly once, in the
-window that gives it the longest context.
+lines included, as is usual for WikiText's perplexity. It is cut into windows; each
+token except the first is predicted exactly once. The last window reaches back to have
+its full context.
 """
 
 from dataclasses import dataclass, field
@@ -27,31 +27,14 @@ class Window(NamedTuple):
     scored: int
 
 
-def windows(num_tokens: int, window: int, stride: int) -> List[Window]:
-    """Cut a stream of tokens into windows.
-
-    Args:
-        num_tokens: Length of the stream, at least 2.
-        window: Longest context in tokens.
-        stride: Tokens from one window to the next; up to `window`, where no token is
-            read twice and the context is half as long on average.
-
-    Returns:
-        Windows that score each token except the first once.
-
-    Raises:
-        ValueError: `window` or `stride` does not allow it.
-    """
-    if not 1 <= stride <= window:
-        raise ValueError(
-            f"stride {stride} must be at least 1 and at most the window {window}"
-        )
-    result, done = [], 0
-    while done < num_tokens - 1:
-        stop = min(window if not done else done + stride, num_tokens - 1)
-        result.append(Window(max(0, stop - window), stop, stop - done))
-        done = stop
-    return result
+def windows(num_tokens: int, window: int) -> List[Window]:
+    """Cut a stream of at least 2 tokens into windows with contexts up to `window`."""
+    last = num_tokens - 1
+    stops = [min(done + window, last) for done in range(0, last, window)]
+    return [
+        Window(max(0, stop - window), stop, stop - n * window)
+        for n, stop in enumerate(stops)
+    ]
 
 
 @dataclass
@@ -112,7 +95,6 @@ def score_text(
     base: torch.nn.Module,
     adapted: Optional[torch.nn.Module] = None,
     window: int = WINDOW,
-    stride: Optional[int] = None,
     limit: Optional[int] = None,
 ) -> TextScore:
     """Predict a text with one LM, or with two at once.
@@ -123,21 +105,20 @@ def score_text(
         base: HF causal LM.
         adapted: A second one with the same vocabulary.
         window: Longest context in tokens.
-        stride: See `windows`; None for `window`.
         limit: At most this many windows, at even distances.
 
     Returns:
         Log probabilities of each scored token.
 
     Raises:
-        ValueError: The text is a single token, or see `windows`.
+        ValueError: The text is a single token.
     """
     tokens = torch.tensor(
         tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     )
     if len(tokens) < 2:
         raise ValueError("the text is a single token, nothing to predict")
-    cut = windows(len(tokens), window, stride or window)
+    cut = windows(len(tokens), window)
     score = TextScore(words=len(text.split()) / (len(tokens) - 1))
     for index in progress(spread(len(cut), limit), "perplexity", "windows"):
         start, stop, scored = cut[index]
