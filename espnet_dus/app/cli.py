@@ -242,6 +242,8 @@ def chat(model, base, drop, max_new_tokens, **options):
 
 def models(root):
     """Print a table of the models that are found."""
+    from tabulate import tabulate
+
     from espnet_dus.app.local_models import find_models
 
     found = find_models(root)
@@ -250,14 +252,9 @@ def models(root):
             f"no models: no trained experiment in {root}/exp or {root}/egs2/*/dus1/exp,"
             " no pack, and none that was fetched"
         )
-    rows = [("MODEL", "adaptation", "base LM", "trained parameters")]
-    for model in found:
-        trained = "" if model.trained is None else f"{model.trained:,}"
-        rows.append((*model[:3], trained))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths))
-        print("  ".join(cells).rstrip())
+    titles = ("MODEL", "adaptation", "base LM", "trained parameters")
+    rows = [(*m[:3], "" if m.trained is None else f"{m.trained:,}") for m in found]
+    print(tabulate(rows, titles, "plain", disable_numparse=True))
 
 
 def info(model, **options):
@@ -281,19 +278,13 @@ def demo(model, host, port, **options):
     build(speech2text).launch(server_name=host, server_port=port)
 
 
-SERVER_OPTIONS = (
-    *("segment_seconds", "batch_seconds"),
-    *("max_megabytes", "max_seconds", "max_new_tokens"),
-)
-
-
-def serve(model, host, port, **options):
+def serve(model, host, port, base_lm, device, dtype, beam_size, ctc_weight, **serving):
     """Serve a model until it is interrupted."""
     import os
     from pathlib import Path
 
-    serving = {name: options.pop(name) for name in SERVER_OPTIONS}
-    speech2text = _load(model, **options)
+    search = {"beam_size": beam_size, "ctc_weight": ctc_weight}
+    speech2text = _load(model, base_lm, device, dtype, **search)
 
     import uvicorn
 

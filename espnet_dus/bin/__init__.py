@@ -104,7 +104,7 @@ class Commands:
             function: `module:name`: its arguments are the command's options, see
                 `add_arguments`. It is imported when the command is used, so that a
                 command line loads only what it needs. Or a function, whose options the
-                caller adds. Words that are no options go to its argument `others`.
+                caller adds. Words that are no options go to its argument `cmd`.
             description: One sentence.
             names: Names of options by argument, where they differ.
             show: Formats what the function returns, to be printed.
@@ -135,8 +135,8 @@ class Commands:
         options = vars(args)
         name, function, show = map(options.pop, ("command", "function", "show"))
         function = load(function) if isinstance(function, str) else function
-        if "others" in inspect.signature(function).parameters:
-            options["others"] = others
+        if "cmd" in inspect.signature(function).parameters:
+            options["cmd"] = others
         elif others:
             self.parser.error(f"{name}: unrecognized arguments: {' '.join(others)}")
         result = function(**options)
@@ -164,7 +164,7 @@ def add_arguments(
     described = documented_arguments(inspect.getdoc(function))
     types = get_type_hints(function)
     for argument in inspect.signature(function).parameters.values():
-        if argument.name == "others":
+        if argument.name == "cmd":
             continue
         name = names.get(argument.name, argument.name)
         kind, several = _without_union(types[argument.name]), {}
@@ -197,17 +197,6 @@ def _without_union(kind: Any) -> Any:
     if get_origin(kind) is not Union:
         return kind
     return str if str in get_args(kind) else get_args(kind)[0]
-
-
-def main_of(name: str, add_commands: Callable[[Commands], None]) -> Callable:
-    """Return the `main(cmd=None)` of one command of a wing, to be called by itself."""
-
-    def main(cmd=None):
-        commands = Commands("python -m espnet_dus", __doc__)
-        add_commands(commands)
-        commands.run([name, *(sys.argv[1:] if cmd is None else cmd)])
-
-    return user_errors(main)
 
 
 def boolean(text: str) -> bool:

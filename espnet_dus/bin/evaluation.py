@@ -7,7 +7,7 @@ def add_commands(commands: Commands) -> None:
     """Add the commands of this wing."""
     commands.add(
         "inference",
-        _inference,
+        "espnet_dus.bin.dus_inference:main",
         "Transcribe a data set with a trained model (stage 12).",
         add_help=False,
     )
@@ -54,9 +54,3 @@ def add_commands(commands: Commands) -> None:
         {"exp_dirs": "exp_dir"},
         show=str,
     )
-
-
-def _inference(others):
-    from espnet_dus.bin import dus_inference
-
-    dus_inference.main(others)

@@ -24,16 +24,10 @@ def add_commands(commands: Commands) -> None:
     )
     commands.add(
         "train",
-        _train,
+        "espnet_dus.bin.dus_train:main",
         "Train, or collect statistics (stages 10 and 11).",
         add_help=False,
     )
-
-
-def _train(others):
-    from espnet_dus.bin import dus_train
-
-    dus_train.main(others)
 
 
 def check_upscaling(
@@ -42,7 +36,7 @@ def check_upscaling(
     text: str,
     speech_scp: str,
     out_dir: str,
-    others: Sequence[str],
+    cmd: Sequence[str],
     speech_type: str = "sound",
     every_kind: bool = True,
 ) -> None:
@@ -54,7 +48,7 @@ def check_upscaling(
         text: Real text: a plain file.
         speech_scp: Table whose first utterance is used.
         out_dir: For report.md and stack.png.
-        others: Options of the command train.
+        cmd: Options of the command train.
         speech_type: sound, or kaldi_ark (features or speech tokens).
         every_kind: Check every kind and scope besides those of the configuration.
     """
@@ -67,7 +61,7 @@ def check_upscaling(
     from espnet_dus.task import DUSTask
 
     options = ["--config", config, "--base_lm", base_lm]
-    options += ["--output_dir", out_dir, *others]
+    options += ["--output_dir", out_dir, *cmd]
     speech = ESPnetDataset([(speech_scp, "speech", speech_type)])[0][1]["speech"]
     if speech.ndim == 2:
         options += ["--input_size", str(speech.shape[1])]
@@ -82,7 +76,7 @@ def find_batch(
     config: str,
     base_lm: str,
     out: str,
-    others: Sequence[str],
+    cmd: Sequence[str],
     device: Optional[str] = None,
     max_memory: Optional[float] = None,
     lengths: Optional[Sequence[int]] = None,
@@ -95,7 +89,7 @@ def find_batch(
         config: Training configuration.
         base_lm: Base LM directory.
         out: YAML file to write.
-        others: Options of the command train.
+        cmd: Options of the command train.
         device: cuda or cpu; without it, cuda if there is one.
         max_memory: GB to use; required on a CPU; without it, 90 % of the GPU's memory.
         lengths: LLM positions of the longest utterance of each bucket; without it, from
@@ -119,7 +113,7 @@ def find_batch(
     args = DUSTask.get_parser().parse_args(
         ["--config", config, "--base_lm", base_lm]
         # statistics of features make no difference to the memory
-        + ["--normalize", "utterance_mvn", *others]
+        + ["--normalize", "utterance_mvn", *cmd]
     )
     args.normalize_conf = {}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,5 +1,6 @@
 """The command line espnet-dus, on a tiny trained model and real speech."""
 
+import importlib
 import json
 import os
 import re
@@ -89,17 +90,17 @@ def test_transcribing_does_not_import_the_training():
     assert run_script(script) == "loaded: []"
 
 
-def test_a_module_called_by_name_is_the_command(capsys):
-    from espnet_dus.bin import dus_format_data
-
-    for main, cmd in (
-        (cli.main, ["format_data", "--help"]),
-        (dus_format_data.main, ["--help"]),
-    ):
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_a_module_called_by_name_is_the_command(name, capsys):
+    by_name = importlib.import_module(f"espnet_dus.bin.dus_{name}").main
+    helps = []
+    for main, cmd in ((cli.main, [name, "--help"]), (by_name, ["--help"])):
         with pytest.raises(SystemExit) as ended:
             main(cmd)
         assert ended.value.code == 0
-        assert "format_data [-h] --data_dir DATA_DIR" in capsys.readouterr().out
+        helps.append(capsys.readouterr().out)
+    assert helps[0] == helps[1]
+    assert "--log_level" in helps[0]
 
 
 def describe(

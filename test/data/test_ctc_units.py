@@ -4,8 +4,7 @@ import logging
 
 import pytest
 
-from espnet_dus.bin import main_of
-from espnet_dus.bin.data import add_commands
+from espnet_dus.app import cli
 from espnet_dus.data.ctc_units import (
     CTCUnits,
     report_special_tokens,
@@ -63,8 +62,8 @@ def test_training_meets_the_same_text_as_the_ctc_units(
 def test_stage_5_says_it(tiny_base_lm_dir, tmp_path, caplog):
     (tmp_path / "text").write_text("u1 halt <|im_start|>\nu2 go\n")
     caplog.set_level(logging.WARNING)
-    main_of("tokens", add_commands)(
-        ["--base_lm", str(tiny_base_lm_dir), "--text", str(tmp_path / "text")]
+    cli.main(
+        ["tokens", "--base_lm", str(tiny_base_lm_dir), "--text", str(tmp_path / "text")]
         + ["--out_dir", str(tmp_path / "tokens")]
     )
     (message,) = [m for m in caplog.messages if "special" in m]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_dus.bin.dus_format_data import main
+from espnet_dus.app import cli
 from espnet_dus.data import format as stage3
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.format import format_data
@@ -32,8 +32,9 @@ def written(before, path, suffix):
 @pytest.mark.parametrize("audio_format", ["flac", "wav"])
 def test_raw_is_dumped_in_espnets_layout(make_data_dir, tmp_path, audio_format, noise):
     data, out = make_data_dir({"b": 0.3, "a": 0.2}), tmp_path / "dump"
-    main(
-        ["--data_dir", f"{data}", "--out_dir", f"{out}", "--feats_type", "raw"]
+    cli.main(
+        ["format_data", "--data_dir", f"{data}", "--out_dir", f"{out}"]
+        + ["--feats_type", "raw"]
         + ["--fs", "16k", "--audio_format", audio_format, "--nj", "2"]
     )
     DataDir.read(out).validate()
@@ -285,12 +286,18 @@ def test_one_channel_is_dumped_on_wish(make_data_dir, tmp_path, noise):
 def test_commands_in_wav_scp_run_only_on_wish(make_data_dir, tmp_path, capsys):
     data = make_data_dir({"a": 0.1})
     (data / "wav.scp").write_text(f"a cat {data / 'a.wav'} |\n")
-    arguments = ["--data_dir", f"{data}", "--out_dir", f"{tmp_path / 'dump'}"]
+    arguments = [
+        "format_data",
+        "--data_dir",
+        f"{data}",
+        "--out_dir",
+        f"{tmp_path / 'dump'}",
+    ]
     with pytest.raises(SystemExit) as end:
-        main(arguments)
+        cli.main(arguments)
     assert end.value.code == 1
     assert "--allow_pipes true" in capsys.readouterr().err
-    main(arguments + ["--allow_pipes", "true"])
+    cli.main(arguments + ["--allow_pipes", "true"])
     assert read_scp(tmp_path / "dump/utt2num_samples") == {"a": "1600"}
 
 
