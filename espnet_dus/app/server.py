@@ -38,7 +38,7 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
 from transformers import TextIteratorStreamer
 
-from espnet_dus.app.transcription import Transcript, check_kind, render, transcribe
+from espnet_dus.app.transcription import check_kind, render, transcribe
 from espnet_dus.data.audio import open_audio
 from espnet_dus.search.long_audio import batches
 from espnet_dus.search.result import Hypothesis
@@ -268,7 +268,10 @@ def build(
             return PlainTextResponse(render(transcript, kind))
         if response_format == "json":
             return JSONResponse({"text": transcript.text})
-        return JSONResponse(_verbose(transcript))
+        # OpenAI's `verbose_json`; confidences are ours
+        words = [word._asdict() for word in transcript.words]
+        content = {"task": "transcribe", "language": "", "duration": transcript.seconds}
+        return JSONResponse({**content, "text": transcript.text, "words": words})
 
     @app.post("/v1/chat/completions")
     def chat_completions(body: ChatRequest) -> Response:
@@ -353,15 +356,3 @@ def _usage(streamer: _Streamer) -> dict:
 def _save(file: UploadFile, path: Path) -> None:
     with path.open("wb") as out:
         shutil.copyfileobj(file.file, out)
-
-
-def _verbose(transcript: Transcript) -> dict:
-    """Return a transcript as OpenAI's `verbose_json`; confidences are ours."""
-    words = [word._asdict() for word in transcript.words]
-    return {
-        "task": "transcribe",
-        "language": "",
-        "duration": transcript.seconds,
-        "text": transcript.text,
-        "words": words,
-    }

@@ -11,7 +11,6 @@ from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text
 from espnet_dus.search.subtitles import srt
-from espnet_dus.search.timing import WordTime
 
 
 class Word(NamedTuple):
@@ -130,9 +129,7 @@ def render(transcript: Transcript, kind: str) -> str:
         line = json.dumps(content, ensure_ascii=False) + "\n"
         # the name of the file may not be UTF-8
         return line.encode("utf-8", "backslashreplace").decode()
-    return srt(
-        [WordTime(w.word, w.start, w.end, w.confidence) for w in transcript.words]
-    )
+    return srt(transcript.words)
 
 
 def _words(hypothesis: Hypothesis) -> List[Word]:

@@ -97,26 +97,25 @@ def check_comparable(arms: Sequence[ArmResults]) -> None:
         ValueError: Names, base LMs, test sets or settings of the text evaluation clash.
     """
     first = arms[0]
-    with_text = [arm for arm in arms if arm.text_setting]
-    for i, arm in enumerate(arms):
-        for other in arms[:i]:
-            if other.name == arm.name:
-                raise ValueError(
-                    f"{other.exp_dir} and {arm.exp_dir}: two arms named {arm.name}"
-                )
+    by_name: Dict[str, ArmResults] = {}
+    for arm in arms:
+        if (other := by_name.setdefault(arm.name, arm)) is not arm:
+            raise ValueError(
+                f"{other.exp_dir} and {arm.exp_dir}: two arms named {arm.name}"
+            )
         if arm.base_lm["sha256"] != first.base_lm["sha256"]:
             raise ValueError(
                 f"{first.exp_dir} and {arm.exp_dir} have different base LMs, "
                 f"{_describe(first)} and {_describe(arm)}: compare each with its own"
             )
-        sizes = [(a.wer.utterances, a.wer.tokens) for a in (first, arm)]
-        if sizes[0] != sizes[1]:
+        utterances, words = first.wer.utterances, first.wer.tokens
+        if (utterances, words) != (arm.wer.utterances, arm.wer.tokens):
             raise ValueError(
                 f"{first.exp_dir} and {arm.exp_dir} were scored on different sets, "
-                "of {} utterances and {} words, and of {} and {}: decode again".format(
-                    *sizes[0], *sizes[1]
-                )
+                f"of {utterances} utterances and {words} words, and of "
+                f"{arm.wer.utterances} and {arm.wer.tokens}: decode again"
             )
+    with_text = [arm for arm in arms if arm.text_setting]
     for arm in with_text[1:]:
         if arm.text_setting != with_text[0].text_setting:
             raise ValueError(

@@ -21,7 +21,7 @@ from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.guards import length_limits, loop_continuations
 from espnet_dus.search.joint import LOGZERO, CTCPrefixes, Prefix
-from espnet_dus.search.rescoring import rescore, reward_words
+from espnet_dus.search.rescoring import rescore
 from espnet_dus.search.result import Hypothesis, hypothesis
 
 # Up to this score a row is empty: HF has not filled it, or CTC finds it impossible.
@@ -79,7 +79,10 @@ def beam_search(
             length = int(encoded.lengths_B[utterance])
             ctc_SU = encoded.ctc_BSU[utterance, :length]
             found = rescore(found, ctc_SU, model.ctc_units, search.ctc_weight)
-        found = [reward_words(h, search.word_reward) for h in found]
+        found = [
+            h._replace(score=h.score + search.word_reward * len(h.text.split()))
+            for h in found
+        ]
         found.sort(key=lambda h: -h.score)
         results.append(found[: search.nbest])
     return results

@@ -4,7 +4,8 @@ Dimensions: B utterances, N new tokens of a pass, V vocabulary.
 """
 
 import math
-from typing import List, Optional
+from dataclasses import dataclass, field
+from typing import List
 
 import torch
 
@@ -80,27 +81,21 @@ def greedy_search(
     ]
 
 
+@dataclass
 class _Text:
-    """The text of one utterance while it is being written.
+    """The text of one utterance while it is being written."""
 
-    Args:
-        eos_id: The token that ends it.
-        limit: Maximum number of tokens, EOS included.
-        repetition: See `SearchConfig`.
-        draft: Where proposals come from.
-    """
-
-    def __init__(self, eos_id: int, limit: int, repetition: int, draft: Draft):
-        self.eos_id = eos_id
-        self.limit = limit
-        self.repetition = repetition
-        self.draft = draft
-        self.ids: List[int] = []
-        self.scores: List[float] = []  # EOS included
-        self.num_passes = 0
-        self.guards: List[str] = []
-        self.ended = False
-        self.loops: List[int] = []  # steps of this pass at which the LLM was in a loop
+    eos_id: int
+    limit: int  # maximum number of tokens, EOS included
+    repetition: int  # see `SearchConfig`
+    draft: Draft  # where proposals come from
+    ids: List[int] = field(default_factory=list)
+    scores: List[float] = field(default_factory=list)  # EOS included
+    num_passes: int = 0
+    guards: List[str] = field(default_factory=list)
+    ended: bool = False
+    # steps of this pass at which the LLM was in a loop
+    loops: List[int] = field(default_factory=list)
 
     def propose(self, room: int) -> List[int]:
         """Return up to `room` tokens for the LLM to verify, all within the limit."""
@@ -133,10 +128,8 @@ class _Text:
             The number of proposed tokens in the text.
         """
         self.num_passes += 1
-        for num_accepted, (token, score) in enumerate(zip(best, scores)):
-            proposed: Optional[int] = None
-            if num_accepted < len(proposal):
-                proposed = proposal[num_accepted]
+        steps = zip(best, scores, [*proposal, None])
+        for num_accepted, (token, score, proposed) in enumerate(steps):
             if num_accepted in self.loops and "repetition" not in self.guards:
                 self.guards.append("repetition")
             self._write(token, score)

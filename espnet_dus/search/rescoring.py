@@ -48,9 +48,3 @@ def ctc_log_probability(ctc_SU: torch.Tensor, unit_ids: List[int]) -> float:
         reduction="sum",
     )
     return max(-loss.item(), -1e10)
-
-
-def reward_words(hypothesis: Hypothesis, word_reward: float) -> Hypothesis:
-    """Add a reward for each word to a hypothesis' score."""
-    num_words = len(hypothesis.text.split())
-    return hypothesis._replace(score=hypothesis.score + word_reward * num_words)

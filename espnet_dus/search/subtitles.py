@@ -37,7 +37,7 @@ def srt(times: Sequence[WordTime]) -> str:
     """Return word times as SubRip subtitles, which players and editors read.
 
     Args:
-        times: Words of one recording.
+        times: Words of one recording; their confidences are not used.
     """
     cues = list(_cues(times))
     blocks = []

@@ -85,11 +85,8 @@ def evaluate(
         RuntimeError: The data of a task cannot be loaded, or the adapted model with its
             added layers dropped is not the base LM.
     """
-    for name, value in (
-        ("limit", limit),
-        ("window", window),
-        ("batch_size", batch_size),
-    ):
+    sizes = {"limit": limit, "window": window, "batch_size": batch_size}
+    for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: expected at least 1")
     contents, loaded = _read_parts(texts, tasks, data_dir, task_dir)
@@ -100,9 +97,7 @@ def evaluate(
         models,
         setting={
             "dtype": dtype,
-            "limit": limit,
-            "window": window,
-            "batch_size": batch_size,
+            **sizes,
             "versions": {name: metadata.version(name) for name in RESULTS_DEPEND_ON},
         },
         parts_dir=Path(out_dir) / "parts",

@@ -14,43 +14,12 @@ from espnet_dus.evaluation.text.metric import Metric, spread
 
 # Names of tasks of lm-evaluation-harness, which downloads their data
 DOWNLOADED = (
-    "hellaswag",
-    "arc_easy",
-    "arc_challenge",
-    "boolq",
-    "piqa",
-    "openbookqa",
-    "winogrande",
-    "commonsense_qa",
-    "mmlu",
-    "mmlu_continuation",
-    "triviaqa",
-    "gsm8k",
-    "lambada_openai",
-    "wikitext",
-)
+    "hellaswag arc_easy arc_challenge boolq piqa openbookqa winogrande commonsense_qa "
+    "mmlu mmlu_continuation triviaqa gsm8k lambada_openai wikitext"
+).split()
 # The benchmarks whose mean the paper reports, and those of them with local data
-SUITES = {
-    "paper": (
-        "arc_easy",
-        "arc_challenge",
-        "boolq",
-        "hellaswag",
-        "openbookqa",
-        "piqa",
-        "winogrande",
-        "mmlu",
-    ),
-    "local_paper": (
-        "local_arc_easy",
-        "local_arc_challenge",
-        "local_boolq",
-        "local_hellaswag",
-        "local_openbookqa",
-        "local_piqa",
-        "local_winogrande",
-    ),
-}
+PAPER = "arc_easy arc_challenge boolq hellaswag openbookqa piqa winogrande".split()
+SUITES = {"paper": [*PAPER, "mmlu"], "local_paper": [f"local_{t}" for t in PAPER]}
 TASK_DIR = Path(__file__).resolve().parents[3] / "egs2/TEMPLATE/dus1/conf/text_tasks"
 PRIMARY = ("acc_norm", "acc", "exact_match")  # the first of these that a task has
 REQUIRED = (  # keys of a local task's file
