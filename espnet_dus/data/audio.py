@@ -11,14 +11,14 @@ import os
 import stat
 import subprocess
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Tuple, Union
+from typing import Any, Iterator, Optional, Tuple, Union
 
 import humanfriendly
 import numpy as np
 import soundfile
 import soxr
 
-from espnet_dus.data import containers
+from espnet_dus.data.containers import FORMATS, AudioError, patches
 from espnet_dus.data.data_dir import Utterance
 
 # Segments may end this many seconds after the recording, as Kaldi's extract-segments
@@ -32,10 +32,6 @@ MAX_FLOAT = 16.0
 CANCELLED = 0.1
 
 Channel = Optional[Union[int, str]]
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used."""
 
 
 class Recording:
@@ -59,7 +55,7 @@ class Recording:
         self.position = 0
         self.rate: int = audio.samplerate
         self.frames: int = audio.frames
-        if audio.format not in containers.FORMATS:
+        if audio.format not in FORMATS:
             raise AudioError(
                 f"is in the format {audio.format}, in which a cut file looks like a "
                 "whole one; convert it to wav or flac"
@@ -348,7 +344,7 @@ def _open(wav: str, allow_pipes: bool) -> soundfile.SoundFile:
         with open(wav, "rb") as file:
             content = file.read()
     data = bytearray(content)
-    for offset, patch in _patches(data):
+    for offset, patch in patches(data):
         data[offset : offset + len(patch)] = patch
     return soundfile.SoundFile(io.BytesIO(data))
 
@@ -358,16 +354,7 @@ def _open(wav: str, allow_pipes: bool) -> soundfile.SoundFile:
 def _is_complete(wav: str, size: int, mtime: int) -> bool:
     with open(wav, "rb") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return not _patches(data)
-
-
-def _patches(data) -> List[containers.Patch]:
-    if not len(data):
-        raise AudioError("is empty (0 bytes)")
-    try:
-        return containers.patches(data)
-    except ValueError as error:
-        raise AudioError(str(error)) from error
+            return not patches(data)
 
 
 # Segments of one recording follow one another: run its command once for all of them.

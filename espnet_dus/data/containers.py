@@ -18,6 +18,10 @@ OPEN_SIZE = 0x7FFF0000  # writers to a pipe put numbers from here on for "unknow
 Patch = Tuple[int, bytes]
 
 
+class AudioError(ValueError):
+    """Audio that cannot be used."""
+
+
 def patches(data) -> List[Patch]:
     """Check that a file is whole.
 
@@ -29,9 +33,11 @@ def patches(data) -> List[Patch]:
         its writer left open.
 
     Raises:
-        ValueError: The file is truncated, or holds several recordings of which
-            libsndfile would read the first.
+        AudioError: The file is empty or truncated, or holds several recordings of
+            which libsndfile would read the first.
     """
+    if not len(data):
+        raise AudioError("is empty (0 bytes)")
     try:
         return _check(data)
     except (IndexError, struct.error):
@@ -56,21 +62,21 @@ def _check(data) -> List[Patch]:
     return []
 
 
-def _missing(count: int, what: str = "bytes") -> ValueError:
-    return ValueError(
+def _missing(count: int, what: str = "bytes") -> AudioError:
+    return AudioError(
         f"is truncated: {count} {what} that its header promises are missing"
     )
 
 
-def _joined() -> ValueError:
-    return ValueError(
+def _joined() -> AudioError:
+    return AudioError(
         "holds several recordings, joined as files; only the first would be read: "
         "split it, or convert it to one wav or flac file"
     )
 
 
-def _unaccounted(count: int) -> ValueError:
-    return ValueError(
+def _unaccounted(count: int) -> AudioError:
+    return AudioError(
         f"holds {count} bytes that its header does not count, so it was joined or "
         "never completed: convert it to wav or flac"
     )
@@ -219,7 +225,7 @@ def _check_flac(data, start: int) -> List[Patch]:
         return []  # decoding counts the samples
     total = flac_samples(data, start)
     if total is None:
-        raise ValueError(
+        raise AudioError(
             "is truncated or damaged: it does not say how long it is, as if written "
             "to a pipe, and does not end with a whole frame"
         )
@@ -304,7 +310,7 @@ def _check_ogg(data) -> List[Patch]:
         else:
             started = True
             if page != last_page.get(stream, (page - 1, 0))[0] + 1:
-                raise ValueError(f"is damaged: pages before its page {page} are lost")
+                raise AudioError(f"is damaged: pages before its page {page} are lost")
         last_page[stream] = page, kind
         body = position + 27 + data[position + 26]
         position = body + sum(data[position + 27 : body])
@@ -313,7 +319,7 @@ def _check_ogg(data) -> List[Patch]:
     if len(data) - position > SLACK:
         raise _unaccounted(len(data) - position)
     if not all(kind & 4 for _, kind in last_page.values()):
-        raise ValueError("is truncated: the mark of its end is missing")
+        raise AudioError("is truncated: the mark of its end is missing")
     return []
 
 
@@ -358,7 +364,7 @@ def _check_mpeg(data, position: int) -> List[Patch]:
     if promised is not None and frames < promised:
         raise _missing(promised - frames, "MPEG frames")
     if end - position > SLACK and data[position : position + 8] != b"APETAGEX":
-        raise ValueError(f"is damaged: no MPEG frame starts at byte {position}")
+        raise AudioError(f"is damaged: no MPEG frame starts at byte {position}")
     if promised is not None and frames > promised:
         raise _unaccounted(length * (frames - promised))
     return []
