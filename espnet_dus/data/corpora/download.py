@@ -1,14 +1,14 @@
 """Archives of corpora: downloaded and extracted completely or not at all."""
 
-import hashlib
 import logging
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Callable, Optional
 
-from espnet_dus.io import atomic_path, progress
+import pooch
+
+from espnet_dus.io import progress
 
 
 def download(url: str, path: Path, md5: Optional[str] = None) -> None:
@@ -17,29 +17,18 @@ def download(url: str, path: Path, md5: Optional[str] = None) -> None:
     Args:
         url: The URL.
         path: The file to write.
-        md5: The expected MD5; None: only the length is checked.
+        md5: The expected MD5; None: it is not checked.
 
     Raises:
         RuntimeError: The download failed, or the file is not the expected one.
     """
-    logging.info("downloading %s to %s", url, path)
-    digest = hashlib.md5(usedforsecurity=False)
+    # pooch sets the total, but asks for one first.
+    bar = progress(what=url, unit="bytes", unit_scale=True, total=1)
+    fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20, timeout=60)
+    known_hash = None if md5 is None else f"md5:{md5}"
     try:
-        with atomic_path(path) as temporary, temporary.open("wb") as out:
-            with urllib.request.urlopen(url, timeout=60) as source:
-                size = int(source.headers.get("Content-Length", 0))
-                with progress(
-                    what=url, unit="bytes", total=size or None, unit_scale=True
-                ) as bar:
-                    while block := source.read(1 << 20):
-                        out.write(block)
-                        digest.update(block)
-                        bar.update(len(block))
-                if size and out.tell() != size:
-                    raise OSError(f"got {out.tell()} of {size} bytes")
-            if md5 is not None and digest.hexdigest() != md5:
-                raise OSError(f"its MD5 is {digest.hexdigest()}, expected {md5}")
-    except OSError as error:
+        pooch.retrieve(url, known_hash, path.name, path.parent, downloader=fetch)
+    except (OSError, ValueError) as error:
         raise RuntimeError(
             f"cannot download {url}: {error}. Get the corpus by other means and set "
             "its directory in db.sh"

@@ -1,8 +1,5 @@
-import functools
-import http.server
 import io
 import tarfile
-import threading
 
 import pytest
 
@@ -118,17 +115,6 @@ def test_an_archive_cannot_write_elsewhere(tmp_path, name):
         find_corpus(str(path), tmp_path / "downloads")
     assert not (tmp_path / "outside").exists()
     assert list((tmp_path / "downloads").iterdir()) == []
-
-
-@pytest.fixture
-def server(tmp_path):
-    handler = functools.partial(
-        http.server.SimpleHTTPRequestHandler, directory=tmp_path
-    )
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
 
 
 def test_a_url_is_downloaded(archive, server, tmp_path):
