@@ -91,7 +91,11 @@ class DataDir:
         """
         path = Path(path)
         (path / "text").unlink(missing_ok=True)
-        tables = {**self.tables, "spk2utt": self._spk2utt()}
+        speakers: Dict[str, List[str]] = {}
+        for utterance, speaker in sorted(self.tables["utt2spk"].items()):
+            speakers.setdefault(speaker, []).append(utterance)
+        spk2utt = {speaker: " ".join(ids) for speaker, ids in speakers.items()}
+        tables = {**self.tables, "spk2utt": spk2utt}
         text = tables.pop("text")
         for name in (*TABLES, *ATTRIBUTES):
             if name not in tables and name not in self.attributes:
@@ -102,12 +106,6 @@ class DataDir:
         for name, table in (*tables.items(), ("text", text)):
             with explain_write_errors(path / name):
                 write_scp(path / name, table)
-
-    def _spk2utt(self) -> Dict[str, str]:
-        speakers: Dict[str, List[str]] = {}
-        for utterance, speaker in sorted(self.tables["utt2spk"].items()):
-            speakers.setdefault(speaker, []).append(utterance)
-        return {speaker: " ".join(ids) for speaker, ids in speakers.items()}
 
     def __len__(self) -> int:
         """Return the number of utterances."""
@@ -206,37 +204,20 @@ class DataDir:
 
     @staticmethod
     def combine(parts: Sequence["DataDir"]) -> "DataDir":
-        """Join directories.
-
-        Where only some have `segments` or `utt2speed`, the others get entries that
-        change nothing; any other table that some lack is left out.
+        """Join directories that have the same tables.
 
         Raises:
-            ValueError: An utterance occurs in two parts, a recording does with
-                different audio, or only some have prompts.
+            ValueError: Their tables differ, an utterance occurs in two parts, or a
+                recording does with different audio.
         """
-        with_prompts = [part for part in parts if "prompt" in part.tables]
-        if 0 < len(with_prompts) < len(parts):
-            part = next(part for part in parts if part not in with_prompts)
-            raise ValueError(
-                f"{part.path} has no file prompt, but {with_prompts[0].path} has: "
-                "write one for both, or for none"
-            )
-        neutral = {"segments": "{} 0 -1", "utt2speed": "1.0"}
-        names = [
-            name
-            for name in TABLES
-            if all(name in part.tables for part in parts)
-            or (name in neutral and any(name in part.tables for part in parts))
-        ]
-        tables: Dict[str, Dict[str, str]] = {name: {} for name in names}
+        tables: Dict[str, Dict[str, str]] = {name: {} for name in parts[0].tables}
         for part in parts:
-            for name in names:
-                table = part.tables.get(name)
-                if table is None:
-                    table = {
-                        key: neutral[name].format(key) for key in part.tables["text"]
-                    }
+            if differing := sorted(part.tables.keys() ^ tables.keys()):
+                raise ValueError(
+                    f"{part.path} and {parts[0].path}: only one of them has "
+                    f"{', '.join(differing)}: write such a file for both, or for none"
+                )
+            for name, table in part.tables.items():
                 for key in tables[name].keys() & table.keys():
                     if name != "wav.scp" or tables[name][key] != table[key]:
                         raise ValueError(
