@@ -26,6 +26,8 @@ setup(
         "humanfriendly",
         "lhotse",
         "safetensors",
+        "joblib",
+        "pooch",
         "scikit-learn",
         "silero-vad",
         "gradio>=6,<7",

@@ -11,15 +11,16 @@ import logging
 import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import batched
 from pathlib import Path
 from typing import (
     Callable,
     Dict,
-    Iterable,
     Iterator,
     List,
     NamedTuple,
     Optional,
+    Sequence,
     Tuple,
     Union,
 )
@@ -28,13 +29,7 @@ import kaldiio
 import numpy as np
 import soundfile
 
-from espnet_dus.data.audio import (
-    AudioError,
-    Channel,
-    parse_fs,
-    read_audio,
-    to_pcm16,
-)
+from espnet_dus.data.audio import AudioError, Channel, parse_fs, read_audio, to_pcm16
 from espnet_dus.data.data_dir import (
     DataDir,
     Utterance,
@@ -42,7 +37,7 @@ from espnet_dus.data.data_dir import (
     first_few,
     parse_channel,
 )
-from espnet_dus.data.parallel import run_blocks
+from espnet_dus.data.parallel import groups, run_blocks
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.io import (
     atomic_path,
@@ -57,7 +52,6 @@ from espnet_dus.io import (
 # centred: no frame reaches beyond the signal, so features do not depend on batch mates.
 FBANK_CONF = dict(n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False)
 BLOCK_SIZE = 1000  # utterances per ark; an interruption loses at most one block
-GROUP_SECONDS = 3600  # of audio in memory at a time, from which batches are made
 FEATS_TYPES = ("raw", "fbank", "tokens")
 
 
@@ -77,7 +71,7 @@ class Record(NamedTuple):
     num_frames: int
     size: int
     location: str
-    digest: str
+    digest: str = ""
 
     @property
     def file(self) -> str:
@@ -87,6 +81,7 @@ class Record(NamedTuple):
 
 Done = Dict[str, Record]
 Faults = Dict[str, str]
+Waveforms = Iterator[Tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -112,16 +107,6 @@ class Dump:
     channel: Channel
     tokenizer_dir: Optional[Path] = None
     tokenizer: Optional[TokenizerInfo] = None
-
-    @property
-    def arks(self) -> List[str]:
-        """Names of the arks of a block: the features first."""
-        has_runs = self.tokenizer is not None and self.tokenizer.remove_repeats
-        return ["feats", "run_lengths"] if has_runs else ["feats"]
-
-    def samples(self, utterance: Utterance):
-        """Read an utterance as 16-bit samples, the same for audio and features."""
-        return to_pcm16(read_audio(utterance, self.fs, self.allow_pipes, self.channel))
 
     def digests(self, utterances: List[Utterance]) -> Dict[str, str]:
         """Digest the sources (path, size, time of change) and options by utterance."""
@@ -236,11 +221,16 @@ def _dump(data: DataDir, dump: Dump, nj: int, max_bad_utterances: int) -> None:
         for stray in (out_dir / "data").rglob(".*.tmp.*"):  # of a killed run
             stray.unlink()
         first_ark = 1 + max(map(_ark_number, recorded.values()), default=0)
-        work = functools.partial(_dump_block, dump=dump, digests=digests)
+        # Neighbours stay together, and no process idles for long.
+        size = min(BLOCK_SIZE, -(-len(pending) // (4 * nj)))
+        blocks = enumerate(batched(pending, size), first_ark)
+        work = functools.partial(_dump_block, dump=dump)
         # Closed, so that an error here also ends the processes.
-        with closing(run_blocks(work, _blocks(pending, first_ark, nj), nj)) as finished:
+        with closing(run_blocks(work, blocks, nj)) as finished:
             with progress(what=str(out_dir), total=len(pending)) as bar:
                 for new, bad in finished:
+                    for key in new:
+                        new[key] = new[key]._replace(digest=digests[key])
                     _append_journal(journal, new)
                     done.update(new)
                     faults.update(bad)
@@ -363,108 +353,30 @@ def _tidy(journal: Path, recorded: Done, done: Done, out_dir: Path) -> None:
 # The work
 
 
-def _blocks(
-    pending: List[Utterance], first_ark: int, nj: int
-) -> List[Tuple[int, List[Utterance]]]:
-    """Divide the work: neighbours stay together, and no process idles for long."""
-    size = min(BLOCK_SIZE, -(-len(pending) // (4 * nj)))
-    starts = range(0, len(pending), size)
-    return [
-        (number, pending[start : start + size])
-        for number, start in enumerate(starts, first_ark)
-    ]
-
-
 def _ark_number(record: Record) -> int:
     name = Path(record.file).name.split(".")
     return int(name[1]) if name[0] == "feats" and name[-1] == "ark" else 0
 
 
 def _dump_block(
-    block: Tuple[int, List[Utterance]], dump: Dump, digests: Dict[str, str]
+    block: Tuple[int, Sequence[Utterance]], dump: Dump
 ) -> Tuple[Done, Faults]:
+    """Dump utterances; their records still lack the digest."""
     number, utterances = block
+    faults: Faults = {}
+    waveforms = _read(utterances, dump, faults)
     if dump.feats_type == "raw":
-        return _dump_audio(utterances, dump, digests)
-    return _dump_arks(utterances, number, dump, digests)
+        return _dump_audio(waveforms, dump), faults
+    return _dump_arks(waveforms, number, dump), faults
 
 
-def _dump_audio(
-    utterances: List[Utterance], dump: Dump, digests: Dict[str, str]
-) -> Tuple[Done, Faults]:
-    done, faults = {}, {}
+def _read(utterances: Sequence[Utterance], dump: Dump, faults: Faults) -> Waveforms:
+    """Read utterances as 16-bit samples, the same for audio and features."""
     for utterance in utterances:
         try:
-            samples = dump.samples(utterance)
-        except AudioError as error:
-            faults[utterance.id] = str(error)
-            continue
-        # 256 folders, since file systems dislike millions of files in one.
-        folder = hashlib.blake2b(utterance.id.encode(), digest_size=1).hexdigest()
-        name = file_name(utterance.id, f".{dump.audio_format}")
-        location = f"data/{folder}/{name}"
-        # Encoded in memory: libsndfile does not say that a disk is full.
-        encoded = io.BytesIO()
-        soundfile.write(
-            encoded, samples, dump.fs, format=dump.audio_format, subtype="PCM_16"
-        )
-        path = dump.out_dir / location
-        with explain_write_errors(path), atomic_path(path) as temporary:
-            size = temporary.write_bytes(encoded.getvalue())
-        done[utterance.id] = Record(
-            len(samples), 0, size, location, digests[utterance.id]
-        )
-    return done, faults
-
-
-def _dump_arks(
-    utterances: List[Utterance], number: int, dump: Dump, digests: Dict[str, str]
-) -> Tuple[Done, Faults]:
-    done, faults = {}, {}
-    sha256 = dump.tokenizer.sha256 if dump.tokenizer else ""
-    encode = _encoder(dump.fs, dump.tokenizer_dir, sha256)
-    ark = f"data/feats.{number}.ark"
-    with ExitStack() as stack:
-        files = []
-        for name in reversed(dump.arks):  # entered last, renamed first: the features
-            path = dump.out_dir / f"data/{name}.{number}.ark"
-            stack.enter_context(explain_write_errors(path))
-            temporary = stack.enter_context(atomic_path(path))
-            files.insert(0, stack.enter_context(temporary.open("wb")))
-        for group in _groups(utterances, dump, faults):
-            vectors = encode([samples for _, samples in group])
-            for (utterance, samples), arrays in zip(group, vectors):
-                offset = files[0].tell() + len(f"{utterance.id} ".encode())
-                for file, array in zip(files, arrays):
-                    kaldiio.save_ark(file, {utterance.id: array})
-                done[utterance.id] = Record(
-                    len(samples),
-                    len(arrays[0]) // (dump.tokenizer.streams if dump.tokenizer else 1),
-                    0,
-                    f"{ark}:{offset}",
-                    digests[utterance.id],
-                )
-        size = files[0].tell()
-    if not done:
-        for name in dump.arks:
-            (dump.out_dir / f"data/{name}.{number}.ark").unlink()
-    return {key: record._replace(size=size) for key, record in done.items()}, faults
-
-
-def _of_run_lengths(location: str) -> str:
-    """Return where run lengths are: as many, and as long, as the tokens they are of."""
-    return location.replace("data/feats.", "data/run_lengths.", 1)
-
-
-def _groups(
-    utterances: List[Utterance], dump: Dump, faults: Faults
-) -> Iterator[List[Tuple[Utterance, np.ndarray]]]:
-    """Read utterances, about an hour of audio at a time."""
-    group: List[Tuple[Utterance, np.ndarray]] = []
-    length = 0
-    for utterance in utterances:
-        try:
-            samples = dump.samples(utterance)
+            samples = to_pcm16(
+                read_audio(utterance, dump.fs, dump.allow_pipes, dump.channel)
+            )
             if dump.feats_type == "fbank" and len(samples) < FBANK_CONF["n_fft"]:
                 raise AudioError(
                     f"utterance {utterance.id}: {utterance.wav}: {len(samples)} "
@@ -473,46 +385,82 @@ def _groups(
         except AudioError as error:
             faults[utterance.id] = str(error)
             continue
-        group.append((utterance, samples))
-        length += len(samples)
-        if length >= GROUP_SECONDS * dump.fs:
-            yield group
-            group, length = [], 0
-    yield group
+        yield utterance.id, samples
 
 
-Encode = Callable[[List[np.ndarray]], Iterable[Tuple[np.ndarray, ...]]]
+def _dump_audio(waveforms: Waveforms, dump: Dump) -> Done:
+    done = {}
+    for key, samples in waveforms:
+        # 256 folders, since file systems dislike millions of files in one.
+        folder = hashlib.blake2b(key.encode(), digest_size=1).hexdigest()
+        location = f"data/{folder}/{file_name(key, f'.{dump.audio_format}')}"
+        # Encoded in memory: libsndfile does not say that a disk is full.
+        encoded = io.BytesIO()
+        soundfile.write(
+            encoded, samples, dump.fs, format=dump.audio_format, subtype="PCM_16"
+        )
+        path = dump.out_dir / location
+        with explain_write_errors(path), atomic_path(path) as temporary:
+            size = temporary.write_bytes(encoded.getvalue())
+        done[key] = Record(len(samples), 0, size, location)
+    return done
+
+
+def _dump_arks(waveforms: Waveforms, number: int, dump: Dump) -> Done:
+    done, streams, names = {}, 1, ["feats"]
+    if dump.tokenizer is not None:
+        streams = dump.tokenizer.streams
+        names += ["run_lengths"] * dump.tokenizer.remove_repeats
+    arks = [f"data/{name}.{number}.ark" for name in names]
+    with ExitStack() as stack:
+        files = []
+        for ark in reversed(arks):  # entered last, renamed first: the features
+            path = dump.out_dir / ark
+            stack.enter_context(explain_write_errors(path))
+            temporary = stack.enter_context(atomic_path(path))
+            files.insert(0, stack.enter_context(temporary.open("wb")))
+        for group in groups(waveforms, dump.fs):
+            vectors = _encode([samples for _, samples in group], dump)
+            for (key, samples), arrays in zip(group, vectors):
+                offset = files[0].tell() + len(f"{key} ".encode())
+                for file, array in zip(files, arrays):
+                    kaldiio.save_ark(file, {key: array})
+                frames = len(arrays[0]) // streams
+                done[key] = Record(len(samples), frames, 0, f"{arks[0]}:{offset}")
+        size = files[0].tell()
+    if not done:
+        for ark in arks:
+            (dump.out_dir / ark).unlink()
+    return {key: record._replace(size=size) for key, record in done.items()}
+
+
+def _of_run_lengths(location: str) -> str:
+    """Return where run lengths are: as many, and as long, as the tokens they are of."""
+    return location.replace("data/feats.", "data/run_lengths.", 1)
+
+
+def _encode(
+    waveforms: List[np.ndarray], dump: Dump
+) -> Iterator[Tuple[np.ndarray, ...]]:
+    """Turn 16-bit samples into what the arks hold."""
+    if dump.tokenizer is not None:
+        from espnet_dus.data.speech_tokens.tokenizer import tokenizer_of_process
+
+        tokenizer = tokenizer_of_process(dump.tokenizer_dir, dump.tokenizer.sha256)
+        for tokens in tokenizer.tokenize(waveforms):
+            yield tokens.tokens_FK.reshape(-1), tokens.run_lengths_F
+        return
+    import torch
+
+    for samples in waveforms:
+        speech = torch.from_numpy(samples).float()[None] / 32768.0
+        with torch.no_grad():
+            features, _ = _frontend(dump.fs)(speech, torch.tensor([len(samples)]))
+        yield (features[0].numpy(),)
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(fs: int, tokenizer_dir: Optional[Path], sha256: str) -> Encode:
-    """Make the function that turns 16-bit samples into what the arks hold.
+def _frontend(fs: int) -> Callable:
+    from espnet2.asr.frontend.default import DefaultFrontend  # torch
 
-    The `sha256` of the tokenizer is a part of the cache's key alone.
-    """
-    if tokenizer_dir is not None:
-        from espnet_dus.data.speech_tokens.tokenizer import (  # torch
-            tokenizer_of_process,
-        )
-
-        tokenizer = tokenizer_of_process(tokenizer_dir, sha256)
-
-        def encode(waveforms):
-            for tokens in tokenizer.tokenize(waveforms):
-                yield (tokens.tokens_FK.reshape(-1), tokens.run_lengths_F)
-
-        return encode
-
-    import torch
-    from espnet2.asr.frontend.default import DefaultFrontend
-
-    frontend = DefaultFrontend(fs=fs, **FBANK_CONF).eval()
-
-    def encode(waveforms):
-        for samples in waveforms:
-            speech = torch.from_numpy(samples).float()[None] / 32768.0
-            with torch.no_grad():
-                features, _ = frontend(speech, torch.tensor([len(samples)]))
-            yield (features[0].numpy(),)
-
-    return encode
+    return DefaultFrontend(fs=fs, **FBANK_CONF).eval()

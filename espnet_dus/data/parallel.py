@@ -1,16 +1,18 @@
-"""Many blocks of work in several processes."""
+"""Many blocks of work in several processes, and utterances in groups."""
 
-import multiprocessing
-import os
-import threading
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, List, Tuple, TypeVar
+
+import joblib
+import numpy as np
+
+T = TypeVar("T")
+
+GROUP_SECONDS = 3600  # of audio in memory at a time, from which batches are made
 
 
 def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
-    """Apply a function to blocks of work, in any order.
+    """Apply a function to blocks of work.
 
     Args:
         work: The function; it and the blocks must pickle if `nj` is more than 1.
@@ -18,42 +20,39 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
         nj: Number of processes.
 
     Yields:
-        The results, in the order in which they are finished.
+        The results, in the order of the blocks.
 
     Raises:
         RuntimeError: A process was killed.
     """
-    if nj == 1:
-        yield from map(work, blocks)
-        return
-    # Not fork: torch and libsndfile keep threads and locks that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(nj, mp_context=context, initializer=_start_worker)
-    blocks = iter(blocks)
+    # One thread in each process: nj times all cores would get in each other's way.
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        parallel = joblib.Parallel(nj, return_as="generator", batch_size=1)
     try:
-        running = {pool.submit(work, block) for block in islice(blocks, 2 * nj)}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for block in islice(blocks, len(finished)):
-                running.add(pool.submit(work, block))
-            for future in finished:
-                yield future.result()
+        yield from parallel(map(joblib.delayed(work), blocks))
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a process was killed, most likely because memory ran out; run again with "
             "a smaller nj: finished work is kept"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    # Each of nj processes would start a thread per core for its small matrices.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # When the main process is killed, the pool's processes would wait forever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def groups(
+    waveforms: Iterable[Tuple[T, np.ndarray]], fs: int
+) -> Iterator[List[Tuple[T, np.ndarray]]]:
+    """Gather utterances, about an hour of audio at a time.
 
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    Args:
+        waveforms: Whatever describes an utterance, and its samples.
+        fs: Sampling rate in Hz.
+    """
+    group: List[Tuple[T, np.ndarray]] = []
+    length = 0
+    for utterance, samples in waveforms:
+        group.append((utterance, samples))
+        length += len(samples)
+        if length >= GROUP_SECONDS * fs:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group

@@ -4,7 +4,7 @@ import functools
 import logging
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Tuple, Union
+from typing import Dict, Iterator, Mapping, Tuple, Union
 
 import numpy as np
 import yaml
@@ -12,6 +12,7 @@ from lhotse.audio.backend import LibsndfileBackend, audio_backend
 
 from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.dataset import BadUtterances
+from espnet_dus.data.parallel import groups
 from espnet_dus.data.shards.cut_stream import read_part
 from espnet_dus.data.shards.mix import Part, Shard, read_weights
 from espnet_dus.data.shards.shar import (
@@ -27,7 +28,6 @@ from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokeniz
 from espnet_dus.data.speech_tokens.tokenizer import tokenizer_of_process
 from espnet_dus.io import write_text
 
-GROUP_SECONDS = 3600  # of audio in memory at a time, from which batches are made
 MIX = "mix.yaml"
 OF_AUDIO = "tokens of "  # how `source` begins of what is made here
 
@@ -127,18 +127,17 @@ def _parse_job(job: str) -> Tuple[int, int]:
 def _tokens(shard: Shard, bad: BadUtterances, directory: Path, sha256: str) -> Stored:
     tokenizer = tokenizer_of_process(directory, sha256)
     with audio_backend(LibsndfileBackend()):
-        for group in _groups(shard, bad, tokenizer.info.sampling_rate):
+        fs = tokenizer.info.sampling_rate
+        for group in groups(_read(shard, bad, fs), fs):
             tokens = tokenizer([samples for _, samples in group])
             for (utterance, _), tokens_FK in zip(group, tokens):
                 yield token_cut(*utterance, tokens_FK)
 
 
-def _groups(
+def _read(
     shard: Shard, bad: BadUtterances, fs: int
-) -> Iterator[List[Tuple[Tuple, np.ndarray]]]:
-    """Read the audio of a shard, about an hour at a time, as 16-bit samples."""
-    group: List[Tuple[Tuple, np.ndarray]] = []
-    seconds = 0.0
+) -> Iterator[Tuple[Tuple, np.ndarray]]:
+    """Read the audio of a shard as 16-bit samples."""
     for cut in read_part(Part(shard), bad):
         if cut.sampling_rate != fs:
             raise ValueError(
@@ -151,9 +150,4 @@ def _groups(
             bad.add(cut.id, f"its audio cannot be read: {error!r}")
             continue
         said = cut.supervisions[0]
-        group.append(((cut.id, cut.duration, said.text, said.speaker), samples))
-        seconds += cut.duration
-        if seconds >= GROUP_SECONDS:
-            yield group
-            group, seconds = [], 0.0
-    yield group
+        yield (cut.id, cut.duration, said.text, said.speaker), samples

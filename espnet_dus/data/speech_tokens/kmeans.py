@@ -5,20 +5,14 @@ import hashlib
 import json
 import logging
 import random
-from contextlib import closing
 from dataclasses import replace
-from itertools import batched
+from itertools import batched, takewhile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from espnet_dus.data.audio import (
-    AudioError,
-    Channel,
-    read_audio,
-    to_pcm16,
-)
+from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
 from espnet_dus.data.data_dir import DataDir, Utterance, first_few, parse_channel
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.encoders import (
@@ -193,23 +187,16 @@ def _frames(
     work = functools.partial(
         _frames_of_block, spec=spec, fs=encoder.sampling_rate, reading=reading
     )
-    parts: Dict[int, List[np.ndarray]] = {}
+    chosen: List[np.ndarray] = []
     faults: List[str] = []
-    report = progress(what="frames for k-means", unit="frames", total=most)
-    blocks = enumerate(batched(drawn, BLOCK_SIZE))
-    with report, closing(run_blocks(work, blocks, num_jobs(nj))) as finished:
-        for number, frames, bad in finished:
-            parts[number] = frames
+    with progress(what="frames for k-means", unit="frames", total=most) as report:
+        blocks = takewhile(lambda _: report.n < most, batched(drawn, BLOCK_SIZE))
+        for frames, bad in run_blocks(work, blocks, num_jobs(nj)):
+            chosen += frames
             faults += bad
             report.update(sum(map(len, frames)))
-            # blocks end in any order: stop when those without a gap suffice
-            if _without_gap(parts) >= most:
-                break
     if faults:
         logging.warning(first_few("left out of k-means", faults))
-    chosen: List[np.ndarray] = []
-    for number in sorted(parts):
-        chosen += parts[number]
     if not chosen:
         raise ValueError("no audio of the training set can be read, see above")
     frames_FD = np.concatenate(chosen)[:most]
@@ -220,22 +207,12 @@ def _frames(
     return frames_FD, learned_on
 
 
-def _without_gap(parts: Dict[int, List[np.ndarray]]) -> int:
-    """Return the number of frames of the first blocks up to the first missing one."""
-    count, number = 0, 0
-    while number in parts:
-        count += sum(map(len, parts[number]))
-        number += 1
-    return count
-
-
 def _frames_of_block(
-    block: Tuple[int, Sequence[Utterance]],
+    utterances: Sequence[Utterance],
     spec: Dict[str, Any],
     fs: int,
     reading: Tuple[bool, Channel],
-) -> Tuple[int, List[np.ndarray], List[str]]:
-    number, utterances = block
+) -> Tuple[List[np.ndarray], List[str]]:
     waveforms, faults = [], []
     for utterance in utterances:
         try:
@@ -243,7 +220,7 @@ def _frames_of_block(
         except AudioError as error:
             faults.append(str(error))
     encoder = _encoder(json.dumps(spec))
-    return number, [frames.cpu().numpy() for frames in encoder(waveforms)], faults
+    return [frames.cpu().numpy() for frames in encoder(waveforms)], faults
 
 
 @functools.lru_cache(maxsize=1)
