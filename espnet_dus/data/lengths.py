@@ -213,11 +213,8 @@ def position_times(args: argparse.Namespace) -> PositionTimes:
     shift; so is a frame of speech tokens.
     """
     fewest, factor = _subsampling(args)
-    if takes_tokens(args):
-        shift = 1 / tokenizer_info(args).frames_per_second
-        return PositionTimes(shift / 2, shift)
-    if args.input_size is not None:
-        shift, middle = 1 / FRAMES_PER_SECOND, 0.5 / FRAMES_PER_SECOND
+    if takes_tokens(args) or args.input_size is not None:
+        shift, middle = 1 / input_rate(args), 0.5 / input_rate(args)
     else:
         fs = sampling_rate(args)
         _, window, center = _framings(args)[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.utils import fastcopy
 
 from espnet_dus.data.corpora.held_out import HeldOut
 from espnet_dus.data.corpora.lhotse_corpus import LhotseCorpus
@@ -129,14 +130,5 @@ def _cuts(
             duration=said.duration,
             channel=channel,
             recording=recordings[said.recording_id],
-            supervisions=[
-                SupervisionSegment(
-                    id=said.id,
-                    recording_id=said.recording_id,
-                    start=0,
-                    duration=said.duration,
-                    text=text,
-                    speaker=said.speaker,
-                )
-            ],
+            supervisions=[fastcopy(said, start=0.0, text=text)],
         )

@@ -88,10 +88,7 @@ def cut_evenly(
     lengths = [length_of(utterance) for utterance in utterances]
     capacities = [capacity(length) for length in lengths]
     bounds = _cut(capacities, 1.0)
-    low, high = (
-        0.5,
-        1.0,
-    )  # the smallest share of the capacity that needs no more batches
+    low, high = 0.5, 1.0  # of the smallest share that needs no more batches
     for _ in range(10):
         middle = (low + high) / 2
         narrower = _cut(capacities, middle)

