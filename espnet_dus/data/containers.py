@@ -5,9 +5,11 @@ is walked by its container's rules: what is missing or unaccounted for is an err
 a length that a recorder or a pipe left open is filled in.
 """
 
-import functools
+import io
 import struct
 from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import soundfile
 
 # libsndfile's names of the formats whose wholeness it or `patches` checks. In others,
 # such as PVF or VOC, a cut file looks like a whole one.
@@ -219,81 +221,29 @@ def _check_nist(data) -> List[Patch]:
 def _check_flac(data, start: int) -> List[Patch]:
     if data.find(b"fLaC\x00\x00\x00\x22", start + 4) >= 0:  # with its STREAMINFO
         raise _joined()
-    info = start + 8
-    total = int.from_bytes(data[info + 13 : info + 18], "big") & ((1 << 36) - 1)
-    if total:
+    length = start + 21  # offset of the 36 bits that count the samples
+    if int.from_bytes(data[length : length + 5], "big") & ((1 << 36) - 1):
         return []  # decoding counts the samples
-    total = flac_samples(data, start)
-    if total is None:
+    total = 0
+    try:
+        with _Stream(io.BytesIO(data)) as audio:
+            while block := len(audio.read(1 << 16, dtype="int16")):
+                total += block
+    except soundfile.LibsndfileError as error:
         raise AudioError(
             "is truncated or damaged: it does not say how long it is, as if written "
             "to a pipe, and does not end with a whole frame"
-        )
-    high = data[info + 13] & 0xF0
-    return [(info + 13, (total | high << 32).to_bytes(5, "big"))]
+        ) from error
+    high = data[length] & 0xF0
+    return [(length, (total | high << 32).to_bytes(5, "big"))]
 
 
-def flac_samples(data, start: int) -> Optional[int]:
-    """Count the samples up to the last frame; None: that frame is not whole."""
-    first = start + 4
-    while first + 4 <= len(data):
-        kind, length = data[first], int.from_bytes(data[first + 1 : first + 4], "big")
-        first += 4 + length
-        if kind & 0x80:  # the last block of metadata
-            break
-    sync = bytes(data[first : first + 2])
-    position = len(data)
-    for _ in range(4):  # samples may look like a frame's start
-        position = data.rfind(sync, first, position)
-        if position < 0:
-            break
-        block = int.from_bytes(data[start + 8 : start + 10], "big")
-        samples = _flac_frame_end(data[position : position + 16], block)
-        # the check sum of a whole frame, its own included, is 0
-        if samples is not None and _crc(data[position:], 0x8005, 16) == 0:
-            return samples
-    return None
+class _Stream(soundfile.SoundFile):
+    """A file of unknown length: soundfile seeks after reading, beyond its end."""
 
-
-def _flac_frame_end(header: bytes, block: int) -> Optional[int]:
-    """Return the number of the sample after a frame; None: not a frame's header."""
-    if len(header) < 16:
-        header = header.ljust(16, b"\0")
-    number_size = max(1, 8 - (header[4] ^ 0xFF).bit_length())
-    code, at = header[2] >> 4, 4 + number_size
-    samples = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(1 << n for n in range(8, 16)))[
-        code
-    ]
-    if code in (6, 7):
-        samples = int.from_bytes(header[at : at + code - 5], "big") + 1
-        at += code - 5
-    at += {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
-    if samples == 0 or number_size > 7 or _crc(header[: at + 1], 0x07, 8) != 0:
-        return None
-    number = header[4] & (0x7F if number_size == 1 else (1 << (7 - number_size)) - 1)
-    for byte in header[5 : 4 + number_size]:
-        number = number << 6 | byte & 0x3F
-    # the frame's number, or, with frames of several sizes, its first sample's
-    return samples + number * (1 if header[1] & 1 else block)
-
-
-def _crc(data: bytes, polynomial: int, bits: int) -> int:
-    table, mask, crc = _crc_table(polynomial, bits), (1 << bits) - 1, 0
-    for byte in data:
-        crc = (crc << 8) & mask ^ table[crc >> (bits - 8) ^ byte]
-    return crc
-
-
-@functools.lru_cache(maxsize=2)
-def _crc_table(polynomial: int, bits: int) -> List[int]:
-    table = []
-    for byte in range(256):
-        crc = byte << (bits - 8)
-        for _ in range(8):
-            crc = crc << 1 ^ (polynomial if crc >> (bits - 1) else 0)
-            crc &= (1 << bits) - 1
-        table.append(crc)
-    return table
+    def seekable(self) -> bool:
+        """Return False, so that it does not seek."""
+        return False
 
 
 # -- Ogg -------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_dus.data import containers
 from espnet_dus.data.audio import AudioError, read_audio, to_pcm16
 from espnet_dus.data.containers import FORMATS
 from espnet_dus.data.data_dir import Utterance
@@ -205,12 +204,3 @@ def test_a_file_that_was_cut_within_its_header_is_refused(read, samples, name, s
     content = encode(samples, name, subtype)
     for size in range(1, 60):
         assert_refused(read, content[:size])
-
-
-@pytest.mark.parametrize(
-    "code, length", [(1, 192), (2, 576), (5, 4608), (8, 256), (12, 4096), (15, 32768)]
-)
-def test_frames_of_flac_have_the_lengths_of_its_standard(code, length):
-    header = bytes([0xFF, 0xF8, code << 4, 0x08, 5])  # the sixth frame, of 4096 each
-    header += bytes([containers._crc(header, 0x07, 8)])
-    assert containers._flac_frame_end(header, 4096) == 5 * 4096 + length

@@ -47,7 +47,6 @@ from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
 from espnet_dus.data.audio import to_pcm16
-from espnet_dus.data.containers import flac_samples
 from espnet_dus.data.data_dir import DataDir, explain_write_errors
 from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.parallel import run_blocks
@@ -460,13 +459,14 @@ def _flac(cut: MonoCut, fs: int) -> Tuple[bytes, int]:
         and (cut.start, cut.duration) == (0, recording.duration)
     ):
         audio = Path(recording.sources[0].source).read_bytes()
-        frames = soundfile.info(io.BytesIO(audio)).frames
-        if frames != recording.num_samples:
-            raise ValueError(
-                f"{frames} samples, {recording.num_samples} were announced"
-            )
-        if flac_samples(audio, 0) == frames:  # else it is decoded: is it cut short?
-            return audio, frames
+        with soundfile.SoundFile(io.BytesIO(audio)) as file:
+            if file.frames != recording.num_samples:
+                raise ValueError(
+                    f"{file.frames} samples, {recording.num_samples} were announced"
+                )
+            file.seek(-1, soundfile.SEEK_END)
+            file.read()  # fails if it was cut short
+            return audio, file.frames
     samples = cut.resample(fs).load_audio()
     if len(samples) != 1:
         raise ValueError(f"{len(samples)} channels; expected mono")
