@@ -23,19 +23,12 @@ WHERE = ("exp", "egs2/*/dus1/exp")
 
 
 class LocalModel(NamedTuple):
-    """A model on this machine.
+    """A model on this machine."""
 
-    Attributes:
-        name: The value for `--model`.
-        adaptation: The arm, with kind and scope of added layers.
-        base_lm: The base LM's name.
-        trained: Number of trained parameters, if known.
-    """
-
-    name: str
-    adaptation: str
-    base_lm: str
-    trained: Optional[int] = None
+    name: str  # the value for `--model`
+    adaptation: str  # the arm, with kind and scope of added layers
+    base_lm: str  # the base LM's name
+    trained: Optional[int] = None  # number of trained parameters, if known
 
 
 def load(model: str, base_lm: Optional[str] = None, **options: Any):

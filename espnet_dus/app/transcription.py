@@ -14,33 +14,19 @@ from espnet_dus.search.subtitles import srt
 
 
 class Word(NamedTuple):
-    """A word of a transcript.
+    """A word of a transcript."""
 
-    Attributes:
-        word: The word, with its punctuation.
-        confidence: Its probability under the LLM, from 0 to 1.
-        start: Seconds from the start of the recording; None without a CTC head.
-        end: The same for its end.
-    """
-
-    word: str
-    confidence: float
-    start: Optional[float]
-    end: Optional[float]
+    word: str  # with its punctuation
+    confidence: float  # its probability under the LLM, from 0 to 1
+    start: Optional[float]  # seconds from the start of the recording
+    end: Optional[float]  # both None without a CTC head
 
 
 class Transcript(NamedTuple):
-    """The transcript of a recording.
+    """The transcript of a recording."""
 
-    Attributes:
-        file: Path of the recording.
-        seconds: Duration of the recording.
-        text: The text.
-        words: Its words.
-    """
-
-    file: str
-    seconds: float
+    file: str  # path of the recording
+    seconds: float  # duration of the recording
     text: str
     words: List[Word]
 

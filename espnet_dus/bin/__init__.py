@@ -183,9 +183,9 @@ def add_arguments(
         )
 
 
-def documented_arguments(docstring: Optional[str], title: str = "Args") -> Dict:
-    """Return the descriptions in a section of a Google docstring, by argument."""
-    section = re.search(rf"^{title}:\n(.*?)(?=^\S|\Z)", docstring or "", re.M | re.S)
+def documented_arguments(docstring: Optional[str]) -> Dict[str, str]:
+    """Return the descriptions in a Google docstring, by argument."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring or "", re.M | re.S)
     if section is None:
         return {}
     entry = r"^    (\w+): (.*?)(?=^    \w+: |\Z)"

@@ -16,18 +16,11 @@ NAME, CURVES = "comparison", "curves.png"
 
 
 class Degradation(NamedTuple):
-    """What an arm does to text, in one number and its unit.
+    """What an arm does to text, in one number and its unit: adapted minus base LM."""
 
-    Attributes:
-        unit: `points` of accuracy (negative: a loss) or `% perplexity` (positive: a
-            loss).
-        delta: Adapted minus base LM.
-        standard_error: Of the delta, where it is known.
-    """
-
-    unit: str
+    unit: str  # `points` of accuracy (< 0: a loss) or `% perplexity` (> 0: a loss)
     delta: float
-    standard_error: Optional[float]
+    standard_error: Optional[float]  # where it is known
 
 
 def compare(
@@ -52,17 +45,17 @@ def compare(
 
     Raises:
         ValueError: Results are missing (see `read_arm`), or cannot be compared: they
-            are of several base LMs, test sets or text evaluations; or no arm is called
-            `reference`.
+            are of several base LMs, test sets, text evaluations or utterances, or of
+            two arms of one name; or no arm is called `reference`.
     """
     arms = [read_arm(exp_dir, test_set, inference_tag) for exp_dir in exp_dirs]
-    check_comparable(arms)
+    _check_comparable(arms)
     by_name = {arm.name: arm for arm in arms}
     if reference is not None and reference not in by_name:
         raise ValueError(f"reference: {reference!r} is none of {', '.join(by_name)}")
-    entropies = cross_entropies(arms, by_name[reference or arms[0].name])
-    losses = degradations(arms)
-    avoided = degradation_avoided(arms, losses)
+    entropies = _cross_entropies(arms, by_name[reference or arms[0].name])
+    losses = _degradations(arms)
+    avoided = _degradation_avoided(arms, losses)
 
     out_dir = Path(out_dir)
     content = {
@@ -83,19 +76,15 @@ def compare(
     picture = out_dir / f"{NAME}.png"
     picture.unlink(missing_ok=True)
     if any(losses.values()):
-        draw(arms, losses, test_set, picture)
-    draw_curves(arms, out_dir / CURVES)
-    text = markdown(arms, test_set, losses, avoided, entropies)
+        _draw(arms, losses, test_set, picture)
+    _draw_curves(arms, out_dir / CURVES)
+    text = _markdown(arms, test_set, losses, avoided, entropies)
     write_text(out_dir / f"{NAME}.md", text)
     return text
 
 
-def check_comparable(arms: Sequence[ArmResults]) -> None:
-    """Check that the arms' figures belong in one table.
-
-    Raises:
-        ValueError: Names, base LMs, test sets or settings of the text evaluation clash.
-    """
+def _check_comparable(arms: Sequence[ArmResults]) -> None:
+    """Check that the arms' figures belong in one table."""
     first = arms[0]
     by_name: Dict[str, ArmResults] = {}
     for arm in arms:
@@ -125,7 +114,7 @@ def check_comparable(arms: Sequence[ArmResults]) -> None:
             )
 
 
-def degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]:
+def _degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]:
     """Return the text degradation of each arm by name; None where it was not run.
 
     It is the mean delta of the tasks' accuracies with the added layers kept or, without
@@ -149,14 +138,12 @@ def degradations(arms: Sequence[ArmResults]) -> Dict[str, Optional[Degradation]]
     return result
 
 
-def degradation_avoided(
+def _degradation_avoided(
     arms: Sequence[ArmResults], losses: Dict[str, Optional[Degradation]]
 ) -> Dict[str, float]:
-    """Return the share of full fine-tuning's text degradation that each arm avoids.
+    """Return 1 - (degradation of an arm) / (degradation of arm `full`), by name.
 
-    Returns:
-        1 - (degradation of the arm) / (degradation of arm `full`), by name. Empty if no
-        arm is `full`, or if `full` lost nothing.
+    It is empty if no arm is `full`, or if `full` lost nothing.
     """
     full = next((losses[arm.name] for arm in arms if arm.adaptation == "full"), None)
     if full is None or not _lost(full) > 0:
@@ -168,7 +155,7 @@ def degradation_avoided(
     }
 
 
-def cross_entropies(
+def _cross_entropies(
     arms: Sequence[ArmResults], reference: ArmResults
 ) -> Dict[str, Optional[Dict[str, Any]]]:
     """Compare the cross-entropy of the test set's transcripts with one arm's.
@@ -176,9 +163,6 @@ def cross_entropies(
     Returns:
         By name, in nats per token: `score`; `reference`, `delta` and `standard_error`,
         which is paired over the utterances. None where it was not measured.
-
-    Raises:
-        ValueError: Two arms have measured different utterances.
     """
     result: Dict[str, Optional[Dict[str, Any]]] = {}
     known = reference.cross_entropy
@@ -200,7 +184,7 @@ def cross_entropies(
     return result
 
 
-def markdown(
+def _markdown(
     arms: Sequence[ArmResults],
     test_set: str,
     losses: Dict[str, Optional[Degradation]],
@@ -269,7 +253,7 @@ def markdown(
     )
 
 
-def draw(
+def _draw(
     arms: Sequence[ArmResults],
     losses: Dict[str, Optional[Degradation]],
     test_set: str,
@@ -321,7 +305,7 @@ def draw(
         axes.set_title("ASR against text ability (upper left is best)", fontsize=10)
 
 
-def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
+def _draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
     """Draw the loss of each epoch: validation solid, training dotted.
 
     No file is written where no training has recorded its curve.

@@ -21,24 +21,14 @@ from espnet_dus.task import DUSTask
 
 
 class IdentityResult(NamedTuple):
-    """How the logits of an untrained adapted model compare with the base LM's.
+    """How the logits of an untrained adapted model compare with the base LM's."""
 
-    Attributes:
-        name: The arm, with kind and scope.
-        num_text: Number of text tokens compared.
-        text_equal: Whether their logits are equal, bit for bit.
-        num_speech: Number of positions of the speech input compared.
-        speech_equal: Whether their logits are equal, bit for bit, to those of the base
-            LM fed the same embeddings.
-        largest_difference: Largest difference of any two logits.
-    """
-
-    name: str
-    num_text: int
-    text_equal: bool
-    num_speech: int
-    speech_equal: bool
-    largest_difference: float
+    name: str  # the arm, with kind and scope
+    num_text: int  # text tokens compared
+    text_equal: bool  # their logits are equal, bit for bit
+    num_speech: int  # positions of the speech input compared
+    speech_equal: bool  # the same, to the base LM's that was fed the same embeddings
+    largest_difference: float  # of any two logits
 
 
 def run(

@@ -51,45 +51,27 @@ MONTHS = frozenset(
 
 
 class Task(NamedTuple):
-    """An instruction.
+    """An instruction."""
 
-    Attributes:
-        instruction: What to do with the speech.
-        examples: Texts that could be said, and the answers to them.
-        form: The form of an answer, in words.
-        in_form: Whether an answer has it, from the answer and the true transcript.
-        right: The only right answer to a transcript; None: there are many.
-    """
-
-    instruction: str
-    examples: Tuple[Tuple[str, str], ...]
-    form: str
-    in_form: Callable[[str, str], bool]
+    instruction: str  # what to do with the speech
+    examples: Tuple[Tuple[str, str], ...]  # what could be said, and the answer to it
+    form: str  # the form of an answer, in words
+    in_form: Callable[[str, str], bool]  # whether (answer, true transcript) has it
+    # the only right answer to a transcript; None: there are many
     right: Optional[Callable[[str], str]] = None
 
 
 class Answer(NamedTuple):
-    """An answer and what the rules say of it.
-
-    Attributes:
-        model: The model.
-        utterance: The utterance's id.
-        task: The task's name.
-        text: The answer as it is.
-        not_transcript: See `RULES`.
-        not_loop: The same.
-        in_form: The same.
-        right: The same; None for a task that has no single right answer.
-    """
+    """An answer and what the rules say of it, see `RULES`."""
 
     model: str
-    utterance: str
+    utterance: str  # its id
     task: str
-    text: str
+    text: str  # the answer as it is
     not_transcript: bool
     not_loop: bool
     in_form: bool
-    right: Optional[bool]
+    right: Optional[bool]  # None for a task that has no single right answer
 
     @property
     def followed(self) -> bool:

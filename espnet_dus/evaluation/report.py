@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple, Union
 
 from espnet_dus.evaluation.results import read_json, read_yaml
-from espnet_dus.evaluation.scoring import RATES, read_result
+from espnet_dus.evaluation.scoring import RATES, SCORES, read_result
 from espnet_dus.evaluation.text.tables import markdown_table, summary_lines
 from espnet_dus.io import write_text
 
@@ -38,7 +38,7 @@ def write_results(exp_dir: Union[str, Path]) -> str:
             "/".join(path.relative_to(exp_dir).parts[:-2]): read_result(path)
             for path in sorted(exp_dir.glob(f"*/**/score_{score}/result.txt"))
         }
-        for score in ("wer", "cer")
+        for score in SCORES
     }
     texts = sorted(exp_dir.glob("**/text_eval/results.json"))
     if not any(scores.values()) and not texts:

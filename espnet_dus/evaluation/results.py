@@ -60,63 +60,43 @@ class Delta:
 
 @dataclass(frozen=True)
 class ArmResults:
-    """The figures of one arm; what is unknown is None or an empty table.
+    """The figures of one arm; what is unknown is None or an empty table."""
 
-    Attributes:
-        name: The experiment directory's name without `dus_`.
-        adaptation: `dus`, `lora`, `full` or `frozen`.
-        base_lm: Name, revision and sha256.
-        trained, total: Numbers of parameters.
-        trained_as_paper: Trained parameters as the paper counts them; see
-            `model.checkpoint.count_as_paper`.
-        learning_rate: The highest of the training.
-        decoding: The directory below `exp_dir` that was scored.
-        text_setting: Options of the text evaluation; None where it was not run.
-        retention: Weight of text retention in training; 0: none.
-        identical_tokens: Tokens on which text-only logits equal the base LM's, bit for
-            bit, with the added layers kept; 0 where the model differs.
-        dropped_tokens: The same with the added layers dropped; None where the base LM
-            is not inside the model, or that was not verified.
-        perplexity: Token perplexity of each text.
-        tasks: The primary metric of each text task.
-        kl: KL(base || adapted) in nats per token of each text.
-        mean_delta: Mean over the tasks' accuracies.
-        cross_entropy: Of the test set's transcripts; see `cross_entropy`.
-        epochs: Epochs trained.
-        curves: Loss of each epoch, by phase (`train`, `valid`).
-        seconds_per_step: Mean over all training steps.
-        wall_seconds: Seconds of all epochs, validation included.
-        peak_memory_bytes, peak_memory_of: In training; of the `process` or the `GPU`.
-        rtfx: Seconds of audio decoded per second of a decoding job.
-    """
-
-    name: str
+    name: str  # the experiment directory's name without `dus_`
     exp_dir: str
-    adaptation: Optional[str]
-    base_lm: Dict[str, str]
-    trained: int
+    adaptation: Optional[str]  # `dus`, `lora`, `full` or `frozen`
+    base_lm: Dict[str, str]  # name, revision and sha256
+    trained: int  # number of parameters
     total: int
-    decoding: str
+    decoding: str  # the directory below `exp_dir` that was scored
     wer: ErrorRate
     cer: Optional[ErrorRate]
+    # options of the text evaluation; None where it was not run
     text_setting: Optional[Dict[str, Any]] = None
-    retention: float = 0.0
+    retention: float = 0.0  # weight of text retention in training; 0: none
+    # trained parameters as the paper counts them, see `checkpoint.count_as_paper`
     trained_as_paper: Optional[int] = None
-    learning_rate: Optional[float] = None
+    learning_rate: Optional[float] = None  # the highest of the training
+    # of the test set's transcripts, see `cross_entropy`
     cross_entropy: Optional[Dict[str, Any]] = None
+    # Tokens on which text-only logits equal the base LM's, bit for bit, with the added
+    # layers kept; 0 where the model differs. Then with the layers dropped; None where
+    # the base LM is not inside the model, or that was not verified.
     identical_tokens: int = 0
     dropped_tokens: Optional[int] = None
-    perplexity: Dict[str, Delta] = field(default_factory=dict)
-    tasks: Dict[str, Delta] = field(default_factory=dict)
+    perplexity: Dict[str, Delta] = field(default_factory=dict)  # of tokens, by text
+    tasks: Dict[str, Delta] = field(default_factory=dict)  # the primary metric of each
+    # KL(base || adapted) in nats per token, by text
     kl: Dict[str, float] = field(default_factory=dict)
-    mean_delta: Optional[Delta] = None
+    mean_delta: Optional[Delta] = None  # over the tasks' accuracies
     epochs: Optional[int] = None
+    # loss of each epoch, by phase (`train`, `valid`)
     curves: Dict[str, List[float]] = field(default_factory=dict)
-    seconds_per_step: Optional[float] = None
-    wall_seconds: Optional[float] = None
-    peak_memory_bytes: Optional[int] = None
-    peak_memory_of: Optional[str] = None
-    rtfx: Optional[float] = None
+    seconds_per_step: Optional[float] = None  # mean over all training steps
+    wall_seconds: Optional[float] = None  # of all epochs, validation included
+    peak_memory_bytes: Optional[int] = None  # in training
+    peak_memory_of: Optional[str] = None  # `process` or `GPU`
+    rtfx: Optional[float] = None  # seconds of audio decoded per second of a job
 
 
 def read_arm(

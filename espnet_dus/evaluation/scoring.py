@@ -1,7 +1,9 @@
 """WER and CER in the files and the layout of ESPnet's stage 13, without sclite."""
 
+import functools
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple, Union
@@ -11,10 +13,9 @@ import numpy as np
 from espnet_dus.data.ctc_units import SPACE
 from espnet_dus.io import read_scp, write_text
 
-UNITS = {"wer": "words", "cer": "characters"}
+SCORES = ("wer", "cer")  # of words, of characters
 CROSS_ENTROPY = "score_ce/result.json"  # beside score_wer and score_cer
 RATES = ("Corr", "Sub", "Del", "Ins", "Err", "S.Err")
-KINDS = ("equal", "substitute", "delete", "insert")  # jiwer's, of the first four
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,20 @@ class Utterance:
     hyp: Sequence[str]
     chunks: Sequence
 
-    def count(self, kind: str) -> int:
-        """Return the number of tokens that are equal, substitute, delete or insert."""
-        side = "hyp" if kind == "insert" else "ref"
-        return sum(
-            getattr(chunk, f"{side}_end_idx") - getattr(chunk, f"{side}_start_idx")
-            for chunk in self.chunks
-            if chunk.type == kind
-        )
+    @functools.cached_property
+    def counts(self) -> List[int]:
+        """Return the numbers of equal tokens, substitutions, deletions, insertions."""
+        found: Counter = Counter()
+        for c in self.chunks:
+            num_ref = c.ref_end_idx - c.ref_start_idx
+            num_hyp = c.hyp_end_idx - c.hyp_start_idx
+            found[c.type] += max(num_ref, num_hyp)
+        return [found[kind] for kind in ("equal", "substitute", "delete", "insert")]
 
     @property
     def errors(self) -> int:
         """Return the number of substitutions, deletions and insertions."""
-        return sum(self.count(kind) for kind in KINDS[1:])
+        return sum(self.counts[1:])
 
 
 def tokenize(text: str, score: str) -> List[str]:
@@ -152,7 +154,7 @@ def score_dir(ref: Union[str, Path], hyp_dir: Union[str, Path]) -> Dict[str, Pat
     tables = read_scp(ref), read_scp(hyp_dir / "text")
     utt2spk = read_scp(ref.with_name("utt2spk"))
     results = {}
-    for score in UNITS:
+    for score in SCORES:
         try:
             utterances = align(*tables, utt2spk, score)
         except ValueError as error:
@@ -237,7 +239,7 @@ def _some(utts: Sequence[str], most: int = 5) -> str:
 
 def _rates(utterances: Sequence[Utterance]) -> List[float]:
     words = sum(len(u.ref) for u in utterances)
-    counts = [sum(u.count(kind) for u in utterances) for kind in KINDS]
+    counts = [sum(numbers) for numbers in zip(*(u.counts for u in utterances))]
     counts.append(sum(counts[1:]))
     wrong = sum(u.errors > 0 for u in utterances)
     rates = [100 * count / words if words else 0.0 for count in counts]
@@ -302,9 +304,8 @@ def _alignment(utterance: Utterance) -> str:
     ref_row, hyp_row, marks = (
         " ".join(cells) for cells in (zip(*padded) if padded else ([], [], []))
     )
-    counts = " ".join(str(utterance.count(kind)) for kind in KINDS)
     return (
         f"id: ({utterance.speaker}-{utterance.utt})\n"
-        f"Scores: (#C #S #D #I) {counts}\n"
+        f"Scores: (#C #S #D #I) {' '.join(map(str, utterance.counts))}\n"
         f"REF:  {ref_row}\nHYP:  {hyp_row}\nEval: {marks}\n"
     )

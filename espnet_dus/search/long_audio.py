@@ -13,15 +13,9 @@ from espnet_dus.search.timing import shift
 
 
 class LongResult(NamedTuple):
-    """The transcript of a segment.
+    """The transcript of a segment; all times count from the recording's start."""
 
-    Attributes:
-        start: In seconds from the start of the recording.
-        end: In seconds from the start of the recording.
-        hypothesis: Its word times, if any, also count from there.
-    """
-
-    start: float
+    start: float  # seconds
     end: float
     hypothesis: Hypothesis
 

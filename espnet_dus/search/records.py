@@ -14,17 +14,11 @@ from espnet_dus.search.result import Hypothesis
 
 
 class Decoded(NamedTuple):
-    """A decoded utterance.
+    """A decoded utterance."""
 
-    Attributes:
-        nbest: Its hypotheses, the best first; at least one.
-        length: Samples, or feature frames.
-        seconds: Its share of its batch's decoding time.
-    """
-
-    nbest: List[Hypothesis]
-    length: int
-    seconds: float
+    nbest: List[Hypothesis]  # the best first; at least one
+    length: int  # samples, or feature frames
+    seconds: float  # its share of its batch's decoding time
 
 
 class Records:

@@ -112,7 +112,7 @@ def evaluate(
         gone = time.monotonic() - start
         logging.info(f"{name}: part {done} of {len(jobs)}, {gone:.0f} s elapsed")
         version = _sha256(what)[:16] if isinstance(what, str) else what.version
-        parts[name] = {"version": version, **summary(job(name, what))}
+        parts[name] = {"version": version, **_summary(job(name, what))}
 
     results = {
         "base": vars(models.identity),
@@ -241,57 +241,38 @@ class Evaluation:
     def _part(
         self, name: str, models: List[str], key: Dict, compute: Callable[[], Part]
     ) -> Part:
+        """Return a part from its file; or compute it, unless results are reused."""
         key = {**self.setting, **key, "models": [self.models.sha256[m] for m in models]}
         directory = self.cache_dir if models == ["base"] else self.parts_dir
-        part = stored(directory, name, key, None if self.reuse else compute)
+        digest = _sha256(json.dumps(key, sort_keys=True))
+        path = directory / f"{name}-{digest[:16]}.json"
+        part: Part = {}
+        if path.is_file():
+            logging.info(f"{name}: already done, {path}")
+            stored = json.loads(path.read_text(encoding="utf-8"))["part"]
+            part = _each(stored, Metric.from_json)
+        elif not self.reuse:
+            start = time.monotonic()
+            part = compute()
+            seconds = round(time.monotonic() - start, 1)
+            content = {"key": key, "seconds": seconds}
+            content["part"] = _each(part, Metric.to_json)
+            write_text(path, json.dumps(content) + "\n")
+            logging.info(f"{name}: {', '.join(part)}: {seconds} s")
         if self.reuse and "base" in part:
             part["adapted"] = part["base"]
         return part
 
 
-def stored(
-    directory: Path, name: str, key: Dict, compute: Optional[Callable[[], Part]]
-) -> Part:
-    """Read a part's metrics from its file, or compute them and write the file.
-
-    Args:
-        directory: Directory of the file.
-        name: What was evaluated, for the file's name.
-        key: Everything that the metrics depend on.
-        compute: Returns the metrics; None: take only a stored part.
-
-    Returns:
-        The metrics; empty if there is no file and nothing to compute.
-    """
-    digest = _sha256(json.dumps(key, sort_keys=True))
-    path = directory / f"{name}-{digest[:16]}.json"
-    if path.is_file():
-        logging.info(f"{name}: already done, {path}")
-        part = json.loads(path.read_text(encoding="utf-8"))["part"]
-        return {
-            model: {n: Metric.from_json(metric) for n, metric in metrics.items()}
-            for model, metrics in part.items()
-        }
-    if compute is None:
-        return {}
-    start = time.monotonic()
-    part = compute()
-    seconds = round(time.monotonic() - start, 1)
-    to_json = {
-        model: {n: metric.to_json() for n, metric in metrics.items()}
+def _each(part: Dict[str, Dict], convert: Callable) -> Dict[str, Dict]:
+    return {
+        model: {name: convert(metric) for name, metric in metrics.items()}
         for model, metrics in part.items()
     }
-    content = {"key": key, "seconds": seconds, "part": to_json}
-    write_text(path, json.dumps(content) + "\n")
-    logging.info(f"{name}: {', '.join(part)}: {seconds} s")
-    return part
 
 
-def summary(part: Part) -> Dict:
+def _summary(part: Part) -> Dict:
     """Compare the two models on a part.
-
-    Args:
-        part: Metrics of "base", "adapted" and "kl", if there are any.
 
     Returns:
         `metrics`: by name the result of `paired_delta`, or `base` alone; `items`: their
@@ -319,7 +300,7 @@ def mean_delta(tasks: Dict[str, Dict]) -> Optional[Dict]:
     """Average the tasks' accuracies and their deltas, each task with the same weight.
 
     Args:
-        tasks: Results of `summary` by task.
+        tasks: Results of the tasks, see `_summary`.
 
     Returns:
         `base` and `adapted` (mean accuracies), `delta`, its `standard_error`, and

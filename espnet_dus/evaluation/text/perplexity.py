@@ -39,17 +39,11 @@ def windows(num_tokens: int, window: int) -> List[Window]:
 
 @dataclass
 class TextScore:
-    """Log probabilities of a text's tokens, window by window.
+    """Log probabilities of a text's tokens in nats, an array for each window."""
 
-    Attributes:
-        words: White-space words per scored token, over the whole file.
-        base: Log probabilities (nats) under the base LM, an array per window.
-        adapted: The same under the adapted LM; empty without one.
-        kl: KL(base || adapted) in nats at each token; empty without an adapted LM.
-    """
-
-    words: float
-    base: List[np.ndarray] = field(default_factory=list)
+    words: float  # white-space words per scored token, over the whole file
+    base: List[np.ndarray] = field(default_factory=list)  # under the base LM
+    # under the adapted LM, and KL(base || adapted) at each token; empty without one
     adapted: List[np.ndarray] = field(default_factory=list)
     kl: List[np.ndarray] = field(default_factory=list)
 
