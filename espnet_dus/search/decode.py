@@ -256,12 +256,6 @@ def _prompts(triples: Triples, keys: List[str]) -> Dict[str, str]:
 class _Source:
     """The utterances of a table: audio of any rate and layout, tokens or features.
 
-    Args:
-        triple: ESPnet's path, name and type.
-        paths: What the table holds.
-        speech2text: Says what the model takes.
-        channel: See `open_audio`.
-
     Attributes:
         rate: Samples or frames of a second.
 

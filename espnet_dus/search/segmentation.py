@@ -30,17 +30,11 @@ SILERO = dict(
 
 
 class Segment(NamedTuple):
-    """A piece of a recording.
+    """A piece of a recording."""
 
-    Attributes:
-        start: In seconds from the start of the recording.
-        end: In seconds from the start of the recording.
-        samples: Mono, from -1 to 1 (float32, shape (samples,)).
-    """
-
-    start: float
+    start: float  # in seconds from the start of the recording, as `end`
     end: float
-    samples: np.ndarray
+    samples: np.ndarray  # mono, from -1 to 1 (float32, shape (samples,))
 
 
 def segments(
@@ -99,15 +93,7 @@ def segments(
 
 
 def _windows(path: Union[str, Path], channel: Channel) -> Iterator[np.ndarray]:
-    """Read a file at the VAD's rate, block by block.
-
-    Args:
-        path: See `open_audio`.
-        channel: See `open_audio`.
-
-    Yields:
-        Mono samples (samples,), float32: whole windows, except for the last block.
-    """
+    """Yield a file's mono samples at the VAD's rate, all but the last whole windows."""
     with open_audio(path, channel) as recording:
         stream = soxr.ResampleStream(recording.rate, RATE, 1, dtype="float32")
         rest = np.zeros(0, np.float32)

@@ -33,19 +33,13 @@ TAIL_SECONDS = 0.25
 
 
 class WordTime(NamedTuple):
-    """A word and when it was said.
+    """A word and when it was said."""
 
-    Attributes:
-        word: As in the transcript.
-        start: In seconds from the start of the audio.
-        end: In seconds from the start of the audio.
-        confidence: Geometric mean of the CTC posteriors of its frames, from 0 to 1;
-            0 where CTC could not place the word and its time is a guess.
-    """
-
-    word: str
-    start: float
+    word: str  # as in the transcript
+    start: float  # in seconds from the start of the audio, as `end`
     end: float
+    # Geometric mean of the CTC posteriors of its frames, from 0 to 1; 0 where CTC could
+    # not place the word and its time is a guess.
     confidence: float
 
 

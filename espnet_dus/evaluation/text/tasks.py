@@ -42,18 +42,13 @@ AGGREGATIONS = {
 
 @dataclass(frozen=True)
 class TextTask:
-    """A task whose data are read and checked.
-
-    Attributes:
-        name: Name of the task, or of a group of tasks.
-        version: What its scores depend on besides the model: the task's version and,
-            for local data, a hash of the task file and of the data.
-        leaves: Harness task objects by name.
-    """
+    """A task, or a group of tasks, whose data are read and checked."""
 
     name: str
+    # What the scores depend on besides the model: the task's version and, for local
+    # data, a hash of the task file and of the data.
     version: str
-    leaves: Mapping[str, object]
+    leaves: Mapping[str, object]  # the harness's task objects by name
 
 
 def expand_suites(names: Sequence[str]) -> List[str]:
