@@ -199,7 +199,7 @@ class Evaluation:
         """Return perplexities of a text, and KL(base || adapted) on it."""
 
         def compute() -> Part:
-            score = score_text(
+            return score_text(
                 text,
                 self.models.tokenizer,
                 self.models.base,
@@ -207,11 +207,6 @@ class Evaluation:
                 window=self.setting["window"],
                 limit=self.setting["limit"],
             )
-            part = {"base": score.metrics("base")}
-            if self.compare:
-                part["adapted"] = score.metrics("adapted")
-                part["kl"] = {"kl_per_token": score.kl_metric()}
-            return part
 
         # Both read a text side by side: KL needs the logits of both.
         models = ["base", "adapted"] if self.compare else ["base"]

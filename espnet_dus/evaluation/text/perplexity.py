@@ -6,7 +6,6 @@ token except the first is predicted exactly once. The last window reaches back t
 its full context.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Union
 
@@ -37,34 +36,6 @@ def windows(num_tokens: int, window: int) -> List[Window]:
     ]
 
 
-@dataclass
-class TextScore:
-    """Log probabilities of a text's tokens in nats, an array for each window."""
-
-    words: float  # white-space words per scored token, over the whole file
-    base: List[np.ndarray] = field(default_factory=list)  # under the base LM
-    # under the adapted LM, and KL(base || adapted) at each token; empty without one
-    adapted: List[np.ndarray] = field(default_factory=list)
-    kl: List[np.ndarray] = field(default_factory=list)
-
-    def metrics(self, model: str) -> Dict[str, Metric]:
-        """Perplexities of "base" or "adapted"; a window is an item.
-
-        Tokens of one window depend on each other too much to count as items.
-        """
-        totals = [(-float(p.sum(dtype=float)), len(p)) for p in getattr(self, model)]
-        return {
-            "token_perplexity": Metric("perplexity", totals),
-            "word_perplexity": Metric(
-                "perplexity", [(value, n * self.words) for value, n in totals]
-            ),
-        }
-
-    def kl_metric(self) -> Metric:
-        """Mean KL(base || adapted) per token in nats; a window is an item."""
-        return Metric("mean", [(float(k.sum(dtype=float)), len(k)) for k in self.kl])
-
-
 def read_text(path: Union[str, Path]) -> str:
     """Read a text file.
 
@@ -90,7 +61,7 @@ def score_text(
     adapted: Optional[torch.nn.Module] = None,
     window: int = WINDOW,
     limit: Optional[int] = None,
-) -> TextScore:
+) -> Dict[str, Dict[str, Metric]]:
     """Predict a text with one LM, or with two at once.
 
     Args:
@@ -102,7 +73,9 @@ def score_text(
         limit: At most this many windows, at even distances.
 
     Returns:
-        Log probabilities of each scored token.
+        Perplexities of `base` and `adapted`, by token and by white-space word, and
+        `kl`: KL(base || adapted) per token in nats. A window is an item: tokens of one
+        window depend on each other too much to count as items.
 
     Raises:
         ValueError: The text is a single token.
@@ -113,18 +86,38 @@ def score_text(
     if len(tokens) < 2:
         raise ValueError("the text is a single token, nothing to predict")
     cut = windows(len(tokens), window)
-    score = TextScore(words=len(text.split()) / (len(tokens) - 1))
-    for index in progress(spread(len(cut), limit), "perplexity", "windows"):
-        start, stop, scored = cut[index]
+    chosen = [cut[index] for index in spread(len(cut), limit)]
+    nats: Dict[str, List[float]] = {"base": [], "adapted": [], "kl": []}
+    for start, stop, scored in progress(chosen, "perplexity", "windows"):
         inputs, targets = tokens[start:stop], tokens[stop - scored + 1 : stop + 1]
         log_p = _log_probs(base, inputs, scored)
-        score.base.append(_of_targets(log_p, targets))
+        targets = targets[:, None].to(log_p.device)
+        nats["base"].append(-_sum(log_p.gather(1, targets)))
         if adapted is not None:
             log_q = _log_probs(adapted, inputs, scored)
-            score.adapted.append(_of_targets(log_q, targets))
-            kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-            score.kl.append(kl.cpu().numpy())
-    return score
+            nats["adapted"].append(-_sum(log_q.gather(1, targets)))
+            nats["kl"].append(_sum((log_p.exp() * (log_p - log_q)).sum(dim=-1)))
+    num_tokens = np.array([scored for _, _, scored in chosen])
+    num_words = num_tokens * (len(text.split()) / (len(tokens) - 1))
+    part = {
+        model: {
+            name: Metric("perplexity", np.stack([nats[model], weights], 1))
+            for name, weights in (
+                ("token_perplexity", num_tokens),
+                ("word_perplexity", num_words),
+            )
+        }
+        for model in ("base", "adapted")
+        if nats[model]
+    }
+    if nats["kl"]:
+        kl = Metric("mean", np.stack([nats["kl"], num_tokens], 1))
+        part["kl"] = {"kl_per_token": kl}
+    return part
+
+
+def _sum(values: torch.Tensor) -> float:
+    return float(values.flatten().cpu().numpy().sum(dtype=float))
 
 
 @torch.inference_mode()
@@ -133,8 +126,3 @@ def _log_probs(lm: torch.nn.Module, inputs: torch.Tensor, scored: int) -> torch.
     device = next(lm.parameters()).device
     logits = lm(input_ids=inputs[None].to(device), use_cache=False).logits
     return logits[0, -scored:].float().log_softmax(dim=-1)
-
-
-def _of_targets(log_probs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    picked = log_probs.gather(1, targets[:, None].to(log_probs.device))
-    return picked[:, 0].cpu().numpy()

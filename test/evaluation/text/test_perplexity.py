@@ -27,8 +27,7 @@ def test_one_window_equals_the_loss_of_transformers(tiny_lm):
     ids = tokenizer(TEXT, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         loss = lm(input_ids=ids, labels=ids).loss.item()
-    score = score_text(TEXT, tokenizer, lm, window=512)
-    metrics = score.metrics("base")
+    metrics = score_text(TEXT, tokenizer, lm, window=512)["base"]
     assert metrics["token_perplexity"].score == pytest.approx(np.exp(loss), rel=1e-5)
     total = loss * (ids.shape[1] - 1)
     assert metrics["word_perplexity"].score == pytest.approx(
@@ -39,21 +38,23 @@ def test_one_window_equals_the_loss_of_transformers(tiny_lm):
 def test_log_probabilities_are_those_of_their_window(tiny_lm):
     lm, tokenizer = tiny_lm
     ids = tokenizer(TEXT, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-    score = score_text(TEXT, tokenizer, lm, window=16)
-    assert sum(map(len, score.base)) == len(ids) - 1
+    items = score_text(TEXT, tokenizer, lm, window=16)["base"]["token_perplexity"].items
+    assert items[:, 1].sum() == len(ids) - 1
     start, stop, scored = windows(len(ids), 16)[-1]
     assert scored < 16
     with torch.inference_mode():
-        expected = lm(input_ids=ids[None, start:stop]).logits[0].log_softmax(-1)
-    for row, log_prob in zip(range(16 - scored, 16), score.base[-1]):
-        assert log_prob == pytest.approx(expected[row, ids[start + row + 1]].item())
+        log_probs = lm(input_ids=ids[None, start:stop]).logits[0].log_softmax(-1)
+    rows = torch.arange(16 - scored, 16)
+    expected = log_probs[rows, ids[start + rows + 1]].sum().item()
+    assert items[-1].tolist() == [pytest.approx(-expected), scored]
 
 
 def test_a_model_has_no_divergence_from_itself(tiny_lm):
     lm, tokenizer = tiny_lm
     score = score_text(TEXT, tokenizer, lm, lm, window=32)
-    assert score.kl_metric().score == 0.0
-    assert all((p == q).all() for p, q in zip(score.base, score.adapted))
+    assert score["kl"]["kl_per_token"].score == 0.0
+    for name, metric in score["base"].items():
+        assert (metric.items == score["adapted"][name].items).all()
 
 
 def test_divergence_is_that_of_torch(tiny_lm, tiny_base_lm_dir):
@@ -68,13 +69,14 @@ def test_divergence_is_that_of_torch(tiny_lm, tiny_base_lm_dir):
     with torch.inference_mode():
         p, q = (m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (lm, other))
     expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
-    assert score.kl_metric().score == pytest.approx(expected.item(), rel=1e-4)
+    assert score["kl"]["kl_per_token"].score == pytest.approx(expected.item(), rel=1e-4)
     assert expected > 0
 
 
 def test_limit_takes_that_many_windows(tiny_lm):
     lm, tokenizer = tiny_lm
-    assert len(score_text(TEXT, tokenizer, lm, window=8, limit=3).base) == 3
+    metrics = score_text(TEXT, tokenizer, lm, window=8, limit=3)["base"]
+    assert {len(metric.items) for metric in metrics.values()} == {3}
 
 
 def test_text_that_is_missing_or_empty_is_an_error(tmp_path):
