@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import yaml
 
@@ -88,10 +88,8 @@ def load_tasks(
             f"({', '.join(DOWNLOADED)}), or tasks with local data in {task_dir} "
             f"({', '.join(local) or 'none'})"
         )
-    configs = {n: _local_config(local[n], data_dir) for n in names if n in local}
-    downloaded = [name for name in names if name not in local]
-    tasks = {name: _local_task(*configs[name]) for name in configs}
-    tasks.update(_suite_tasks(downloaded))
+    tasks = {n: _local_task(local[n], data_dir) for n in names if n in local}
+    tasks.update(_downloaded_tasks([name for name in names if name not in local]))
     for name in names:
         _check_metrics(tasks[name])
     return [tasks[name] for name in names]
@@ -166,10 +164,8 @@ def _check_metrics(task: TextTask) -> None:
                 )
 
 
-def _local_config(
-    path: Path, data_dir: Optional[Union[str, Path]]
-) -> Tuple[Dict, List[Dict], str]:
-    """Read and check a task file and its items; the third value is their version."""
+def _local_task(path: Path, data_dir: Optional[Union[str, Path]]) -> TextTask:
+    """Read and check a task file and its items."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     missing = [key for key in REQUIRED if _nested(config, key) is None]
     if missing:
@@ -190,7 +186,15 @@ def _local_config(
     if not items:
         raise ValueError(f"{data}: no items for the text task {path.stem}")
     digest = hashlib.sha256(path.read_bytes() + data.read_bytes()).hexdigest()
-    return config, items, f"{config['metadata']['version']}-{digest[:16]}"
+
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    split = {config["test_split"]: datasets.Dataset.from_list(items)}
+    # The items are checked and in memory: no copy in the user's cache
+    leaf = ConfigurableTask(config={**config, "custom_dataset": lambda **_: split})
+    version = f"{config['metadata']['version']}-{digest[:16]}"
+    return TextTask(config["task"], version, {config["task"]: leaf})
 
 
 def _parse_item(line: str, where: str, config: Dict) -> Dict:
@@ -233,19 +237,7 @@ def _fields(template) -> List[str]:
     return sorted(meta.find_undeclared_variables(jinja2.Environment().parse(template)))
 
 
-def _local_task(config: Dict, items: List[Dict], version: str) -> TextTask:
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-
-    data = datasets.Dataset.from_list(items)
-    # The items are checked and in memory: no copy in the user's cache
-    leaf = ConfigurableTask(
-        config={**config, "custom_dataset": lambda **_: {config["test_split"]: data}}
-    )
-    return TextTask(config["task"], version, {config["task"]: leaf})
-
-
-def _suite_tasks(names: Sequence[str]) -> Dict[str, TextTask]:
+def _downloaded_tasks(names: Sequence[str]) -> Dict[str, TextTask]:
     if not names:
         return {}
     from lm_eval.tasks import TaskManager
