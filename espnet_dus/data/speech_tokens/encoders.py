@@ -14,7 +14,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from importlib import import_module
-from itertools import batched
+from itertools import batched, chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -105,16 +105,9 @@ class Encoder(ABC):
             ValueError: A waveform is empty, has another shape or values that are not
                 finite.
         """
-        windows: List[np.ndarray] = []
-        owners: List[int] = []
-        for n, waveform in enumerate(waveforms):
-            for window in self._windows(_checked(waveform)):
-                windows.append(window)
-                owners.append(n)
-        frames: List[List[torch.Tensor]] = [[] for _ in waveforms]
-        for n, frames_FD in zip(owners, self._encode(windows)):
-            frames[n].append(frames_FD)
-        return [torch.cat(of_one) for of_one in frames]
+        windows = [self._windows(_checked(waveform)) for waveform in waveforms]
+        frames = iter(self._encode(list(chain.from_iterable(windows))))
+        return [torch.cat([*islice(frames, len(of_one))]) for of_one in windows]
 
     def _windows(self, waveform: np.ndarray) -> List[np.ndarray]:
         num_frames = -(-len(waveform) // self.frame_shift)

@@ -118,21 +118,20 @@ def read_tokenizer(
             f"{path}: no such file; expected a speech tokenizer's directory, as stage "
             "3 makes with --feats_type tokens"
         )
+    centres = None
     try:
         info = TokenizerInfo(**json.loads(path.read_text("utf-8")))
+        if (path.with_name(CENTRES)).is_file():
+            centres = load_file(path.with_name(CENTRES))["centres"]
     except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: not a speech tokenizer's description: {error}"
         ) from error
-    centres = None
-    if (path.with_name(CENTRES)).is_file():
-        try:
-            centres = load_file(path.with_name(CENTRES))["centres"]
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(
-                f"{path.with_name(CENTRES)}: damaged ({error}); make the tokenizer "
-                "again (stage 3)"
-            ) from error
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{path.with_name(CENTRES)}: damaged ({error}); make the tokenizer again "
+            "(stage 3)"
+        ) from error
     found = _sha256(info, centres)
     if found != info.sha256:
         raise ValueError(
