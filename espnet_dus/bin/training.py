@@ -104,9 +104,9 @@ def find_batch(
     from espnet_dus.io import write_text
     from espnet_dus.task import DUSTask
     from espnet_dus.training.batch_search import (
-        bucket_bytes,
         default_lengths,
         find_batch_sizes,
+        gradient_bytes,
         report,
     )
 
@@ -129,7 +129,7 @@ def find_batch(
         model.lm.gradient_checkpointing_enable({"use_reentrant": False})
     max_bytes = round(max_memory * 1e9)
     if num_processes > 1 and not args.gradient_as_bucket_view:
-        max_bytes -= bucket_bytes(model)
+        max_bytes -= gradient_bytes(model)
     (optimizer,) = DUSTask.build_optimizers(args, model)
     sizes = find_batch_sizes(
         model,

@@ -7,11 +7,13 @@ the optimizer's state.
 """
 
 import argparse
+import bisect
 import logging
 import math
 from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
+import yaml
 
 from espnet_dus.data.lengths import LENGTH_MULTIPLE, sampling_rate, speech_positions
 from espnet_dus.data.shards.config import DEFAULTS
@@ -30,18 +32,11 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     Returns:
         The number; 0 if not even 1 fits.
     """
-    good, bad = 0, most + 1
-    number = 1
+    good, number = 0, 1
     while number <= most and fits(number):
         good, number = number, 2 * number
-    bad = min(number, most + 1)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if fits(middle):
-            good = middle
-        else:
-            bad = middle
-    return good
+    between = range(good + 1, min(number, most + 1))
+    return good + bisect.bisect_left(between, True, key=lambda n: not fits(n))
 
 
 def default_lengths(args: argparse.Namespace, num_prompt_tokens: int) -> List[int]:
@@ -60,8 +55,8 @@ def default_lengths(args: argparse.Namespace, num_prompt_tokens: int) -> List[in
     return [*range(64, longest, 32), longest]
 
 
-def bucket_bytes(model: torch.nn.Module) -> int:
-    """Return the memory of DDP's buckets, a second copy of the gradients."""
+def gradient_bytes(model: torch.nn.Module) -> int:
+    """Return the memory of the gradients; DDP's buckets are a second copy of them."""
     return sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
@@ -167,15 +162,14 @@ def make_batch(
 
 def _fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Make the optimizer create its state, by a step of size zero."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+    settings = [dict(group) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group.update(lr=0.0, weight_decay=0.0)
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for group, rate, decay in zip(optimizer.param_groups, rates, decays):
-        group.update(lr=rate, weight_decay=decay)
+    for group, before in zip(optimizer.param_groups, settings):
+        group.update(before)
 
 
 def step_bytes(
@@ -201,16 +195,11 @@ def step_bytes(
         loss = model(**batch)[0]
     model.zero_grad(set_to_none=True)
     del loss
-    # what is kept is in the parameters' storages too, where it is a parameter
-    held: Dict[int, int] = {}
-    gradients = 0
-    for parameter in model.parameters():
-        storage = parameter.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
-        gradients += parameter.nbytes * parameter.requires_grad
+    for parameter in model.parameters():  # some have been noted as saved
+        note(parameter)
     state = [value for values in optimizer.state.values() for value in values.values()]
     state_bytes = sum(v.nbytes for v in state if isinstance(v, torch.Tensor))
-    return sum({**saved, **held}.values()) + gradients + state_bytes
+    return sum(saved.values()) + gradient_bytes(model) + state_bytes
 
 
 def _step_bytes_cuda(
@@ -234,8 +223,6 @@ def report(sizes: Dict[int, int], header: Sequence[str]) -> str:
         sizes: Utterances by length.
         header: Lines that say how they were found.
     """
-    lines: List[str] = [f"# {line}" for line in header]
-    lines += ["streaming_conf:", "    # Utterances in a batch by their LLM positions."]
-    lines += ["    batch_sizes:"]
-    lines += [f"        {length}: {size}" for length, size in sizes.items()]
-    return "\n".join(lines) + "\n"
+    lines = [*header, "Utterances in a batch by their LLM positions:"]
+    content = {"streaming_conf": {"batch_sizes": sizes}}
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, indent=4)

@@ -23,26 +23,24 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Notes that one of `SIGNALS` came, while it is entered as a context.
+    """Notes that one of `SIGNALS` came.
 
     Attributes:
         received: The name of the signal, or None.
     """
 
-    def __init__(self):
-        self.received: Optional[str] = None
+    received: Optional[str] = None
 
-    def __enter__(self) -> "StopSignals":
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals in the block."""
+
+        def note(number, frame):
+            self.received = signal.Signals(number).name
+
         self.received = None
-        self._previous = _set_handlers(self._note)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame) -> None:
-        self.received = signal.Signals(number).name
+        with _handled_by(note):
+            yield
 
     def any_process(self) -> bool:
         """Return whether a process got a signal; all processes call this together.
@@ -89,21 +87,23 @@ def stoppable() -> Iterator[None]:
         if not children:
             exit_to_be_restarted(f"{signal.Signals(number).name} before the training")
 
-    previous = _set_handlers(stop)
     try:
-        yield
+        with _handled_by(stop):
+            yield
     except torch.multiprocessing.ProcessExitedException as error:
         # Those that had not begun to train die of the signal itself.
         if error.exit_code not in (EXIT_CODE, *(-number for number in sent)):
             raise
         sys.exit(EXIT_CODE)
+
+
+@contextmanager
+def _handled_by(handler: Callable) -> Iterator[None]:
+    """Set the handler of `SIGNALS` in the block; only a main thread may do so."""
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = {n: signal.signal(n, handler) for n in SIGNALS if is_main}
+    try:
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _set_handlers(handler: Callable) -> dict:
-    """Set handlers and return the previous ones; only a main thread may do so."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, handler) for number in SIGNALS}

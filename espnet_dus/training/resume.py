@@ -5,22 +5,13 @@ an epoch, in `checkpoint.pth`. A state inside an epoch also holds the position i
 data, the states of the random number generators and the reporter's notes so far.
 """
 
+import dataclasses
 import logging
 import random
 import time
 from functools import partial
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-)
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -63,8 +54,12 @@ class ResumableBatches:
         self._skipped = 0
         self._random_state: Optional[Dict[str, Any]] = None
 
-    def __len__(self) -> int:
-        return len(self.iterator)
+    def total(self) -> Optional[int]:
+        """Return the number of all batches of the epoch; None: not known."""
+        try:
+            return len(self.iterator)
+        except TypeError:
+            return None
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the position after the batch given last."""
@@ -141,30 +136,23 @@ def _init_worker(iterators_own: Optional[Callable], worker_id: int) -> None:
 # -- all of it -------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
 class Epoch:
     """The current epoch: all that must survive an interruption.
 
-    Args:
+    Attributes:
         model: The `ESPnetDUSModel`, without DDP around it.
-        parts: Optimizers, schedulers, scaler; None where there is none.
+        parts: Optimizers, schedulers and the scaler that there are.
         reporter: ESPnet's, of this epoch.
         batches: Of this epoch.
         checkpoints: Where its states are saved.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        parts: Sequence[Any],
-        reporter: SubReporter,
-        batches: ResumableBatches,
-        checkpoints: StepCheckpoints,
-    ):
-        self.model = model
-        self.parts = [part for part in parts if part is not None]
-        self.reporter = reporter
-        self.batches = batches
-        self.checkpoints = checkpoints
+    model: torch.nn.Module
+    parts: List[Any]
+    reporter: SubReporter
+    batches: ResumableBatches
+    checkpoints: StepCheckpoints
 
     def save(self) -> Path:
         """Save the state between two updates; return its directory."""

@@ -22,24 +22,19 @@ Steps = Union[int, float]
 
 
 def updates_per_epoch(iter_factory: Any, accum_grad: int) -> Optional[int]:
-    """Return the updates in an epoch of an iterator factory, or None if not known."""
+    """Return and log the updates in an epoch; None: the factory does not know it."""
     batches = getattr(iter_factory, "num_batches", None)  # of a stream
     if batches is None:
         batches = getattr(iter_factory, "num_iters_per_epoch", None)
     if batches is None and hasattr(iter_factory, "sampler"):
         batches = len(iter_factory.sampler)
-    return None if batches is None else math.ceil(batches / accum_grad)
-
-
-def log_update(updates: int, hours: Optional[float]) -> None:
-    """Log the size of an update.
-
-    Args:
-        updates: Number of updates in an epoch.
-        hours: Hours of audio in an epoch; None: not known.
-    """
+    if batches is None:
+        return None
+    updates = math.ceil(batches / accum_grad)
+    hours = getattr(iter_factory, "hours", None)  # of a stream
     size = "" if hours is None else f", {hours / updates:.3g} h of speech each"
     logging.info(f"training: about {updates:,} updates an epoch{size}")
+    return updates
 
 
 def fit_schedule(

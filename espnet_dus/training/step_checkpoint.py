@@ -11,7 +11,6 @@ They belong to the current epoch: ESPnet's `checkpoint.pth` is that of the previ
 
 import hashlib
 import logging
-import re
 import shutil
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
 from espnet_dus.io import atomic_path, file_sha256, write_text
+from espnet_dus.training.distributed import rank, world_size
 
 
 class StepCheckpoints:
@@ -29,19 +29,11 @@ class StepCheckpoints:
     Args:
         directory: Where they are.
         keep: Number of them that are kept.
-        rank: Of this process.
-        world_size: Number of processes that train.
     """
 
-    def __init__(self, directory: Path, keep: int, rank: int = 0, world_size: int = 1):
+    def __init__(self, directory: Path, keep: int):
         self.directory = Path(directory)
         self.keep = keep
-        self.rank = rank
-        self.world_size = world_size
-
-    @property
-    def _own_file(self) -> str:
-        return f"rank{self.rank}of{self.world_size}.pth"
 
     def save(self, epoch: int, batches: int, shared: Any, own: Any) -> Path:
         """Save a state; all processes call this together.
@@ -57,15 +49,15 @@ class StepCheckpoints:
         """
         start = time.perf_counter()
         place = self.directory / f"{epoch:04d}_{batches:08d}"
-        if self.rank == 0:
+        if rank() == 0:
             save_with_checksum(shared, place / "shared.pth")
-        save_with_checksum(own, place / self._own_file)
-        self._wait_for_all()
-        if self.rank == 0:
+        save_with_checksum(own, place / _own_file())
+        if world_size() > 1:
+            torch.distributed.barrier()
+        if rank() == 0:
             for old in self._places()[: -self.keep]:
                 shutil.rmtree(old)
-        seconds = time.perf_counter() - start
-        logging.info(f"saved {place} in {seconds:.1f} s")
+        logging.info(f"saved {place} in {time.perf_counter() - start:.1f} s")
         return place
 
     def load(self, epoch: int) -> Optional[Tuple[Any, Any]]:
@@ -80,20 +72,18 @@ class StepCheckpoints:
         Raises:
             ValueError: It was saved by another number of processes.
         """
-        chosen = [None]
-        if self.rank == 0:
-            chosen = [self._newest(epoch)]
-        if self.world_size > 1:
+        chosen = [self._newest(epoch) if rank() == 0 else None]
+        if world_size() > 1:
             torch.distributed.broadcast_object_list(chosen)
         if chosen[0] is None:
             return None
         place = Path(chosen[0])
-        own = place / self._own_file
+        own = place / _own_file()
         if not own.is_file():
             found = ", ".join(path.name for path in sorted(place.glob("rank0of*.pth")))
             raise ValueError(
                 f"{place} was saved by another number of processes ({found}; now "
-                f"{self.world_size}): use the same number, or remove {self.directory} "
+                f"{world_size()}): use the same number, or remove {self.directory} "
                 "to resume from the last complete epoch"
             )
         logging.info(f"resuming inside epoch {epoch}, from {place}")
@@ -104,7 +94,7 @@ class StepCheckpoints:
 
     def clear(self) -> None:
         """Remove all states."""
-        if self.rank == 0 and self.directory.exists():
+        if rank() == 0 and self.directory.exists():
             shutil.rmtree(self.directory)
 
     def _places(self) -> List[Path]:
@@ -126,9 +116,9 @@ class StepCheckpoints:
                     newest = str(place)
         return newest
 
-    def _wait_for_all(self) -> None:
-        if self.world_size > 1:
-            torch.distributed.barrier()
+
+def _own_file() -> str:
+    return f"rank{rank()}of{world_size()}.pth"
 
 
 def save_with_checksum(content: Any, path: Path) -> None:
@@ -158,12 +148,11 @@ class _HashingWriter:
 
 def _problem(place: Path) -> Optional[str]:
     """Return what is wrong with a state's files, or None."""
-    ranks = [p.name for p in place.glob("rank*of*.pth")]
-    sizes = {int(re.fullmatch(r"rank\d+of(\d+)\.pth", name)[1]) for name in ranks}
+    sizes = {int(p.stem.partition("of")[2]) for p in place.glob("rank*of*.pth")}
     if len(sizes) != 1:
         return "no process has finished saving"
     (size,) = sizes
-    for name in ["shared.pth"] + [f"rank{rank}of{size}.pth" for rank in range(size)]:
+    for name in ["shared.pth", *(f"rank{n}of{size}.pth" for n in range(size))]:
         if not (place / name).is_file() or not (place / f"{name}.sha256").is_file():
             return f"{name} or its checksum is missing"
         if differs_from_checksum(place / name):

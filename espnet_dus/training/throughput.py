@@ -14,15 +14,16 @@ import logging
 import math
 import resource
 import time
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import humanfriendly
 import torch
-from espnet2.train.reporter import SubReporter, aggregate
+from espnet2.train.reporter import aggregate
 
 from espnet_dus.model.sequence import Joined
 from espnet_dus.training.distributed import world_size
 from espnet_dus.training.flops import Work, peak_flops, training_flops
+from espnet_dus.training.resume import Epoch
 
 
 class WorkCounter:
@@ -122,43 +123,24 @@ class ThroughputLog:
     """Writes the lines.
 
     Args:
-        model: The `ESPnetDUSModel`, without DDP around it.
-        reporter: ESPnet's, of this epoch.
-        interval: Batches from one line to the next.
-        samples_per_second: Samples (or feature frames) in a second of audio.
-        num_batches: Number of batches of this epoch, or None if not known.
-        num_epochs_left: Number of epochs after it.
-        peak_tflops: Peak of a process's device, or None to look it up.
+        epoch: The current epoch.
+        options: Those of the trainer (`DUSTrainerOptions`).
         summary_writer: TensorBoard's, or None.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        reporter: SubReporter,
-        interval: int,
-        samples_per_second: float,
-        num_batches: Optional[int] = None,
-        num_epochs_left: int = 0,
-        peak_tflops: Optional[float] = None,
-        summary_writer=None,
-    ):
-        self.model = model
-        self.reporter = reporter
-        self.interval = interval
-        self.samples_per_second = samples_per_second
-        self.num_batches = num_batches
-        self.num_epochs_left = num_epochs_left
-        self.summary_writer = summary_writer
-        self.peak = peak_flops(peak_tflops) * world_size()
-        self.counter = WorkCounter(model)
+    def __init__(self, epoch: Epoch, options: Any, summary_writer: Any = None):
+        self.model, self.reporter = epoch.model, epoch.reporter
+        self.num_batches = epoch.batches.total()
+        self.options, self.summary_writer = options, summary_writer
+        self.peak = peak_flops(options.peak_tflops) * world_size()
+        self.counter = WorkCounter(self.model)
         self.begin = self.since = time.perf_counter()
-        self.begin_count = self.since_count = reporter.count
+        self.begin_count = self.since_count = self.reporter.count
 
     def after_batch(self) -> None:
         """Write the line if it is due; all processes call this together."""
         count = self.reporter.count
-        if count % self.interval or count == self.since_count:
+        if count % self.options.log_interval or count == self.since_count:
             return
         figures = self.figures()
         total = "" if self.num_batches is None else f"/{self.num_batches}"
@@ -170,13 +152,10 @@ class ThroughputLog:
                         f"throughput/{name}", value, self.reporter.total_count
                     )
 
-    def close(self) -> None:
-        """Stop measuring."""
-        self.counter.remove()
-
     def figures(self) -> Figures:
         """Measure from the last call to now."""
         now, count = time.perf_counter(), self.reporter.count
+        rate = self.options.samples_per_second
         seconds, batches = now - self.since, count - self.since_count
         work = self.counter.take()
         waits = self.reporter.stats["iter_time"][-batches:]
@@ -185,12 +164,12 @@ class ThroughputLog:
         epoch_left = training_left = math.nan
         if self.num_batches is not None:
             epoch_left = per_batch * (self.num_batches - count)
-            epochs_left = per_batch * self.num_batches * self.num_epochs_left
-            training_left = epoch_left + epochs_left
+            epochs_left = self.options.max_epoch - self.reporter.get_epoch()
+            training_left = epoch_left + per_batch * self.num_batches * epochs_left
         return Figures(
             loss=self._mean("loss", batches),
             grad_norm=self._mean("grad_norm", batches),
-            audio_seconds_per_second=work.samples / self.samples_per_second / seconds,
+            audio_seconds_per_second=work.samples / rate / seconds,
             tokens_per_second=work.positions / seconds,
             padding_share=1 - work.positions / max(work.padded, 1),
             data_wait_share=sum(v.value for v in waits) / seconds,

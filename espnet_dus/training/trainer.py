@@ -33,6 +33,7 @@ from espnet_dus.model.checkpoint import count_as_paper, parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
 from espnet_dus.training.criteria import check_criteria
 from espnet_dus.training.distributed import (
+    gather_numbers,
     has_unused_parameters,
     prepare_for_ddp,
     rank,
@@ -50,7 +51,7 @@ from espnet_dus.training.resume import (
     ResumableBatches,
     leave_signals_to_the_training,
 )
-from espnet_dus.training.schedule import fit_schedule, log_update, updates_per_epoch
+from espnet_dus.training.schedule import fit_schedule, updates_per_epoch
 from espnet_dus.training.step_checkpoint import (
     StepCheckpoints,
     differs_from_checksum,
@@ -67,10 +68,12 @@ class Run:
     """What spans the calls of a training: ESPnet's Trainer has no instances.
 
     Attributes:
+        checkpoints: The states inside an epoch.
         stop: The signals that ask the training to stop.
-        epoch: The current epoch.
+        epoch: The current epoch; None: there is nothing left to train.
     """
 
+    checkpoints: StepCheckpoints
     stop: StopSignals = dataclasses.field(default_factory=StopSignals)
     epoch: Optional[Epoch] = None
 
@@ -93,7 +96,6 @@ class DUSTrainerOptions(TrainerOptions):
     """
 
     save_interval_steps: int
-    keep_step_checkpoints: int
     max_nonfinite_steps: int
     peak_tflops: Optional[float]
     gradient_checkpointing: bool
@@ -157,13 +159,14 @@ class DUSTrainer(Trainer):
         ):
             if getattr(args, name) < least:
                 raise ValueError(f"{name}: {getattr(args, name)} is below {least}")
+        states = Path(args.output_dir) / "step_checkpoints"
         # features on disk have a frame every 10 ms, see data.format
         args = argparse.Namespace(
             **vars(args),
             samples_per_second=float(input_rate(args)),
             num_positions=partial(input_positions, args),
             data_settings=data_settings(args),
-            run=Run(),
+            run=Run(StepCheckpoints(states, args.keep_step_checkpoints)),
         )
         return build_dataclass(DUSTrainerOptions, args)
 
@@ -177,11 +180,10 @@ class DUSTrainer(Trainer):
         Raises:
             SystemExit: A signal came; the exit code is `preemption.EXIT_CODE`.
         """
-        options, distributed = trainer_options, kwargs["distributed_option"]
+        options, run = trainer_options, trainer_options.run
         check_criteria(options, kwargs["schedulers"], model)
         output_dir = Path(options.output_dir)
-        is_first = not distributed.distributed or distributed.dist_rank == 0
-        if is_first:
+        if rank() == 0:
             content = {
                 **parameter_counts(model),
                 "as_the_paper_counts": count_as_paper(model),
@@ -190,28 +192,23 @@ class DUSTrainer(Trainer):
             write_text(output_dir / "params.json", json.dumps(content, indent=2) + "\n")
         if options.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        if distributed.distributed:
+        if kwargs["distributed_option"].distributed:
             prepare_for_ddp(model)
             options.unused_parameters |= has_unused_parameters(model)
         iter_factory = kwargs["train_iter_factory"]
         options.accum_grad = getattr(iter_factory, "accum_grad", options.accum_grad)
         updates = updates_per_epoch(iter_factory, options.accum_grad)
-        if updates is not None:
-            log_update(updates, getattr(iter_factory, "hours", None))
-            updates *= options.max_epoch
         for optimizer, scheduler in zip(kwargs["optimizers"], kwargs["schedulers"]):
-            fit_schedule(optimizer, scheduler, updates)
+            fit_schedule(optimizer, scheduler, updates and updates * options.max_epoch)
         model.register_forward_hook(spoil_nonfinite_loss)
-        lock = locked(output_dir) if is_first else nullcontext()
-        with lock, atomic_torch_save(), options.run.stop:
-            before = _time_of_change(output_dir / "checkpoint.pth")
+        lock = locked(output_dir) if rank() == 0 else nullcontext()
+        with lock, atomic_torch_save(), run.stop.noted():
             if not options.resume:
-                _step_checkpoints(options, distributed).clear()
+                run.checkpoints.clear()
             super().run(model=model, trainer_options=options, **kwargs)
-            _step_checkpoints(options, distributed).clear()
-            if is_first:
-                trained = _time_of_change(output_dir / "checkpoint.pth") != before
-                write_training_cost(output_dir, trained)
+            run.checkpoints.clear()
+            if rank() == 0:
+                write_training_cost(output_dir, trained=run.epoch is not None)
 
     @staticmethod
     def resume(checkpoint, model, **kwargs):
@@ -229,17 +226,15 @@ class DUSTrainer(Trainer):
         epoch_file = Path(checkpoint).parent / f"{epoch}epoch.pth"
         if not epoch_file.exists():
             logging.warning(f"{epoch_file} is missing: rewritten from {checkpoint}")
-            with atomic_torch_save():
-                torch.save(
-                    safe_torch_load(checkpoint, map_location="cpu")["model"], epoch_file
-                )
+            state = safe_torch_load(checkpoint, map_location="cpu")
+            torch.save(state["model"], epoch_file)
         with atomic_path(epoch_file.with_name("latest.pth")) as link:
             link.symlink_to(epoch_file.name)
 
     @classmethod
     def train_one_epoch(cls, model, iterator, reporter, **kwargs):
         """Train an epoch, or what an interrupted process has left of it."""
-        options = kwargs["options"]
+        options, run = kwargs["options"], kwargs["options"].run
         if rank() > 0:
             # Dropout, masks and the texts of text retention differ between processes.
             set_all_random_seed(
@@ -251,12 +246,14 @@ class DUSTrainer(Trainer):
             # An accumulation that the last epoch left incomplete: a process that
             # resumes here would not have it.
             optimizer.zero_grad()
-        checkpoints = _step_checkpoints(options, kwargs["distributed_option"])
         batches = ResumableBatches(iterator, options.data_settings)
+        if options.log_interval is None:  # as ESPnet, which is given no length
+            options.log_interval = max((batches.total() or 2000) // 20, 10)
         parts = [*kwargs["optimizers"], *kwargs["schedulers"], kwargs["scaler"]]
-        options.run.epoch = Epoch(inner, parts, reporter, batches, checkpoints)
+        parts = [part for part in parts if part is not None]
+        run.epoch = Epoch(inner, parts, reporter, batches, run.checkpoints)
         if options.resume:
-            options.run.epoch.restore()
+            run.epoch.restore()
         nonfinite = NonfiniteSteps(
             reporter,
             Path(options.output_dir),
@@ -265,15 +262,12 @@ class DUSTrainer(Trainer):
         )
         steps = cls._steps(model, options, nonfinite, kwargs["summary_writer"])
         invalid = super().train_one_epoch(
-            model=model,
-            iterator=_Sized(steps, batches),
-            reporter=reporter,
-            **kwargs,
+            model=model, iterator=steps, reporter=reporter, **kwargs
         )
-        number = sum_by_name({"utterances": [batches.utterances]})["utterances"][0]
+        number = int(gather_numbers([batches.utterances]).sum())
         logging.info(
-            f"epoch {reporter.get_epoch()}: trained on {number:,.0f} "
-            f"utterances; those left out are in {options.output_dir}/bad_utterances.txt"
+            f"epoch {reporter.get_epoch()}: trained on {number:,} utterances; those "
+            f"left out are in {options.output_dir}/bad_utterances.txt"
         )
         # if all batches were done before, ESPnet has seen no valid step
         return invalid and not finite_values(reporter, "grad_norm")
@@ -310,7 +304,7 @@ class DUSTrainer(Trainer):
     def _steps(cls, model, options, nonfinite, summary_writer) -> Iterator:
         """Yield the batches; what follows `yield` is done after a batch's step."""
         epoch, accum_grad = options.run.epoch, options.accum_grad
-        log = _throughput_log(epoch, options, summary_writer)
+        log = ThroughputLog(epoch, options, summary_writer)
         utt_ids: List[str] = []
         try:
             batches = as_one_batch(epoch.batches, accum_grad, options.num_positions)
@@ -330,46 +324,7 @@ class DUSTrainer(Trainer):
                     epoch.save()
                 options.run.stop_if_asked()
         finally:
-            log.close()
-
-
-class _Sized:
-    """An iterator that is as long as another."""
-
-    def __init__(self, iterator, other):
-        self.iterator, self.other = iterator, other
-
-    def __len__(self) -> int:
-        return len(self.other)
-
-    def __iter__(self) -> Iterator:
-        return self.iterator
-
-
-def _throughput_log(epoch: Epoch, options, summary_writer) -> ThroughputLog:
-    try:
-        num_batches = len(epoch.batches)
-    except TypeError:
-        num_batches = None
-    return ThroughputLog(
-        epoch.model,
-        epoch.reporter,
-        options.log_interval or max((num_batches or 2000) // 20, 10),
-        options.samples_per_second,
-        num_batches,
-        options.max_epoch - epoch.reporter.get_epoch(),
-        options.peak_tflops,
-        summary_writer,
-    )
-
-
-def _step_checkpoints(options: DUSTrainerOptions, distributed) -> StepCheckpoints:
-    return StepCheckpoints(
-        Path(options.output_dir) / "step_checkpoints",
-        options.keep_step_checkpoints,
-        rank(),
-        distributed.dist_world_size if distributed.distributed else 1,
-    )
+            log.counter.remove()
 
 
 def write_training_cost(output_dir: Path, trained: bool) -> None:
@@ -396,18 +351,13 @@ def write_training_cost(output_dir: Path, trained: bool) -> None:
     reporter = Reporter()
     saved = safe_torch_load(checkpoint, map_location="cpu", mmap=True)
     reporter.load_state_dict(saved["reporter"])
-    seconds = sum(
-        phase["time"].total_seconds()
-        for phases in reporter.stats.values()
-        for phase in phases.values()
-        if "time" in phase
-    )
-    train_seconds = steps = 0
-    for phases in reporter.stats.values():
-        new = phases["train"]["total_count"] - steps
-        train_seconds += phases["train"]["train_time"] * new
-        steps += new
     epochs = [phases for _, phases in sorted(reporter.stats.items())]
+    phases = [phase for epoch in epochs for phase in epoch.values() if "time" in phase]
+    train_seconds = steps = 0
+    for epoch in epochs:
+        new = epoch["train"]["total_count"] - steps
+        train_seconds += epoch["train"]["train_time"] * new
+        steps += new
     content = {
         "epochs": len(epochs),
         "curves": {
@@ -416,14 +366,10 @@ def write_training_cost(output_dir: Path, trained: bool) -> None:
             if all(phase in e for e in epochs)
         },
         "seconds_per_step": round(train_seconds / steps, 4) if steps else None,
-        "wall_seconds": round(seconds, 1),
+        "wall_seconds": round(sum(p["time"].total_seconds() for p in phases), 1),
         **memory,
     }
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _time_of_change(path: Path) -> Optional[int]:
-    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from espnet_dus.app import cli
 from espnet_dus.data.lengths import samples_of_positions, speech_positions
 from espnet_dus.task import DUSTask
 from espnet_dus.training.batch_search import (
-    bucket_bytes,
     default_lengths,
     find_batch_sizes,
+    gradient_bytes,
     largest,
     make_batch,
     step_bytes,
@@ -128,7 +128,7 @@ def test_the_command_writes_what_training_reads(
 def test_ddp_has_a_second_copy_of_the_gradients(trial):
     model = trial[0]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert bucket_bytes(model) == 4 * trained > 0
+    assert gradient_bytes(model) == 4 * trained > 0
 
 
 def test_checkpointing_and_ddp_are_heeded(

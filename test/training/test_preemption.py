@@ -66,9 +66,10 @@ def test_another_end_of_a_process_stays_an_error():
 
 def test_while_it_trains_a_signal_is_only_noted():
     with stoppable():
-        with StopSignals() as stop:
+        stop = StopSignals()
+        with stop.noted():
             assert not stop.any_process()
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.any_process() and stop.received == "SIGTERM"
-        with stop:  # another training in this process
+        with stop.noted():  # another training in this process
             assert not stop.any_process()

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from training_helpers import load
 
 from espnet_dus.training import throughput
 from espnet_dus.training.flops import training_flops
+from espnet_dus.training.resume import Epoch, ResumableBatches
 from espnet_dus.training.throughput import Figures, ThroughputLog, WorkCounter
 
 
@@ -99,8 +101,12 @@ def test_the_figures_are_those_of_the_time_since_the_last_line(
     counter = WorkCounter(model)
     model(**tiny_batch(0.9, 0.5))
     one = counter.take()
+    options = SimpleNamespace(
+        log_interval=2, samples_per_second=16000, max_epoch=4, peak_tflops=1e-6
+    )
     with Reporter().observe("train", 1) as reporter:
-        log = ThroughputLog(model, reporter, 2, 16000, 10, 3, peak_tflops=1e-6)
+        batches = ResumableBatches([None] * 10)
+        log = ThroughputLog(Epoch(model, [], reporter, batches, None), options)
         for n in range(4):
             reporter.register({"iter_time": 0.5})
             _, stats, weight = model(**tiny_batch(0.9, 0.5))
