@@ -134,16 +134,13 @@ class DUSPreprocessor(CommonPreprocessor):
             tokens = self.tokenizer.prompt_tokens(data["text_before"])
             ids = self.token_id_converter.tokens2ids(tokens)
             data = {**data, "text_before": np.array(ids, dtype=np.int64)}
-        units = None
         if isinstance(data.get(self.text_name), str):
             text = self.text_cleaner(data[self.text_name])
-            if self.ctc_units is not None:
-                units = np.array(self.ctc_units.encode(text), dtype=np.int64)
             data = {**data, self.text_name: llm_text(text)}
-        data = super().__call__(uid, data)
-        if units is not None:
-            data["text_ctc"] = units
-        return data
+            if self.ctc_units is not None:
+                units = self.ctc_units.encode(text)
+                data["text_ctc"] = np.array(units, dtype=np.int64)
+        return super().__call__(uid, data)
 
     def _check(self, uid: str, data: Dict[str, Any]) -> None:
         speech = data[self.speech_name]

@@ -50,11 +50,10 @@ def find_librispeech(
     """
     if corpus:
         roots = [Path(corpus), Path(corpus, "LibriSpeech")]
-        for root in roots:
-            if any((root / part).is_dir() for part in ARCHIVES):
-                break
-        else:
+        found = [root for root in roots if any((root / p).is_dir() for p in ARCHIVES)]
+        if not found:
             raise ValueError(f"{corpus}: no LibriSpeech there ({', '.join(ARCHIVES)})")
+        root = found[0]
         missing = [part for part in parts if not (root / part).is_dir()]
         if missing:
             raise ValueError(f"{root}: the part(s) {', '.join(missing)} are missing")

@@ -185,17 +185,15 @@ class StreamingIterFactory(AbsIterFactory):
     def settings(self, epoch: int) -> Dict[str, str]:
         """Return all that the batches of an epoch depend on, as text by name."""
         options = {f"streaming_conf {k}": v for k, v in asdict(self.config).items()}
-        options["streaming_conf batch_sizes"] = self.batch_sizes
-        options["streaming_conf shards"] = _digest(self.corpora)
-        options.update(
-            {
-                "epoch": epoch,
-                "seed": self.seed,
-                "num_workers": self.num_workers,
-                "number of processes": self.world_size,
-                "mean length (prompt, cleaner, frontend)": self.mean_length,
-            }
-        )
+        options |= {
+            "streaming_conf batch_sizes": self.batch_sizes,
+            "streaming_conf shards": _digest(self.corpora),
+            "epoch": epoch,
+            "seed": self.seed,
+            "num_workers": self.num_workers,
+            "number of processes": self.world_size,
+            "mean length (prompt, cleaner, frontend)": self.mean_length,
+        }
         return {name: repr(value) for name, value in options.items()}
 
 
