@@ -30,8 +30,8 @@ from espnet_dus.data.lengths import (
 from espnet_dus.data.shards.config import DEFAULTS as STREAMING_DEFAULTS
 from espnet_dus.io import read_scp
 from espnet_dus.model.adaptation import ARMS
+from espnet_dus.model.base_lm import load_base_lm
 from espnet_dus.model.build import (
-    BASE_LM_CONF,
     build_model,
     frontend_choices,
     load_ctc_units,
@@ -68,7 +68,7 @@ class DUSTask(AbsTask):
         group.add_argument(
             "--base_lm_conf",
             action=NestedDictAction,
-            default=dict(BASE_LM_CONF),
+            default=get_default_kwargs(load_base_lm),
             help="dtype: auto, float32, bfloat16; attn_implementation: sdpa, eager",
         )
         group.add_argument(

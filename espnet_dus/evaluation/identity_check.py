@@ -12,7 +12,6 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet_dus.evaluation.text.tables import markdown_table
 from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import load_base_lm
-from espnet_dus.model.build import BASE_LM_CONF
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.layers import KINDS, SCOPES
 from espnet_dus.model.stack import StackLayer, describe, draw
@@ -50,7 +49,7 @@ def run(
     Raises:
         RuntimeError: The untrained model is not the base LM.
     """
-    base, _, _ = load_base_lm(args.base_lm, **{**BASE_LM_CONF, **args.base_lm_conf})
+    base, _, _ = load_base_lm(args.base_lm, **args.base_lm_conf)
     own = dict(args.adaptation_conf)
     if args.adaptation == "dus":
         own = {**get_default_kwargs(upscale), **own}

@@ -1,10 +1,10 @@
 """The arms: four ways to adapt the base LM, alike in everything but what is trained."""
 
-import inspect
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Iterator, List, Optional, Sequence, Union
 
 import torch
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.io import check_names
 from espnet_dus.model.upscaling import (
@@ -16,7 +16,6 @@ from espnet_dus.model.upscaling import (
     upscale,
 )
 
-ARMS: Dict[str, Callable]
 MATCH_ADDED_LAYERS = "match_added_layers"
 
 
@@ -37,9 +36,7 @@ def adapt(lm: torch.nn.Module, arm: str, **conf: Any) -> torch.nn.Module:
     if arm not in ARMS:
         raise ValueError(f"adaptation: {arm!r} is not one of {', '.join(ARMS)}")
     if arm != "dus":  # whose options depend on the kind: checked there
-        parameters = inspect.signature(ARMS[arm]).parameters.values()
-        options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        check_names(f"adaptation {arm}", conf, options)
+        check_names(f"adaptation {arm}", conf, get_default_kwargs(ARMS[arm]))
     return ARMS[arm](lm, **conf)
 
 

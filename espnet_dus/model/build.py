@@ -17,7 +17,7 @@ from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.data.ctc_units import CTCUnits
-from espnet_dus.data.lengths import EMBEDDER_CONF, takes_tokens
+from espnet_dus.data.lengths import takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.io import check_names
 from espnet_dus.model.adaptation import adapt
@@ -39,7 +39,6 @@ normalize_choices = ClassChoices(
     optional=True,
 )
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
-BASE_LM_CONF = {"dtype": "auto", "attn_implementation": None}
 
 
 def build_model(args: argparse.Namespace) -> torch.nn.Module:
@@ -62,20 +61,20 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
     if getattr(args, "collect_stats", False):
         return FeatureModel(frontend)
 
-    lm, tokenizer, identity = load_base_lm(
-        args.base_lm, **fill_defaults("base_lm_conf", args.base_lm_conf, BASE_LM_CONF)
-    )
-    embeddings = lm.get_input_embeddings().weight
-    compute_dtype = embeddings.dtype  # the arm full makes float32 of it
+    check_names("base_lm_conf", args.base_lm_conf, get_default_kwargs(load_base_lm))
+    lm, tokenizer, identity = load_base_lm(args.base_lm, **args.base_lm_conf)
+    compute_dtype = lm.dtype  # the arm full makes float32 of it
     speech_embedder = _build_embedder(args, lm, input_size)
     lm = adapt(lm, args.adaptation, **args.adaptation_conf)
+    known = get_default_kwargs(ESPnetDUSModel)
+    check_names("model_conf", args.model_conf, known)
+    model_conf = {**known, **args.model_conf}
     ctc_units = load_ctc_units(args, tokenizer)
     ctc = None
     if ctc_units is not None:
-        ctc_conf = fill_defaults("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
-        model_conf = {**get_default_kwargs(ESPnetDUSModel), **args.model_conf}
+        check_names("ctc_conf", args.ctc_conf, get_default_kwargs(CTCHead))
         has_norm = is_above_base_layer(lm, model_conf["ctc_layer"])
-        ctc = CTCHead(lm.config.hidden_size, len(ctc_units), has_norm, **ctc_conf)
+        ctc = CTCHead(lm.config.hidden_size, len(ctc_units), has_norm, **args.ctc_conf)
         if ctc_units.type == "llm":
             ctc.start_at_embeddings(ctc_units, lm)
     return ESPnetDUSModel(
@@ -89,9 +88,7 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
         ctc=ctc,
         ctc_units=ctc_units,
         compute_dtype=compute_dtype,
-        **fill_defaults(
-            "model_conf", args.model_conf, get_default_kwargs(ESPnetDUSModel)
-        ),
+        **model_conf,
     )
 
 
@@ -153,11 +150,11 @@ def _build_embedder(
     args: argparse.Namespace, lm: torch.nn.Module, input_size: Optional[int]
 ) -> torch.nn.Module:
     hidden_size, conf = lm.config.hidden_size, args.speech_embedder_conf
+    kind = TokenEmbedder if takes_tokens(args) else SpeechEmbedder
+    check_names("speech_embedder_conf", conf, get_default_kwargs(kind))
     if not takes_tokens(args):
-        conf = fill_defaults("speech_embedder_conf", conf, EMBEDDER_CONF)
         return SpeechEmbedder(input_size, hidden_size, embedding_rms(lm), **conf)
     info = TokenizerInfo.read(args.speech_tokenizer)
-    check_names("speech_embedder_conf", conf, get_default_kwargs(TokenEmbedder))
     embedder = TokenEmbedder(info.vocab_sizes, hidden_size, **conf)
     embedder.start_at_embeddings(lm.get_input_embeddings())
     record_identity(
@@ -183,14 +180,6 @@ def _refuse_features(args: argparse.Namespace) -> None:
             "speech_embedder_conf, num_time_mask"
         )
     args.normalize, args.normalize_conf = None, {}
-
-
-def fill_defaults(
-    name: str, conf: Dict[str, Any], known: Dict[str, Any]
-) -> Dict[str, Any]:
-    """Fill up an option with the defaults, of known keys."""
-    check_names(name, conf, known)
-    return {**known, **conf}
 
 
 def check_numbers(name: str, conf: Any) -> None:

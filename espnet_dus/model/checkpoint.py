@@ -161,18 +161,12 @@ def count_as_paper(model: torch.nn.Module) -> Optional[int]:
     vocab_sizes = getattr(model.speech_embedder, "vocab_sizes", None)
     if vocab_sizes is None:
         return None
-    tables = {
-        id(t): t
-        for t in (
-            model.lm.get_input_embeddings().weight,
-            model.lm.get_output_embeddings().weight,
-        )
-    }.values()
-    others = parameter_counts(model.lm)["trained"] - sum(
-        table.numel() for table in tables if table.requires_grad
-    )
-    num_text, hidden = model.lm.get_input_embeddings().weight.shape
-    return others + 2 * (num_text + sum(vocab_sizes)) * hidden
+    lm = model.lm
+    embed, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
+    others = [p for p in lm.parameters() if p is not embed and p is not head]
+    num_text, hidden = embed.shape
+    tables = 2 * (num_text + sum(vocab_sizes)) * hidden
+    return tables + sum(p.numel() for p in others if p.requires_grad)
 
 
 def _not_saved(model: torch.nn.Module, lm_name: str) -> Set[str]:

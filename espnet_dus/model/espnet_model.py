@@ -257,7 +257,8 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
                 seq = self._lay_out(self.speech_alone(speech_BSD, lengths_B))
             else:
                 seq = self.join_text(speech_BSD, lengths_B, *texts)
-                self._warn_beyond_context(seq.inputs_BTD.size(1))
+                context = self.lm.config.max_position_embeddings
+                _warn_beyond_context(context, seq.inputs_BTD.size(1))
                 seq = self._lay_out(seq)
             lower_BTD = self.lower(seq)
             ctc_seq, hidden_BTD = seq, lower_BTD
@@ -335,11 +336,6 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
     def _lay_out(self, seq: Joined) -> Joined:
         return pack(seq) if self.packing else seq
 
-    def _warn_beyond_context(self, num_positions: int) -> None:
-        context = self.lm.config.max_position_embeddings
-        if num_positions > context:
-            _warn_of_context(context, num_positions)
-
     def _predicted(
         self, seq: Joined, text_BN: torch.Tensor, text_lengths_B: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -401,8 +397,9 @@ def word_errors(
 
 
 @functools.lru_cache(maxsize=None)  # once for each length
-def _warn_of_context(context: int, num_positions: int) -> None:
-    logging.warning(
-        f"a sequence of speech and text has {num_positions} positions, but the base "
-        f"LM's context is {context}: lower --max_wav_duration (stage 4)"
-    )
+def _warn_beyond_context(context: int, num_positions: int) -> None:
+    if num_positions > context:
+        logging.warning(
+            f"a sequence of speech and text has {num_positions} positions, but the "
+            f"base LM's context is {context}: lower --max_wav_duration (stage 4)"
+        )

@@ -105,24 +105,23 @@ def _row(parts: Sequence[StackLayer]) -> Tuple[str, str, bool]:
 
 def draw(stack: Sequence[StackLayer], path: Path) -> Path:
     """Draw the stack, input at the bottom; what is trained in colour."""
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Patch
 
+    colors = {
+        "added, trained": "#d1495b",
+        "trained": "#edae49",
+        "base LM, frozen": "#c9d6df",
+    }
     with drawing(path, 6, 0.28 * len(stack) + 1) as axes:
         for y, part in enumerate(stack):
-            color = (
-                "#d1495b" if part.inserted else "#edae49" if part.trained else "#c9d6df"
-            )
+            what = "trained" if part.trained else "base LM, frozen"
+            color = colors["added, trained" if part.inserted else what]
             axes.barh(y, 1, height=0.85, color=color, edgecolor="white")
             count = part.trained or part.frozen
             label = f"{part.name}   {count / 1e6:.2f} M" if count else part.name
             axes.text(0.5, y, label, ha="center", va="center", fontsize=8)
-        handles = [
-            Rectangle((0, 0), 1, 1, color=color)
-            for color in ("#d1495b", "#edae49", "#c9d6df")
-        ]
         axes.legend(
-            handles,
-            ["added, trained", "trained", "base LM, frozen"],
+            handles=[Patch(color=color, label=what) for what, color in colors.items()],
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
             ncols=3,

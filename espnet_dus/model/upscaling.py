@@ -18,6 +18,7 @@ changes the LM, its configuration or a layer.
 
 import copy
 import functools
+import operator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -34,10 +35,11 @@ from typing import (
 )
 
 import torch
+from espnet2.utils.get_default_kwargs import get_default_kwargs
 from transformers.cache_utils import Cache
 
 from espnet_dus.io import check_names
-from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES, layer_options
+from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
 from espnet_dus.model.layers.speech_only import Speech, find_speech
 
@@ -86,7 +88,7 @@ def upscale(
     for name, value, allowed in (("kind", kind, KINDS), ("scope", scope, SCOPES)):
         if value not in allowed:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-    options = layer_options(kind, scope)
+    options = get_default_kwargs(BUILDERS[kind, scope])
     what = f"kind {kind}, scope {scope}"
     if "merge_init" in options and "linear_units" in layer_conf:
         what = f"{FORMER_LAYER}; {what}"
@@ -104,9 +106,12 @@ def upscale(
             neighbour = base_layers[max(index, 0)]
             with torch.device(next(neighbour.parameters()).device):
                 layer = BUILDERS[kind, scope](lm, neighbour, layer_idx, **layer_conf)
-            layers.append(_trainable(layer))
+            mix_in(AddedLayer, layer.float().requires_grad_(True))
+            layers.append(layer)
             layer_idx += 1
-    _set_layers(lm, layers)
+    del lm.model.layers[:]
+    lm.model.layers.extend(layers)
+    set_num_layers(lm.config, len(layers))
     lm.config.depth_up_scaling = dict(
         kind=kind, scope=scope, positions=after, layer_conf=layer_conf
     )
@@ -152,7 +157,7 @@ def stack(
     if not norm:
         decoder._modules["norm"] = torch.nn.Identity()
     decoder.config = copy.copy(lm.model.config)
-    _set_num_layers(decoder.config, len(layers))
+    set_num_layers(decoder.config, len(layers))
     decoder.config.update({"use_cache": False})
     return decoder
 
@@ -251,11 +256,8 @@ def _place(positions: str, num_layers: int, scope: str) -> List[int]:
             f"(scope {scope!r}), each followed by one added layer at most; use a "
             "smaller number, another placement, or a list of indices, which may repeat"
         )
-    shares = (
-        [num_added]
-        if len(ranges[placement]) == 1
-        else [-(-num_added // 2), num_added // 2]
-    )
+    half = num_added // 2
+    shares = [num_added - half, half] if placement == "sandwich" else [num_added]
     return [
         run[(i + 1) * len(run) // share - 1]
         for run, share in zip(ranges[placement], shares)
@@ -492,13 +494,8 @@ def mix_in(mixin: type, module: torch.nn.Module) -> None:
     module.__class__ = _mixed(mixin, type(module))
 
 
-def _set_layers(lm: torch.nn.Module, layers: List[torch.nn.Module]) -> None:
-    del lm.model.layers[:]
-    lm.model.layers.extend(layers)
-    _set_num_layers(lm.config, len(layers))
-
-
-def _set_num_layers(config: Any, num_layers: int) -> None:
+def set_num_layers(config: Any, num_layers: int) -> None:
+    """Tell a configuration how many layers of full attention its model has."""
     config.update({"num_hidden_layers": num_layers})
     if getattr(config, "layer_types", None):  # read by index, for the masks
         config.update({"layer_types": ["full_attention"] * num_layers})
@@ -514,29 +511,17 @@ def check_convertible(lm: torch.nn.Module) -> None:
         raise ValueError(
             "this model has been up-scaled before: convert a freshly loaded base LM"
         )
-    layers = getattr(getattr(lm, "model", None), "layers", None)
     names = ("self_attn.o_proj", "mlp.down_proj", "self_attn.layer_idx")
-    if not layers or any(_missing(layers[0], name) for name in names):
+    try:
+        operator.attrgetter(*names)(lm.model.layers[0])
+    except (AttributeError, IndexError) as error:
         raise ValueError(
             f"{type(lm).__name__} is not a causal LM of the Llama type: expected "
             f"model.layers[i] with {', '.join(names)}"
-        )
+        ) from error
     layer_types = set(getattr(lm.config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
         raise ValueError(
             f"{type(lm).__name__} has layers of the types {sorted(layer_types)}; only "
             "models of full attention throughout can be up-scaled"
         )
-
-
-def _missing(module: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not hasattr(module, part):
-            return True
-        module = getattr(module, part)
-    return False
-
-
-def _trainable(layer: torch.nn.Module) -> torch.nn.Module:
-    mix_in(AddedLayer, layer.float().requires_grad_(True))
-    return layer

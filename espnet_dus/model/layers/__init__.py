@@ -11,9 +11,6 @@ A layer takes the call of the base model's own decoder layers and, where it need
 is the identity until it is trained.
 """
 
-import inspect
-from typing import List
-
 from espnet_dus.model.layers.e_branchformer import build_e_branchformer
 from espnet_dus.model.layers.hybrid import build_hybrid
 from espnet_dus.model.layers.transformer import (
@@ -29,12 +26,3 @@ BUILDERS = {
 }
 KINDS = ("transformer", "e_branchformer")
 SCOPES = ("all", "speech")
-
-
-def layer_options(kind: str, scope: str) -> List[str]:
-    """Return the names of the options that a kind takes in a scope."""
-    parameters = inspect.signature(BUILDERS[kind, scope]).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-
-__all__ = ["BUILDERS", "KINDS", "SCOPES", "layer_options"]

@@ -30,6 +30,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward i
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from espnet_dus.model.layers.speech_only import SpeechOnlyLayer
+from espnet_dus.model.layers.transformer import zero
 
 ATTENTIONS = {
     "rel_selfattn": RelPositionMultiHeadedAttention,
@@ -100,13 +101,7 @@ def build_e_branchformer(
         merge_conv_kernel,
     )
     layer.norm_final = torch.nn.Identity()
-    for projection in (
-        layer.merge_proj,
-        layer.feed_forward.w_2,
-        layer.feed_forward_macaron.w_2,
-    ):
-        torch.nn.init.zeros_(projection.weight)
-        torch.nn.init.zeros_(projection.bias)
+    zero(layer.merge_proj, layer.feed_forward.w_2, layer.feed_forward_macaron.w_2)
     return SpeechOnlyLayer(BidirectionalEBranchformer(layer))
 
 

@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from espnet_dus.model.layers.e_branchformer import build_cgmlp, check_kernel
 from espnet_dus.model.layers.speech_only import Speech
-from espnet_dus.model.layers.transformer import build_transformer
+from espnet_dus.model.layers.transformer import build_transformer, zero
 
 # The message for a checkpoint or configuration of the former layer of this kind.
 FORMER_LAYER = (
@@ -77,8 +77,7 @@ def build_hybrid(
         dropout_rate,
         merge_conv_kernel,
     )
-    for parameter in layer.depthwise_conv_fusion.parameters():
-        torch.nn.init.zeros_(parameter)
+    zero(layer.depthwise_conv_fusion)
     if merge_init == "function_preserving":
         torch.nn.init.eye_(layer.merge_proj.weight)  # (D, 2 D): [I, 0]
         torch.nn.init.zeros_(layer.merge_proj.bias)

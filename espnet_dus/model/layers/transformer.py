@@ -24,11 +24,15 @@ def build_transformer(
     """
     # the config is shared, so that a change of attention back-end reaches the copy
     layer = copy.deepcopy(neighbour, {id(lm.config): lm.config})
-    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-        for parameter in projection.parameters():
-            torch.nn.init.zeros_(parameter)
+    zero(layer.self_attn.o_proj, layer.mlp.down_proj)
     layer.self_attn.layer_idx = layer_idx
     return layer
+
+
+def zero(*modules: torch.nn.Module) -> None:
+    """Set the parameters of modules to zero."""
+    for parameter in torch.nn.ModuleList(modules).parameters():
+        torch.nn.init.zeros_(parameter)
 
 
 def build_bidirectional_transformer(
