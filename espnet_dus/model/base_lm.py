@@ -182,6 +182,14 @@ def check_config(directory: Path) -> None:
         raise ValueError(f"{directory}: no tokenizer (tokenizer.json) beside the model")
 
 
+def plain_config(lm: torch.nn.Module, *left_out: str) -> Any:
+    """Return an LM's configuration without the entries named, precision and path."""
+    options = lm.config.to_dict()
+    for name in (*left_out, "dtype", "_name_or_path"):
+        options.pop(name, None)
+    return type(lm.config)(**options)
+
+
 @contextmanager
 def quiet_progress() -> Iterator[None]:
     """Keep transformers' bars for loads of a second out of the log files."""

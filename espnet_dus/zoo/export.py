@@ -21,8 +21,10 @@ from espnet2.layers.global_mvn import GlobalMVN
 
 from espnet_dus.data.lengths import sampling_rate, takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.model.base_lm import plain_config
 from espnet_dus.model.build import load_model
 from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.upscaling import set_num_layers
 
 
 def export(
@@ -59,6 +61,7 @@ def export(
     if whole and args.adaptation == "lora":
         raise ValueError("whole: arm lora is exported as an adapter alone; pack it")
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
+    precision = getattr(torch, dtype)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=out_dir.parent, prefix=".exporting-"
@@ -66,17 +69,17 @@ def export(
         made = Path(temporary) / "model"
         if args.adaptation == "lora":
             what = "adapter"
-            _save_adapter(model, made, getattr(torch, dtype))
+            _save_adapter(model, made, precision)
         elif not whole and (
             args.adaptation == "full"
             or upscaled
             and (upscaled["kind"], upscaled["scope"]) == ("transformer", "all")
         ):
             what = "model"
-            _save_plain(model, made, getattr(torch, dtype))
+            _save_plain(model, made, precision)
         else:
             what = "espnet_dus"
-            _save_whole(model, args, made, getattr(torch, dtype))
+            _save_whole(model, args, made, precision)
         if what != "espnet_dus":
             model.tokenizer.save_pretrained(made)
         made.rename(out_dir)
@@ -88,7 +91,7 @@ def _save_plain(model: ESPnetDUSModel, out_dir: Path, dtype: torch.dtype) -> Non
     """Save the LM as a plain model of the base LM's type, with more layers."""
     from transformers import AutoModelForCausalLM
 
-    config = _plain_config(model.lm, len(model.lm.model.layers))
+    config = plain_config(model.lm, "depth_up_scaling")
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.lm.state_dict())
     plain.generation_config = model.generation_config
@@ -129,13 +132,15 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
             "features or of speech tokens can be exported; pack this one (stage 14)"
         )
     upscaled = getattr(model.lm.config, "depth_up_scaling", None)
-    num_inserted = len(upscaled["positions"]) if upscaled else 0
-    num_layers = len(model.lm.model.layers) - num_inserted
+    text_config = plain_config(model.lm, "depth_up_scaling")
+    if upscaled:
+        num_added = len(upscaled["positions"])
+        set_num_layers(text_config, len(model.lm.model.layers) - num_added)
     frontend, normalize = model.frontend, model.normalize
     size = args.input_size if frontend is None else frontend.output_size()
     tokens = TokenizerInfo.read(args.speech_tokenizer) if takes_tokens(args) else None
     config = DUSConfig(
-        text_config=_plain_config(model.lm, num_layers),
+        text_config=text_config,
         depth_up_scaling=upscaled,
         input_size=size,
         token_vocab_sizes=tokens and tokens.vocab_sizes,
@@ -176,14 +181,3 @@ def _save_whole(model: ESPnetDUSModel, args, out_dir: Path, dtype: torch.dtype) 
     if tokens is not None:
         extractor.use_tokenizer(args.speech_tokenizer)
     DUSProcessor(extractor, model.tokenizer).save_pretrained(out_dir)
-
-
-def _plain_config(lm: torch.nn.Module, num_layers: int):
-    """Return the LM's configuration without the entries of this package."""
-    config = lm.config.to_dict()
-    for key in ("depth_up_scaling", "dtype", "_name_or_path"):
-        config.pop(key, None)
-    config["num_hidden_layers"] = num_layers
-    if config.get("layer_types"):
-        config["layer_types"] = config["layer_types"][:num_layers]
-    return type(lm.config)(**config)

@@ -20,6 +20,7 @@ from espnet_dus.model.base_lm import (
     check_config,
     check_tokenizer,
     identify,
+    plain_config,
     quiet_progress,
     weights_sha256,
 )
@@ -200,10 +201,7 @@ def _from_gguf(gguf: Path, directory: Path) -> str:
         )
         # A model loaded from GGUF is marked as quantized and refuses to be saved. Its
         # weights are ordinary: move them to a model of the plain configuration.
-        config = loaded.config.to_dict()
-        for key in ("quantization_config", "dtype", "_name_or_path"):
-            config.pop(key, None)
-        lm = type(loaded)(type(loaded.config)(**config))
+        lm = type(loaded)(plain_config(loaded, "quantization_config"))
         lm.load_state_dict(loaded.state_dict())
         lm.to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
