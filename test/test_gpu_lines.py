@@ -84,8 +84,10 @@ def test_jobs_of_stage_3_take_the_gpus_in_turn(gpu, monkeypatch):
     assert [encoders.num_jobs(n) for n in (1, most, 99)] == [1, most, most]
 
 
-def test_text_is_evaluated_on_the_gpu(gpu):
-    assert models._device() == "cuda"
+def test_text_is_evaluated_on_the_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: device)
+    tokenizer = SimpleNamespace(eos_token_id=0)
+    assert models.Models._ready(None, torch.nn.Linear(1, 1), tokenizer) == "cuda"
 
 
 def test_peak_and_memory_are_those_of_the_gpu(gpu):
@@ -130,7 +132,7 @@ def test_find_batch_uses_nine_tenths_of_the_gpu(
     config = tmp_path / "train.yaml"
     config.write_text("optim: adamw\n")
     out = tmp_path / "sizes.yaml"
-    find_batch(str(config), options.base_lm, out, others=[], lengths=[64])
+    find_batch(str(config), options.base_lm, out, cmd=[], lengths=[64])
     assert limits == [126_000_000_000]
     assert "NVIDIA H200" in out.read_text()
 

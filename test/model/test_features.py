@@ -43,13 +43,14 @@ def options(tmp_path):
     )
 
 
-def test_all_of_espnets_frontends_are_choices():
+def test_all_of_espnets_frontends_and_ours_are_choices():
     assert list(FRONTENDS) == [
         "default",
         "s3prl",
         "huggingface",
         "espnet_ssl",
         "whisper",
+        "ctranslate2_whisper",  # ours
         "fused",
     ]
 

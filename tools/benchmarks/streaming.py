@@ -21,8 +21,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 # All of it here and not where it is used: a forked child then has it, as libraries.
 import kaldiio
@@ -31,6 +31,7 @@ import soundfile
 from espnet2.train.distributed_utils import DistributedOption
 
 from espnet_dus.data.data_dir import DataDir
+from espnet_dus.data.shards import cut_stream
 from espnet_dus.data.shards.shar import list_shards, read_info, write_data_dir
 from espnet_dus.data.shards.streaming import StreamingIterFactory
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
@@ -275,10 +276,11 @@ def measure_padding(options, work_dir, shards, tables=None):
     Both with what the model adds to come to a multiple of 16.
     """
     factory = streaming(options, work_dir, shards)
-    exact, multiple = replace(factory.length, multiple=1), factory.length.multiple
+    multiple = cut_stream.LENGTH_MULTIPLE
     known, real, padded = {}, 0, 0
     for n, cuts in enumerate(factory.batches(1, 0)):
-        lengths = [exact(cut, cut.duration) for cut in cuts]
+        with patch.object(cut_stream, "LENGTH_MULTIPLE", 1):
+            lengths = [factory.length(cut, cut.duration) for cut in cuts]
         known.update(zip((cut.id for cut in cuts), lengths))
         real += sum(lengths)
         padded += len(lengths) * (max(lengths) + -max(lengths) % multiple)
