@@ -74,7 +74,7 @@ def test_the_papers_setting_is_the_default(checkout, prepared, tiny_base_lm_dir)
         *("mini_an4", "--base_lm", tiny_base_lm_dir, "--base_lm_dir", tiny_base_lm_dir),
         *("--dus_args", " ".join(options.split()), "--ngpu", 0, "--inference_nj", 1),
         *("--dus_exp", "exp/tokens", "--skip-stages", "1 8 9"),
-        *("--cross_entropy", "true"),
+        *("--cross_entropy", "true", "--perplexity_text", ""),
     )
     dump = prepared / "dump/tokens_logmel"
     tokenizer = json.loads(
@@ -158,6 +158,8 @@ def test_training_killed_at_any_time_ends_as_if_it_had_not_been(
 
 def test_features_on_disk_lead_to_results_too(checkout, prepared, tiny):
     options = [*tiny, "--feats_type", "fbank", "--dus_exp", "exp/fbank"]
+    # test_all_stages_lead_to_a_table_of_results has two test sets and the text
+    options += ["--test_sets", "seen", "--perplexity_text", ""]
     checkout.run("mini_an4", *options, "--skip-stages", "1 6 7 8 9")
     assert re.search(
         r"/seen *\| *5 *\|", (prepared / "exp/fbank/RESULTS.md").read_text()

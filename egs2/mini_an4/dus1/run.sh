@@ -15,4 +15,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
     --inference_config conf/decode_dus.yaml \
     --inference_dus_model train.acc.ave.pth \
     --perplexity_text data/perplexity/pydoc.txt \
+    --text_limit 2 \
     "$@"
