@@ -56,6 +56,7 @@ PRETRAINED_FRAMINGS = {
     "huggingface": Framing(320, 400, False),
     "espnet_ssl": Framing(320, 400, False),
     "whisper": Framing(320, 160, False),
+    "ctranslate2_whisper": Framing(320, 1, False),
 }
 
 # Sequence lengths are padded to this, so that shapes repeat; see sequence.join.

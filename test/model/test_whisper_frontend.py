@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from espnet_dus.data.lengths import position_times, speech_positions
 from espnet_dus.model.features import FrontendChoices, freeze_pretrained
 from espnet_dus.model.whisper_frontend import CTranslate2WhisperFrontend
 
@@ -21,6 +22,21 @@ def test_an_utterance_has_the_same_features_alone_and_in_a_padded_batch(frontend
     alone_BFM, _ = frontend(samples_BN[1:, :6500], torch.tensor([6500]))
     assert torch.equal(feats_BFM[1:, :21], alone_BFM)
     assert not feats_BFM[1, 21:].any()
+
+
+def test_its_frames_are_those_that_lengths_and_times_are_derived_from(
+    frontend, tiny_options
+):
+    conf = dict(input_layer="linear")
+    name = "ctranslate2_whisper"
+    args = tiny_options(frontend=name, frontend_conf={}, speech_embedder_conf=conf)
+    for num_samples in (320, 321, 16000):
+        _, lengths_B = frontend(
+            torch.zeros(1, num_samples), torch.tensor([num_samples])
+        )
+        assert lengths_B.tolist() == [speech_positions(args, num_samples)]
+    # as in Whisper: centred, 20 ms apart
+    assert position_times(args) == pytest.approx((0, 0.02), abs=1e-4)
 
 
 def test_its_features_can_be_trained_on(frontend):
