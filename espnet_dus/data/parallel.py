@@ -1,5 +1,8 @@
 """Many blocks of work in several processes, and utterances in groups."""
 
+import os
+import threading
+import time
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Iterable, Iterator, List, Tuple, TypeVar
 
@@ -26,7 +29,8 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
         RuntimeError: A process was killed.
     """
     # One thread in each process: nj times all cores would get in each other's way.
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
+    end = dict(initializer=_end_with_parent, initargs=(os.getpid(),))
+    with joblib.parallel_config("loky", inner_max_num_threads=1, **end):
         parallel = joblib.Parallel(nj, return_as="generator", batch_size=1)
     try:
         yield from parallel(map(joblib.delayed(work), blocks))
@@ -35,6 +39,17 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
             "a process was killed, most likely because memory ran out; run again with "
             "a smaller nj: finished work is kept"
         ) from error
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process soon after its parent: a killed one leaves blocks waiting."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def groups(
