@@ -11,14 +11,14 @@ import os
 import stat
 import subprocess
 from contextlib import contextmanager
-from typing import Any, Iterator, Optional, Tuple, Union
+from typing import Any, Iterator, List, Optional, Tuple, Union
 
 import humanfriendly
 import numpy as np
 import soundfile
 import soxr
 
-from espnet_dus.data.containers import FORMATS, AudioError, patches
+from espnet_dus.data.containers import FORMATS, AudioError, Patch, patches
 from espnet_dus.data.data_dir import Utterance
 
 # Segments may end this many seconds after the recording, as Kaldi's extract-segments
@@ -328,6 +328,7 @@ def parse_fs(text: Union[int, str]) -> int:
 
 def _open(wav: str, allow_pipes: bool) -> soundfile.SoundFile:
     """Open a file or a command's output, with the lengths filled in."""
+    found = None
     if wav.endswith("|"):
         if not allow_pipes:
             raise AudioError(
@@ -337,24 +338,25 @@ def _open(wav: str, allow_pipes: bool) -> soundfile.SoundFile:
         content = _output(wav[:-1].strip())
     else:
         status = os.stat(wav)
-        stamp = status.st_size, status.st_mtime_ns
-        if stat.S_ISREG(status.st_mode) and stamp[0] and _is_complete(wav, *stamp):
-            # Not by its name, whose suffix soundfile would take for a format.
-            return soundfile.SoundFile(os.open(wav, os.O_RDONLY))
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            found = _patches(wav, status.st_size, status.st_mtime_ns)
+            if not found:
+                # Not by its name, whose suffix soundfile would take for a format.
+                return soundfile.SoundFile(os.open(wav, os.O_RDONLY))
         with open(wav, "rb") as file:
             content = file.read()
     data = bytearray(content)
-    for offset, patch in patches(data):
+    for offset, patch in patches(data) if found is None else found:
         data[offset : offset + len(patch)] = patch
     return soundfile.SoundFile(io.BytesIO(data))
 
 
 # The segments of a recording follow one another: check it once for all of them.
 @functools.lru_cache(maxsize=16)
-def _is_complete(wav: str, size: int, mtime: int) -> bool:
+def _patches(wav: str, size: int, mtime: int) -> List[Patch]:
     with open(wav, "rb") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return not patches(data)
+            return patches(data)
 
 
 # Segments of one recording follow one another: run its command once for all of them.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from espnet_dus.data import audio
 from espnet_dus.data.audio import AudioError, read_audio, to_pcm16
 from espnet_dus.data.containers import FORMATS
 from espnet_dus.data.data_dir import Utterance
@@ -163,7 +164,21 @@ def test_a_streamed_flac_is_read_whole(read, samples, length, subtype):
     assert (to_pcm16(found) == samples[:length]).all()
 
 
-def test_a_long_streamed_flac_is_counted_by_its_last_frame(read, noise):
+def test_a_streamed_flac_is_checked_once_for_all_of_its_segments(
+    samples, tmp_path, monkeypatch
+):
+    path, checked = tmp_path / "once", []
+    path.write_bytes(streamed_flac(samples))
+    check = audio.patches
+    monkeypatch.setattr(audio, "patches", lambda data: checked.append(1) or check(data))
+    for start in (0, 0.5):
+        segment = Utterance("u1", str(path), start, start + 0.5)
+        found = to_pcm16(read_audio(segment, 16000))
+        assert (found == samples[int(start * 16000) :][:8000]).all()
+    assert len(checked) == 1
+
+
+def test_a_long_streamed_flac_is_read_whole(read, noise):
     long = noise(60.0)[: 150 * 4096 + 7]  # frame numbers of two bytes
     assert (to_pcm16(read(streamed_flac(long), fs=16000)) == long).all()
 
