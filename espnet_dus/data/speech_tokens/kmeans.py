@@ -190,7 +190,9 @@ def _frames(
     chosen: List[np.ndarray] = []
     faults: List[str] = []
     with progress(what="frames for k-means", unit="frames", total=most) as report:
-        blocks = takewhile(lambda _: report.n < most, batched(drawn, BLOCK_SIZE))
+        blocks = takewhile(
+            lambda _: sum(map(len, chosen)) < most, batched(drawn, BLOCK_SIZE)
+        )
         for frames, bad in run_blocks(work, blocks, num_jobs(nj)):
             chosen += frames
             faults += bad

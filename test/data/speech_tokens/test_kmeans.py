@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from espnet_dus.data.speech_tokens import kmeans
 from espnet_dus.data.speech_tokens.info import CENTRES, INFO, read_tokenizer
@@ -97,6 +98,20 @@ def test_a_few_hours_are_drawn_the_same_in_any_number_of_processes(
     assert one.sha256 == two.sha256
     seeded = make_tokenizer(data_dir, tmp_path / "three", "logmel", **options, seed=1)
     assert seeded.sha256 != one.sha256
+
+
+def test_no_more_is_read_than_needed_without_a_progress_bar_too(
+    data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kmeans, "BLOCK_SIZE", 1)
+    monkeypatch.setattr(kmeans, "progress", lambda **_: tqdm(disable=True))
+    blocks, read = [], kmeans._frames_of_block
+    monkeypatch.setattr(
+        kmeans, "_frames_of_block", lambda *a, **o: blocks.append(a) or read(*a, **o)
+    )
+    options = dict(num_clusters=8, kmeans_hours=0.9 / 3600)
+    make_tokenizer(data_dir, tmp_path / "tokenizer", "logmel", **options)
+    assert len(blocks) == 2  # of five utterances of 0.5 to 0.9 s
 
 
 def test_too_few_frames_are_refused_and_nothing_is_written(data_dir, tmp_path):
