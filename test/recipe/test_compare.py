@@ -23,8 +23,9 @@ exp=${{dus_exp:-${{expdir:-exp}}/dus_${{dus_tag}}}}
 mkdir -p "${{exp}}"
 cp -r "{experiment}/." "${{exp}}"
 touch "${{exp}}/checkpoint.pth"
+rate=$(sed -n 's/.* lr=\([^ ]*\).*/\1/p' <<< "${{dus_args}}")
+printf 'optim_conf:\n    lr: %s\n' "${{rate:-0.001}}" >> "${{exp}}/config.yaml"
 if [ "${{stop_stage}}" = 11 ]; then # a trial: the lower the rate, the better
-    rate=$(sed 's/.* lr=\([^ ]*\).*/\1/' <<< "${{dus_args}}")
     touch "${{exp}}/trial"
     echo "{{\"curves\": {{\"valid\": [${{rate}}]}}}}" > "${{exp}}/training.json"
 fi
@@ -197,6 +198,21 @@ def test_each_arm_is_trained_at_the_best_of_the_learning_rates(recipe):
     assert (recipe.directory / "exp/dus_lora_grad_clip1.0/trial").exists()
     assert len(calls) == 7
     assert recipe.compare(*options, 3, "--dus_args", "--grad_clip 1.0")[1] == []
+
+
+def test_the_best_rate_is_that_of_its_trial_wherever_it_is(recipe):
+    arms = ["--arms", "conf/tuning/paper/train_dus_lora.yaml"]
+    _, calls = recipe.compare(*arms, "--learning_rates", "0.1", "--expdir", "./exp/")
+    assert calls[2].endswith(" --optim_conf lr=0.1")
+
+
+def test_an_arm_that_was_trained_at_another_rate_is_refused(recipe):
+    arms = ["--arms", "conf/tuning/paper/train_dus_lora.yaml"]
+    recipe.compare(*arms, "--learning_rates", "2.0e-3")
+    output, calls = recipe.compare(*arms, "--learning_rates", "2.0e-3 1.0e-3", code=1)
+    assert len(calls) == 1 and "lr_1.0e-3" in calls[0]  # the new trial
+    assert "<     lr: 2.0e-3" in output and ">     lr: 1.0e-3" in output
+    assert "exp/dus_lora was trained at another rate" in output
 
 
 def test_one_failed_arm_does_not_stop_the_others_and_is_named(recipe):

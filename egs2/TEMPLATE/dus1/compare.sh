@@ -128,6 +128,9 @@ continue_trial() { # trial, experiment: the training begins with the trial's epo
     if [ ! -f "$2/checkpoint.pth" ]; then
         rm -rf "$2.tmp" && mkdir -p "$2.tmp" && cp -a "$1/." "$2.tmp" \
             && rm -rf "$2" "$2.tmp/finished" && mv "$2.tmp" "$2"
+    elif ! diff <(grep '^    lr:' "$2/config.yaml") <(grep '^    lr:' "$1/config.yaml"); then
+        log "$2 was trained at another rate (above): move $2 away, or take another --expdir"
+        return 1
     fi
 }
 
@@ -135,8 +138,8 @@ run_arm() { # name, YAML: try the learning rates, if any; train, decode, score
     local exp=${expdir}/dus_$1 trial rate at_rate=()
     if [ -n "${learning_rates}" ]; then
         trial=$(best_trial "${exp}" "$2") && continue_trial "${trial}" "${exp}" || return
-        rate=${trial#"${expdir}/lr_"}
-        at_rate=(--dus_exp "${exp}" --dus_args "${dus_args} --optim_conf lr=${rate%%/*}")
+        rate=${trial%/*}
+        at_rate=(--dus_exp "${exp}" --dus_args "${dus_args} --optim_conf lr=${rate##*/lr_}")
     fi
     keep_config "${exp}" "$2" \
         && run_once "${exp}/finished" "${exp}/arm.yaml" --stage 11 --stop_stage 13 \
