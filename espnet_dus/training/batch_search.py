@@ -18,6 +18,7 @@ import yaml
 from espnet_dus.data.lengths import LENGTH_MULTIPLE, sampling_rate, speech_positions
 from espnet_dus.data.shards.config import DEFAULTS
 from espnet_dus.model.espnet_model import ESPnetDUSModel
+from espnet_dus.model.token_embedder import TokenEmbedder
 
 TEXT_SHARE = 0.25  # of the LLM positions; English speech at 80 ms a position
 
@@ -125,7 +126,7 @@ def make_batch(
     length: int,
     samples_of: Callable[[int], int],
 ) -> Dict[str, torch.Tensor]:
-    """Make a batch of noise and random transcripts, all of one length.
+    """Make a batch of noise, or of speech tokens, and transcripts, all of one length.
 
     Args:
         model: Whose prompt and vocabularies count.
@@ -138,7 +139,11 @@ def make_batch(
     positions = length - num_tokens - len(model.prompt_ids) - 1
     if positions < 1:
         raise ValueError(f"{length} LLM positions have no room for speech")
-    samples = samples_of(positions)
+    if isinstance(model.speech_embedder, TokenEmbedder):
+        streams = len(model.speech_embedder.vocab_sizes)
+        speech = torch.zeros(batch_size, positions, streams, dtype=torch.long)
+    else:
+        speech = 0.1 * torch.randn(batch_size, samples_of(positions))
 
     def full(value: int) -> torch.Tensor:
         return torch.full((batch_size,), value, device=device)
@@ -147,8 +152,8 @@ def make_batch(
         return torch.arange(batch_size * count, device=device).view(-1, count) % high
 
     batch = dict(
-        speech=0.1 * torch.randn(batch_size, samples, device=device),
-        speech_lengths=full(samples),
+        speech=speech.to(device),
+        speech_lengths=full(speech.size(1)),
         text=ids(num_tokens, model.lm.config.vocab_size),
         text_lengths=full(num_tokens),
     )

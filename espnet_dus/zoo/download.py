@@ -106,17 +106,22 @@ def download_experiment(
 
     Args:
         model_tag: A pack (.zip), its URL, or user/name[@revision] on the hub.
-        out_dir: Gets links: `config.yaml`, `model.pth` and `base_lm`.
+        out_dir: Gets links: `config.yaml`, `model.pth`, `base_lm` and, of a model of
+            speech tokens, `speech_tokenizer`.
         base_lm: Base LM directory; None: it is fetched.
         cache_dir: Directory of fetched models; None: ~/.cache/espnet_dus.
     """
     files = download(model_tag, base_lm, cache_dir)
     config = Path(files["asr_train_config"])
-    for name, target in (
-        ("config.yaml", config),
-        ("model.pth", Path(files["asr_model_file"])),
-        ("base_lm", config.with_name("base_lm")),
-    ):
+    targets = {
+        "config.yaml": config,
+        "model.pth": Path(files["asr_model_file"]),
+        "base_lm": config.with_name("base_lm"),
+    }
+    tokenizer = yaml.safe_load(config.read_text("utf-8")).get("speech_tokenizer")
+    if tokenizer is not None:
+        targets["speech_tokenizer"] = Path(tokenizer)
+    for name, target in targets.items():
         _link(Path(out_dir) / name, target)
 
 

@@ -740,6 +740,16 @@ def test_a_published_model_is_fetched_decoded_with_and_scored(recipe):
             assert value(arguments, "--base_lm") == f"{exp}/base_lm"
 
 
+def test_the_test_sets_are_dumped_by_the_tokenizer_of_a_published_model(recipe):
+    options = ["--stage", 3, "--stop_stage", 3, "--skip_train", "true"]
+    options += ["--feats_type", "tokens", "--download_model", "me/model"]
+    assert recipe(*options).returncode == 0
+    (name, _), *dumps = recipe.calls()
+    assert name == "download" and [name for name, _ in dumps] == ["format_data"] * 2
+    for _, dump in dumps:
+        assert value(dump, "--speech_tokenizer") == "exp/me-model/speech_tokenizer"
+
+
 def test_a_pack_in_a_file_is_looked_at_again(recipe):
     """It may be another one than before, under the same name."""
     (recipe.directory / "exp" / "a.zip" / "base_lm").mkdir(parents=True)

@@ -6,6 +6,7 @@ import yaml
 
 from espnet_dus.app import cli
 from espnet_dus.data.lengths import samples_of_positions, speech_positions
+from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.task import DUSTask
 from espnet_dus.training.batch_search import (
     default_lengths,
@@ -59,6 +60,24 @@ def test_a_batch_has_exactly_its_llm_positions(trial):
         speech, lengths = model.embed_speech(batch["speech"], batch["speech_lengths"])
         seq = model.join_text(speech, lengths, batch["text"], batch["text_lengths"])
         assert (seq.lengths_B + 1).tolist() == [length] * 3  # and EOS, a target only
+
+
+def test_a_batch_of_speech_tokens_has_exactly_its_llm_positions(tiny_model, tmp_path):
+    TokenizerInfo("opus", {"encoder": "log-mel"}, 50.0, 16000, (5, 3)).write(tmp_path)
+    model = tiny_model(
+        speech_input="tokens",
+        speech_tokenizer=str(tmp_path),
+        speech_embedder_conf={},
+        frontend_conf={},
+        model_conf=dict(ctc_weight=0.0, packing=True),
+        ctc_units=None,
+    ).train()
+    batch = make_batch(model, 3, 48, samples_of=lambda positions: 320 * positions)
+    speech, lengths = model.embed_speech(batch["speech"], batch["speech_lengths"])
+    seq = model.join_text(speech, lengths, batch["text"], batch["text_lengths"])
+    assert (seq.lengths_B + 1).tolist() == [48] * 3
+    model(**batch)[0].backward()
+    assert model.speech_embedder.table.weight.grad.any()
 
 
 def test_more_and_longer_utterances_take_more_memory(trial):

@@ -16,7 +16,7 @@ from espnet_model_zoo.downloader import ModelDownloader
 from espnet_dus import Speech2Text
 from espnet_dus.app import cli
 from espnet_dus.zoo import download as download_module
-from espnet_dus.zoo.download import download
+from espnet_dus.zoo.download import download, download_experiment
 
 MODEL = "exp/dus_tiny/valid.acc.ave.pth"
 CONFIG = "exp/dus_tiny/config.yaml"
@@ -57,6 +57,26 @@ def test_a_pack_gives_the_same_transcripts_without_the_experiment(
         assert transcribe(speech2text) == expected
     assert len({token for tokens in expected[1] for token in tokens}) > 5
     assert [p.name for p in cache.iterdir()] == ["espnet_dus"]
+
+
+def test_an_experiment_of_a_fetched_model_has_its_speech_tokenizer(
+    tmp_path, monkeypatch
+):
+    for name in ("ready/base_lm", "pack/speech_tokenizer"):
+        (tmp_path / name).mkdir(parents=True)
+    config, model = tmp_path / "ready/config.yaml", tmp_path / "pack/a.pth"
+    config.write_text(f"speech_tokenizer: {tmp_path}/pack/speech_tokenizer\n")
+    model.write_text("")
+    files = {"asr_train_config": str(config), "asr_model_file": str(model)}
+    monkeypatch.setattr(download_module, "download", lambda *_: files)
+    download_experiment("me/model", tmp_path / "exp")
+    links = {path.name: path.resolve() for path in (tmp_path / "exp").iterdir()}
+    assert links == {
+        "config.yaml": config,
+        "model.pth": model,
+        "base_lm": tmp_path / "ready/base_lm",
+        "speech_tokenizer": tmp_path / "pack/speech_tokenizer",
+    }
 
 
 def test_a_new_pack_of_the_same_name_is_not_taken_for_the_old_one(

@@ -186,6 +186,14 @@ else
     scp=feats.scp scp_type=kaldi_ark fold_length=${dus_speech_fold_length}
 fi
 
+if [ -n "${download_model}" ]; then # with its tokenizer; it brings or finds its base LM
+    dus_exp=${dus_exp:-${expdir}/$(tr -s '/:@' '-' <<< "${download_model}")}
+    inference_dus_model=model.pth
+    download_options=(${base_lm_dir:+--base_lm "${base_lm_dir}"})
+    base_lm_dir=${dus_exp}/base_lm
+    speech_tokenizer_dir=${speech_tokenizer_dir:-${dus_exp}/speech_tokenizer}
+fi
+
 tokenizer_name=$(basename "${speech_tokenizer}" .yaml)
 speech_tokenizer_dir=${speech_tokenizer_dir:-data/speech_tokenizer/${tokenizer_name}}
 input_options=() dump_options=()
@@ -205,12 +213,6 @@ data_feats=${dumpdir}/${dump_name}
 train_dir=${data_feats}/${train_set}
 valid_dir=${data_feats}/${valid_set}
 
-if [ -n "${download_model}" ]; then # it comes with its base LM, or finds one here
-    dus_exp=${dus_exp:-${expdir}/$(tr -s '/:@' '-' <<< "${download_model}")}
-    inference_dus_model=model.pth
-    download_options=(${base_lm_dir:+--base_lm "${base_lm_dir}"})
-    base_lm_dir=${dus_exp}/base_lm
-fi
 base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm//[\/:=]/-}}
 base_lm_name=${base_lm#pypi:}
 if [ -e "${base_lm}" ]; then base_lm_name=$(basename "${base_lm}" .gguf); fi
@@ -361,7 +363,9 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
     local dset org sets=("${tests[@]}")
     if "${eval_valid_set}" || ! "${skip_train}"; then sets+=("${valid_set}"); fi
     if ! "${skip_train}"; then sets+=("${train_set}"); fi
-    if [ "${dump_type}" = tokens ] && ! "${skip_train}"; then
+    if [ "${dump_type}" = tokens ] && [ -n "${download_model}" ]; then
+        need_base_lm # and with it the model's tokenizer
+    elif [ "${dump_type}" = tokens ] && ! "${skip_train}"; then
         dus make_tokenizer --data_dir "data/${train_set}" \
             --out_dir "${speech_tokenizer_dir}" --tokenizer "${speech_tokenizer}" \
             --nj "${nj}" --allow_pipes "${allow_pipes}" \

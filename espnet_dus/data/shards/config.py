@@ -28,7 +28,7 @@ class StreamingConfig:
     batch_sizes: Union[None, str, Dict[int, int]] = _option(
         None,
         "instead of max_tokens: maximum utterances in a batch of one GPU by the LLM "
-        "positions of the longest, or a file of dus_find_batch with them",
+        "positions of the longest, or a file of find_batch with them",
     )
     tokens_per_update: Optional[int] = _option(
         None,

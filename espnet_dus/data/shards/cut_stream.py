@@ -179,7 +179,7 @@ class BatchMaker:
 def read_batch_sizes(
     sizes: Union[None, str, Dict[int, int]],
 ) -> Optional[Dict[int, int]]:
-    """Read the option `batch_sizes`: a mapping, or a file of dus_find_batch with one.
+    """Read the option `batch_sizes`: a mapping, or a file of find_batch with one.
 
     Raises:
         ValueError: It is neither.
