@@ -263,14 +263,12 @@ def _draw(
 
     Bars are 95 % intervals, where these are known.
     """
-    points = sorted(
-        ((arm, losses[arm.name]) for arm in arms if losses[arm.name]),
-        key=lambda point: point[0].wer.err,
-    )
     with drawing(path, 7, 5) as axes:
         axes.axhline(0, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
-        for i, (arm, loss) in enumerate(points):
-            wer, color = arm.wer, f"C{i}"
+        for i, arm in enumerate(arms):  # the colours are those of the curves
+            wer, loss = arm.wer, losses[arm.name]
+            if loss is None:
+                continue
             x_bar = None
             if wer.low is not None and wer.high is not None:
                 # the interval of a skewed bootstrap may exclude the rate itself
@@ -284,25 +282,18 @@ def _draw(
                 fmt="o",
                 capsize=3,
                 elinewidth=1,
-                color=color,
+                color=f"C{i}",
+                label=arm.name,
             )
-            level = sum(other.delta == loss.delta for _, other in points[:i])
-            axes.annotate(  # stacked where arms share a line, such as no loss
-                arm.name,
-                (wer.err, loss.delta),
-                xytext=(4, 5 + 11 * level),
-                textcoords="offset points",
-                fontsize=8,
-                color=color,
-            )
-        axes.margins(0.15, 0.2)
+        axes.margins(0.1)
         axes.set_xlabel(f"WER on {test_set} (%)")
-        if points[0][1].unit == "points":
+        if next(filter(None, losses.values())).unit == "points":
             axes.set_ylabel("mean accuracy, adapted minus base LM (points)")
         else:
             axes.set_ylabel("perplexity, adapted against base LM (%)")
             axes.invert_yaxis()
         axes.set_title("ASR against text ability (upper left is best)", fontsize=10)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:

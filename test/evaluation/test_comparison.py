@@ -119,13 +119,13 @@ def test_picture_has_a_labelled_point_per_evaluated_arm(three, tmp_path, monkeyp
     from matplotlib.axes import Axes
 
     labels = {}
-    annotate = Axes.annotate
+    errorbar = Axes.errorbar
 
-    def record(self, text, xy, **kwargs):
-        labels[text] = xy
-        return annotate(self, text, xy, **kwargs)
+    def record(self, x, y, *, label, **kwargs):
+        labels[label] = x, y
+        return errorbar(self, x, y, label=label, **kwargs)
 
-    monkeypatch.setattr(Axes, "annotate", record)
+    monkeypatch.setattr(Axes, "errorbar", record)
     (three[1] / "text_eval" / "results.json").unlink()
     compare(three, tmp_path)
     assert (tmp_path / "comparison.png").read_bytes()[:4] == PNG
