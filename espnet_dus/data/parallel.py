@@ -3,8 +3,10 @@
 import os
 import threading
 import time
+import traceback
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Callable, Iterable, Iterator, List, Tuple, TypeVar
+from contextlib import suppress
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, TypeVar
 
 import joblib
 import numpy as np
@@ -27,18 +29,46 @@ def run_blocks(work: Callable, blocks: Iterable, nj: int) -> Iterator[Any]:
 
     Raises:
         RuntimeError: A process was killed.
+        Exception: The first error of the work. The blocks that other processes have
+            begun are finished before it, so that no temporary file is left.
     """
+    ended = False
+
+    def until_the_end():
+        for block in blocks:
+            if ended:
+                return
+            yield joblib.delayed(_attempt)(work, block)
+
     # One thread in each process: nj times all cores would get in each other's way.
     end = dict(initializer=_end_with_parent, initargs=(os.getpid(),))
     with joblib.parallel_config("loky", inner_max_num_threads=1, **end):
         parallel = joblib.Parallel(nj, return_as="generator", batch_size=1)
+    results = parallel(until_the_end())
     try:
-        yield from parallel(map(joblib.delayed(work), blocks))
+        for result, error in results:
+            if error is not None:
+                raise error
+            yield result
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a process was killed, most likely because memory ran out; run again with "
             "a smaller nj: finished work is kept"
         ) from error
+    finally:
+        ended = True
+        with suppress(BrokenProcessPool):  # left alone, joblib kills working processes
+            for _ in results:
+                pass
+
+
+def _attempt(work: Callable, block: Any) -> Tuple[Any, Optional[Exception]]:
+    """Return what the work returns and None, or None and its error."""
+    try:
+        return work(block), None
+    except Exception as error:
+        error.add_note(traceback.format_exc())  # a pickled error has no traceback
+        return None, error
 
 
 def _end_with_parent(parent: int) -> None:

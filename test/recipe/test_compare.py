@@ -172,8 +172,8 @@ def test_with_other_options_everything_is_done_again(recipe):
 
 def test_other_training_options_train_in_another_directory(recipe):
     config = recipe.config("lora")
-    recipe.compare("--arms", config, "--dus_args", "--optim_conf lr=2e-4")
-    assert (recipe.directory / "exp" / "dus_lora_optim_conflr2e-4").is_dir()
+    recipe.compare("--arms", config, "--dus_args", "--optim_conf lr=2.0e-4")
+    assert (recipe.directory / "exp" / "dus_lora_optim_conflr2.0e-4").is_dir()
 
 
 def test_each_arm_is_trained_at_the_best_of_the_learning_rates(recipe):
