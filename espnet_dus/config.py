@@ -9,6 +9,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ import yaml
 from espnet2.utils import config_argparse
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def load_config(path: Union[str, Path]) -> Dict[str, Any]:
@@ -79,7 +82,22 @@ class ConfigParser(config_argparse.ArgumentParser):
             if unknown := [key for key in config if key not in known]:
                 self.error(f"{found.config}: unknown key(s): {', '.join(unknown)}")
             self.set_defaults(**config)
-        return argparse.ArgumentParser.parse_known_args(self, args, namespace)
+        found, others = argparse.ArgumentParser.parse_known_args(self, args, namespace)
+        for name, value in vars(found).items():
+            if isinstance(value, dict):
+                setattr(found, name, _read_exponents(value))
+        return found, others
+
+
+def _read_exponents(value: Any) -> Any:
+    """Read 8e-4 as a number, as in files; PyYAML reads it in options as text."""
+    if isinstance(value, dict):
+        return {key: _read_exponents(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read_exponents(item) for item in value]
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
 
 
 if __name__ == "__main__":

@@ -304,8 +304,7 @@ class DUSTask(AbsTask):
         """Build the optimizer over the trained parameters only.
 
         Raises:
-            ValueError: Nothing is trained, a pattern matches no parameter, or a number
-                is text to YAML.
+            ValueError: Nothing is trained, or a pattern matches no parameter.
         """
         by_name = {n: p for n, p in model.named_parameters() if p.requires_grad}
         trained = torch.nn.ParameterDict(

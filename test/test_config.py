@@ -57,6 +57,20 @@ def test_the_parser_of_the_task_reads_it(conf):
     assert not hasattr(args, "defaults")
 
 
+def test_a_number_with_an_exponent_is_a_number_in_a_file_and_in_an_option(conf):
+    from espnet_dus.task import DUSTask
+
+    path = conf("train.yaml")
+    path.write_text("optim_conf: {lr: 8e-4}")
+    options = ["--config", str(path), "--optim_conf", "eps=1e-9"]
+    options += ["--optim_conf", "betas=[.5E+0, 9e-1]", "--lr_scale", "lm=2e0"]
+    options += ["--model_conf", "prompt='2e1 words'"]
+    args = DUSTask.get_parser().parse_args(options)
+    assert args.optim_conf == dict(lr=0.0008, eps=1e-9, betas=[0.5, 0.9])
+    assert args.lr_scale == dict(lm=2.0)
+    assert args.model_conf["prompt"] == "2e1 words"
+
+
 def test_a_missing_file_is_named(conf):
     arm = conf("tuning/arm.yaml", defaults=["../base_360m.yaml"])
     with pytest.raises(ValueError, match="arm.yaml: no such file: .*base_360m.yaml"):

@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import json
-import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
 
@@ -38,7 +37,6 @@ normalize_choices = ClassChoices(
     default="utterance_mvn",
     optional=True,
 )
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
 
 
 def build_model(args: argparse.Namespace) -> torch.nn.Module:
@@ -47,9 +45,6 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
     Raises:
         ValueError: Options that do not fit; the message names them.
     """
-    for name, value in vars(args).items():
-        if name.endswith("_conf") or name == "lr_scale":
-            check_numbers(name, value)
     frontend, input_size = None, args.input_size
     if takes_tokens(args):
         _refuse_features(args)
@@ -180,29 +175,6 @@ def _refuse_features(args: argparse.Namespace) -> None:
             "speech_embedder_conf, num_time_mask"
         )
     args.normalize, args.normalize_conf = None, {}
-
-
-def check_numbers(name: str, conf: Any) -> None:
-    """Refuse numbers that YAML takes for text, such as 8e-4 without a point.
-
-    Args:
-        name: Where `conf` comes from, for the message.
-        conf: A block of options, a list or a value.
-
-    Raises:
-        ValueError: There is one.
-    """
-    if isinstance(conf, dict):
-        for key, value in conf.items():
-            check_numbers(f"{name}: {key}", value)
-    elif isinstance(conf, (list, tuple)):
-        for value in conf:
-            check_numbers(name, value)
-    elif isinstance(conf, str) and NUMBER.fullmatch(conf):
-        raise ValueError(
-            f"{name}={conf} is text to YAML, not a number; write {float(conf):f} or, "
-            "with a point, 1.0e-3"
-        )
 
 
 def _build(choices: ClassChoices, args: argparse.Namespace) -> Optional[Any]:
