@@ -13,12 +13,14 @@ is a share of all updates.
 
 import logging
 import math
-from typing import Any, List, Optional, Sequence, Union
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Sequence, Union
 
 import torch
 from espnet2.schedulers.piecewise_linear_warmup_lr import PiecewiseLinearWarmupLR
 
 Steps = Union[int, float]
+_STEPS = "warmup_steps"  # what the attributes with them begin with
 
 
 def updates_per_epoch(iter_factory: Any, accum_grad: int) -> Optional[int]:
@@ -94,6 +96,23 @@ def fit_schedule(
         f"schedule: {updates:,} updates, warm-up {warmup:,} of them, highest learning "
         f"rate {' and '.join(f'{rate:.2e}' for rate in peak)}"
     )
+
+
+@contextmanager
+def steps_kept(schedulers: Sequence[Any]) -> Iterator[None]:
+    """Keep the steps of the schedules while a checkpoint is loaded.
+
+    The checkpoint has those of the run that saved it. A run with a larger `max_epoch`
+    has others if they are given in shares.
+    """
+    schedulers = [scheduler for scheduler in schedulers if scheduler is not None]
+    steps = [
+        {name: value for name, value in vars(s).items() if name.startswith(_STEPS)}
+        for s in schedulers
+    ]
+    yield
+    for scheduler, kept in zip(schedulers, steps):
+        vars(scheduler).update(kept)
 
 
 def _steps(scheduler: Any) -> Optional[List[Steps]]:

@@ -51,7 +51,7 @@ from espnet_dus.training.resume import (
     ResumableBatches,
     leave_signals_to_the_training,
 )
-from espnet_dus.training.schedule import fit_schedule, updates_per_epoch
+from espnet_dus.training.schedule import fit_schedule, steps_kept, updates_per_epoch
 from espnet_dus.training.step_checkpoint import (
     StepCheckpoints,
     differs_from_checksum,
@@ -219,7 +219,8 @@ class DUSTrainer(Trainer):
         best epochs, and the third would stay behind if this was the last epoch.
         """
         checkpoint = whole_checkpoint(Path(checkpoint))
-        Trainer.resume(checkpoint=checkpoint, model=model, **kwargs)
+        with steps_kept(kwargs["schedulers"]):
+            Trainer.resume(checkpoint=checkpoint, model=model, **kwargs)
         if rank() != 0:
             return
         epoch = kwargs["reporter"].get_epoch()
@@ -253,7 +254,8 @@ class DUSTrainer(Trainer):
         parts = [part for part in parts if part is not None]
         run.epoch = Epoch(inner, parts, reporter, batches, run.checkpoints)
         if options.resume:
-            run.epoch.restore()
+            with steps_kept(kwargs["schedulers"]):
+                run.epoch.restore()
         nonfinite = NonfiniteSteps(
             reporter,
             Path(options.output_dir),

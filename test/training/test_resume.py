@@ -92,6 +92,21 @@ def test_a_training_killed_in_any_batch_and_resumed_equals_an_uninterrupted_one(
     assert not (tmp_path / "step_checkpoints").exists()
 
 
+@pytest.mark.parametrize("number", [BATCHES + 1, 2])  # of epochs: after one, inside one
+def test_a_schedule_in_shares_follows_a_larger_number_of_epochs(
+    train, tmp_path, monkeypatch, number
+):
+    options = {**LONG, "scheduler_conf": {"warmup_steps": 0.5}}
+    interrupt(monkeypatch, train, tmp_path, number, **options, max_epoch=2)
+    train(tmp_path, **options, max_epoch=4)
+    (state,) = load(tmp_path / "checkpoint.pth")["schedulers"]
+    updates = 4 * BATCHES
+    assert state["warmup_steps"] == updates / 2
+    assert state["_last_lr"] == pytest.approx(
+        [1e-3 * (updates / 2 / (updates + 1)) ** 0.5]
+    )
+
+
 def test_batches_already_done_are_not_read_again(train, tmp_path, monkeypatch):
     interrupt(monkeypatch, train, tmp_path, 4, **LONG)
     read = []
