@@ -197,6 +197,19 @@ def test_signal_ends_the_jobs_and_their_children(tmp_path, number):
         wait_for(lambda: not is_running(int(child.read_text())))
 
 
+def test_a_job_that_saves_its_state_at_a_signal_has_time_for_it(tmp_path):
+    save = "trap 'sleep 6; echo > saved; exit 75' TERM"
+    script = write_script(
+        tmp_path / "job.sh", f"#!/bin/sh\n{save}\necho > started\nsleep 300 & wait\n"
+    )
+    process = subprocess.Popen([RUN_LOCAL, "x.log", script], cwd=tmp_path)
+    wait_for((tmp_path / "started").exists)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").exists()
+    assert "# Ended (code 75)" in (tmp_path / "x.log").read_text()
+
+
 def wait_for(condition):
     deadline = time.time() + 60
     while not condition():
@@ -641,22 +654,27 @@ if name == "launch":
     log = Path(args[args.index("--log") + 1])
     runs = Path(os.environ["CALLS"]).read_text().count('"--log"')
     code = 75 if runs <= int(os.environ["STOPS"]) else int(os.environ["CODE"])
-    log.write_text(f"# Started\\n# Ended (code {code}) at some time\\n")
+    log.write_text(f"# Started\\n# {os.environ['END'].format(code)}\\n")
     sys.exit(code != 0)
 """
 
 
+@pytest.mark.parametrize(
+    "end",
+    ["Ended (code {}) at some time", "Finished at some time with status {}"],
+    ids=["run_local.py", "slurm.pl"],
+)
 @pytest.mark.parametrize(
     "stops, code, restarts, expected",
     [(2, 0, 5, 3), (2, 1, 5, 3), (9, 0, 2, 3), (0, 1, 5, 1)],
     ids=["resumes", "then fails", "too often", "fails"],
 )
 def test_training_stopped_by_the_scheduler_is_started_again(
-    recipe, stops, code, restarts, expected
+    recipe, stops, code, restarts, expected, end
 ):
     recipe.python.write_text(FAKE_PYTHON + STOPPED)
     options = ["--stage", 11, "--stop_stage", 11, "--max_restarts", restarts]
-    result = recipe(*options, STOPS=str(stops), CODE=str(code))
+    result = recipe(*options, STOPS=str(stops), CODE=str(code), END=end)
     launches = [arguments for name, arguments in recipe.calls() if name == "launch"]
     assert len(launches) == expected
     assert all(arguments == launches[0] for arguments in launches)
@@ -786,6 +804,20 @@ def test_allocator_is_tuned_where_there_is_no_gpu(recipe, tmp_path, gpu):
     assert variables["OMP_NUM_THREADS"] == "1"
     assert variables["LC_ALL"] == "C"
     assert variables["PYTHONPATH"].split(":")[0] == str(tmp_path)
+
+
+def test_srun_in_a_job_gives_its_tasks_the_cpus_of_the_job(recipe):
+    def cpus(**environment):
+        names = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK")
+        command = [BASH, "-euc", '. ./path.sh; echo "${SRUN_CPUS_PER_TASK-none}"']
+        environment = {**dict.fromkeys(names), "DUS_VENV": None, **environment}
+        result = run(command, recipe.directory, **environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    assert cpus() == "none"
+    assert cpus(SLURM_CPUS_PER_TASK="8") == "8"
+    assert cpus(SLURM_CPUS_PER_TASK="8", SRUN_CPUS_PER_TASK="4") == "4"
 
 
 def test_backend_of_a_cluster_needs_a_checkout_with_its_launcher(recipe, tmp_path):

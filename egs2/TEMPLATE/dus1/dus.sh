@@ -314,11 +314,12 @@ set_model_options() { # $model_options: what stages 10 and 11 share; reads the d
 }
 
 restart_if_stopped() { # log, command: again while its job ends with exit code 75
-    # The launchers say with which code a job ended in its log, and exit with 1 themselves.
-    local n
+    # The launchers exit with 1. The job's code is in its log, in the words of run_local.py
+    # or in those of slurm.pl, queue.pl, pbs.pl and ssh.pl.
+    local n ended='^# (Ended \(code 75\)|Finished at .* with status 75$)'
     for ((n = 1; ; n++)); do
         if "${@:2}"; then return; fi
-        grep -q '^# Ended (code 75)' "$1" || return 1
+        grep -Eq "${ended}" "$1" || return 1
         ((n <= max_restarts)) || die "stopped again after --max_restarts ${max_restarts}"
         log "stopped by the scheduler, its state is saved: restart ${n}"
     done

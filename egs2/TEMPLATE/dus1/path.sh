@@ -20,6 +20,12 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # NCCL must not choose a virtual network interface.
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker,virbr,vmnet,vboxnet}"
 
+# Since Slurm 22.05 srun, by which several nodes are started, ignores the job's CPUs: the
+# processes of all GPUs of a node would share one.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK}}"
+fi
+
 if ! command -v nvidia-smi > /dev/null; then
     # On a CPU, glibc hands big activation buffers back to the kernel at every step and
     # faults them in again, which costs several times the computation itself. Buffers of

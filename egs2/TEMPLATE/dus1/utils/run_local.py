@@ -28,7 +28,7 @@ options:
 OPTIONS = {"max_jobs_run", "num_threads", "gpu", "mem", "name", "time", "config"}
 TAIL_LINES = 20
 PROGRESS_SECONDS = 10
-KILL_SECONDS = 5
+KILL_SECONDS = 25  # a training saves its state; slurm kills after 30
 
 
 def parse(arguments):
