@@ -14,7 +14,7 @@ from espnet2.train.dataset import ESPnetDataset
 
 from espnet_dus.data.audio import Channel, open_audio, read_file
 from espnet_dus.data.dataset import check_speech_tokenizer, token_frames
-from espnet_dus.data.lengths import FRAMES_PER_SECOND
+from espnet_dus.data.lengths import FRAMES_PER_SECOND, takes_tokens, tokenizer_info
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
 from espnet_dus.io import (
     file_name,
@@ -277,8 +277,8 @@ class _Source:
         if self.kind == "sound":
             return
         self.dataset = ESPnetDataset([triple])
-        if speech2text.speech_tokenizer is not None:
-            self.info = speech2text.speech_tokenizer.info
+        if takes_tokens(speech2text.train_args):
+            self.info = tokenizer_info(speech2text.train_args)
             self.rate = self.info.frames_per_second
             check_speech_tokenizer([triple], self.info)
             run_lengths = Path(self.table).with_name("run_lengths.scp")

@@ -1,5 +1,6 @@
 """A trained model as one Python object: waveforms in, transcripts out."""
 
+import functools
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,11 @@ from espnet_dus.data.lengths import (
     sampling_rate,
     takes_tokens,
 )
-from espnet_dus.data.speech_tokens.tokenizer import Tokens, load_tokenizer
+from espnet_dus.data.speech_tokens.tokenizer import (
+    SpeechTokenizer,
+    Tokens,
+    load_tokenizer,
+)
 from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.build import load_model
@@ -52,7 +57,6 @@ class Speech2Text:
     Attributes:
         search: The `SearchConfig`; it may be replaced at any time.
         fs: Sampling rate of the audio in Hz; None if the model takes features.
-        speech_tokenizer: Turns audio into tokens, if the model takes tokens; or None.
 
     Raises:
         ValueError: An option is unknown or does not fit the model.
@@ -90,13 +94,19 @@ class Speech2Text:
         self.fs: Optional[int] = None
         if self.train_args.input_size is None:
             self.fs = sampling_rate(self.train_args)
-        self.speech_tokenizer = None
-        if takes_tokens(self.train_args):
-            self.speech_tokenizer = load_tokenizer(
-                self.train_args.speech_tokenizer, device
-            )
         if self.needs_ctc:
             check_ctc_head(self.model)
+
+    @functools.cached_property
+    def speech_tokenizer(self) -> Optional[SpeechTokenizer]:
+        """Turns audio into tokens, if the model takes tokens; or None.
+
+        Loaded with the first audio: stage 12 decodes tokens, and the encoder of OpusLM
+        is larger than a small base LM.
+        """
+        if not takes_tokens(self.train_args):
+            return None
+        return load_tokenizer(self.train_args.speech_tokenizer, self.device)
 
     @property
     def run(self) -> Dict[str, Any]:
@@ -241,7 +251,7 @@ class Speech2Text:
     def _checked(self, speech: Speech) -> Speech:
         if not isinstance(speech, Tokens) and self.fs is not None:
             speech = as_waveform(speech)
-        elif isinstance(speech, Tokens) and self.speech_tokenizer is None:
+        elif isinstance(speech, Tokens) and not takes_tokens(self.train_args):
             raise ValueError("speech tokens, but this model takes audio or features")
         elif not isinstance(speech, Tokens):
             speech = torch.as_tensor(speech).to("cpu", torch.float32)
@@ -252,9 +262,9 @@ class Speech2Text:
 
     def _tokenized(self, batch: List[Speech]) -> List[Speech]:
         """Turn the waveforms of a batch into tokens, if the model takes tokens."""
-        if self.speech_tokenizer is None:
-            return batch
         waveforms = [speech for speech in batch if not isinstance(speech, Tokens)]
+        if not waveforms or self.speech_tokenizer is None:
+            return batch
         made = iter(self.speech_tokenizer.tokenize(waveforms))
         return [s if isinstance(s, Tokens) else next(made) for s in batch]
 

@@ -131,6 +131,23 @@ def test_a_data_set_is_decoded_from_tokens_as_from_audio(experiment, root, tmp_p
     assert seconds == pytest.approx([2.02, 2.02], abs=0.02)
 
 
+def test_stored_tokens_are_decoded_without_the_encoder(
+    experiment, root, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise RuntimeError("the encoder was loaded")
+
+    monkeypatch.setattr("espnet_dus.search.speech2text.load_tokenizer", refuse)
+    speech2text = load(experiment)
+    triple = (str(experiment / "dump/feats.scp"), "speech", "kaldi_ark")
+    decode(speech2text, [triple], None, str(tmp_path / "out"), batch_size=3)
+    lines = (tmp_path / "out/1best_recog/text").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [*DURATIONS]
+    samples, _ = soundfile.read(root / "data/a.wav", dtype="float32")
+    with pytest.raises(RuntimeError, match="the encoder was loaded"):
+        load(experiment, search={"no_speech": 0.0})(samples)
+
+
 def test_tokens_of_another_tokenizer_are_refused(experiment, root, tmp_path):
     speech2text = load(experiment)
     other = experiment / "other"
