@@ -135,8 +135,8 @@ def all_options():
     for path in [*sources, espnet / "tasks/abs_task.py"]:
         known |= set(re.findall(r'"--([a-z0-9_-]+)"', text_of(path)))
     of_functions = Commands("espnet-dus", "Commands whose options are derived.")
-    for wing in (cli, data, evaluation, training, zoo):
-        wing.add_commands(of_functions)
+    for module in (cli, data, evaluation, training, zoo):
+        module.add_commands(of_functions)
     for name, add_options in of_functions.prepare.items():
         add_options()
         options = of_functions.parsers.choices[name]._option_string_actions

@@ -18,7 +18,7 @@ help_message="Usage: $0 [options] [options of run.sh]
   --search_epochs N      How many epochs (default: 1).
   --reference ARM        The arm that the others' cross-entropy is compared with
                          (default: the first).
-  --inference_tag NAME   The decoding that counts, where there are several.
+  --inference_tag NAME   The decoding to compare, if an arm has several.
 
 All other options are those of run.sh, for every arm. Re-running resumes; a finished arm is
 repeated only if its options changed. If an arm's YAML changed after training, move its

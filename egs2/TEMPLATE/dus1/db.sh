@@ -13,8 +13,8 @@ MINI_AN4="${MINI_AN4:-}"
 LIBRISPEECH="${LIBRISPEECH:-}"
 
 # The other corpora of egs2/english_48k: each directory as its archives make it, which is
-# what lhotse's preparation of the same name takes. Empty: its stage is an error; see the
-# recipe's README for where each is had from.
+# what lhotse's preparation of the same name takes. Empty: its stage is an error. The
+# recipe's README says where to get each.
 MLS="${MLS:-}"                        # with mls_english/
 VOXPOPULI="${VOXPOPULI:-}"            # with raw_audios/en/
 TEDLIUM3="${TEDLIUM3:-}"              # TEDLIUM_release-3, with legacy/

@@ -40,7 +40,7 @@ num_nodes=1  # Nodes for training.
 nj=${cores}  # Parallel jobs.
 inference_nj=$((gpus > 0 ? gpus : cores))  # Parallel jobs in decoding.
 gpu_inference=$([ "${gpus}" -gt 0 ] && echo true || echo false)  # Decode on GPUs.
-dumpdir=dump  # Where features go.
+dumpdir=dump  # Where audio, features and tokens go.
 expdir=exp  # Where experiments go.
 python=python3  # The Python that runs the commands.
 # Data
@@ -50,9 +50,9 @@ test_sets=  # Names of the test sets, separated by spaces (required).
 local_data_opts=  # Options of local/data.sh.
 speed_perturb_factors=  # Speed factors, e.g. "0.9 1.0 1.1".
 feats_type=raw  # raw (audio), fbank (log Mel), tokens (speech), shar, tokens_shar (shards).
-speech_tokenizer=logmel  # Of tokens: logmel, whisper_tiny_en, opuslm, YAML or directory.
+speech_tokenizer=logmel  # For tokens: logmel, whisper_tiny_en, opuslm, YAML or directory.
 speech_tokenizer_dir=  # The tokenizer of stage 3 (default: data/speech_tokenizer/<its name>).
-tokenizer_args=  # Of tokens: more options of make_tokenizer, e.g. "--num_clusters 500".
+tokenizer_args=  # For tokens: options of make_tokenizer, e.g. "--num_clusters 500".
 allow_pipes=false  # Run commands in wav.scp ("... |"): only for trusted data.
 channel=  # Channel of multi-channel audio: an index from 0, or mean (default: mono only).
 train_shards=  # Audio shards: a directory, or a YAML of weights (default: stage 4's).
@@ -75,17 +75,17 @@ dus_tag=  # Suffix of the experiment directory.
 dus_exp=  # The experiment directory; --dus_tag is then not used.
 dus_stats_dir=  # The directory for statistics.
 dus_config=  # Training configuration (YAML).
-dus_args=  # More options for training, stronger than --dus_config.
-feats_normalize=global_mvn  # global_mvn, or anything else for none from here.
+dus_args=  # More options for training; they override --dus_config.
+feats_normalize=global_mvn  # global_mvn, or none: as --dus_config's normalize.
 pretrained_model=  # Parameters to start from: path[:source:destination[:exclude]].
 ignore_init_mismatch=false  # Start from parameters of other shapes where some fit.
-max_restarts=20  # How often training is started again when a scheduler stopped it.
+max_restarts=20  # Maximum restarts of a training that a scheduler stops.
 dus_speech_fold_length=800  # Batch type folded: speech length that halves the batch.
 dus_text_fold_length=150  # Batch type folded: text length that halves the batch.
 # Decoding and evaluation
 inference_tag=  # Suffix of the decoding directory.
 inference_config=  # Decoding configuration (YAML).
-inference_args=  # More options for decoding, stronger than --inference_config.
+inference_args=  # More options for decoding; they override --inference_config.
 inference_dus_model=valid.acc.ave.pth  # The checkpoint to decode with.
 batch_size=  # Seconds of speech decoded at once (default: --inference_config's, or 1).
 download_model=  # A published model to decode with: .zip, URL or HF id[@revision].
@@ -93,7 +93,7 @@ cross_entropy=false  # Measure the cross-entropy of the transcripts too.
 perplexity_text=  # Text files for perplexity, separated by spaces.
 text_tasks=  # Text benchmarks, separated by spaces.
 text_data_dir=  # Local items of the text benchmarks.
-text_limit=  # Items of each text benchmark, windows of each text (default: all).
+text_limit=  # Maximum items of a benchmark and windows of a text (default: all).
 text_dtype=float32  # Precision of the text evaluation: float32, or bfloat16 (faster).
 # Packing and upload
 base_lm_source=  # Where others get the base LM (default: where it came from).
@@ -118,7 +118,7 @@ $(sed -n '/^# Options:/,/^# End of options/p' "${BASH_SOURCE[0]}" \
 arguments=("$@")
 . utils/parse_options.sh
 
-# ---- what was asked for
+# ---- checks of the options
 [ $# -eq 0 ] || die "unexpected argument '$1': all arguments are options (see --help)"
 for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
@@ -473,7 +473,7 @@ train() { # -> exp/dus_<tag>/valid.acc.ave.pth
             --streaming_conf "shards=${stream}")
     fi
     if [ "${ngpu}" -eq 0 ]; then threads_here=${threads}; fi
-    # Hours of training come first: are the texts there that stage 13 wants?
+    # Before hours of training, check that the texts of stage 13 exist.
     if [ -n "${text_tasks}" ] && [ "${stop_stage}" -ge 13 ] \
         && [[ " ${skip_stages} " != *" 13 "* ]]; then
         dus text_eval --base_lm "${base_lm_dir}" --out_dir "${dus_exp}/text_eval" \
