@@ -51,7 +51,7 @@ def test_numba_has_a_cache_where_environment_and_home_are_read_only(writable):
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "espnet_dus"
-# Wings import only from lines above their own.
+# Subpackages import only from lines above their own.
 WALK = (
     {"io"},
     {"data"},
@@ -95,7 +95,7 @@ def imports():
 
 
 def test_no_import_runs_against_the_walk_of_the_data():
-    level = {wing: n for n, wings in enumerate(WALK) for wing in wings}
+    level = {name: n for n, names in enumerate(WALK) for name in names}
     against = [
         f"{name} imports {other}"
         for name, others in imports().items()

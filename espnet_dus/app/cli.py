@@ -28,8 +28,8 @@ def main(cmd=None):
     """Run a command."""
     commands = Commands("espnet-dus", __doc__)
     add_commands(commands)
-    for wing in (data, zoo, training, evaluation):
-        wing.add_commands(commands)
+    for module in (data, zoo, training, evaluation):
+        module.add_commands(commands)
     commands.run(cmd)
 
 
@@ -103,9 +103,11 @@ def add_commands(commands: Commands) -> None:
         action="append",
         default=[],
         metavar=("TEXT", "ANSWER"),
-        help="a text that could be said, and the answer to it; may be repeated",
+        help="an example utterance as text, and the answer to it; may be repeated",
     )
-    command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
+    command.add_argument(
+        "--max_new_tokens", type=int, default=128, help="maximum tokens of an answer"
+    )
 
     commands.add(
         "instruction_eval",
@@ -129,7 +131,9 @@ def add_commands(commands: Commands) -> None:
         help="require the added layers to be dropped: the base LM answers, or it is an "
         "error that full fine-tuning has overwritten it",
     )
-    command.add_argument("--max_new_tokens", type=int, default=128, help="of an answer")
+    command.add_argument(
+        "--max_new_tokens", type=int, default=128, help="maximum tokens of an answer"
+    )
 
     command = commands.add("models", models, "List the models on this machine.")
     command.add_argument("--root", default=".", help="directory with exp/ or egs2/")
@@ -145,18 +149,22 @@ def add_commands(commands: Commands) -> None:
         "Start a demo for the browser.",
         parents=[named, loading, searching],
     )
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
-    command.add_argument("--port", type=int, default=7860, help="of the demo")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0: every network interface"
+    )
+    command.add_argument("--port", type=int, default=7860, help="port to listen on")
 
     command = commands.add(
         "serve",
         serve,
         "Serve transcripts and chats over HTTP, as OpenAI's API does. The environment "
-        "variable DUS_API_KEY, if set, is the key that requests must bring.",
+        "variable DUS_API_KEY, if set, is the key that requests must send.",
         parents=[named, loading, searching],
     )
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for others too")
-    command.add_argument("--port", type=int, default=8000, help="of the server")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0: every network interface"
+    )
+    command.add_argument("--port", type=int, default=8000, help="port to listen on")
     for option, default, what in (
         ("--segment_seconds", 20.0, "maximum duration of a segment of a recording"),
         ("--batch_seconds", 60.0, "seconds of segments in a batch, padding included"),

@@ -33,7 +33,7 @@ def evaluate(
     Args:
         models: Experiment directories, checkpoints, packs or hub ids.
         data_dir: Data directory with `wav.scp` and `text`.
-        out_dir: For `instructions.md` and `instructions.json`.
+        out_dir: Directory to write: `instructions.md` and `instructions.json`.
         num_utterances: Number of utterances; see `choose`.
         max_new_tokens: Maximum number of tokens of an answer.
         base_lm: Base LM directory of packs and hub ids; None: it is fetched.

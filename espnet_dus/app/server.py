@@ -142,7 +142,7 @@ class _Streamer(TextIteratorStreamer):
     Attributes:
         num_prompt: Number of tokens of the prompt.
         ids: The answer's ids so far; empty if generation has failed before the first.
-        cancelled: Whether nobody reads the answer any longer: its generation ends.
+        cancelled: Whether the client has disconnected, so that generation stops.
     """
 
     def __init__(self, tokenizer):
@@ -179,9 +179,9 @@ def build(
 
     Args:
         speech2text: The model.
-        name: Of the model, in answers.
-        api_key: The key that requests must bring, or None.
-        segment_seconds: Recordings are cut at pauses into segments of at most this.
+        name: Name of the model, in answers.
+        api_key: The key that requests must send, or None.
+        segment_seconds: Maximum duration of a segment; recordings are cut at pauses.
         batch_seconds: Seconds of segments in a batch, padding included.
         max_megabytes: Maximum size of a request.
         max_seconds: Maximum duration of a recording.

@@ -1,8 +1,8 @@
 """Command lines: parse, call, exit code. What they do is in the package.
 
-The commands of a wing are in one module here. `espnet_dus.app.cli` collects them as
-subcommands of `espnet-dus`, which is `python -m espnet_dus`. Modules named `dus_*` are
-those that ESPnet users call by name.
+`espnet_dus.app.cli` makes the commands of these modules subcommands of `espnet-dus`,
+which is `python -m espnet_dus`. Modules named `dus_*` are those that ESPnet users call
+by name.
 """
 
 import argparse

@@ -6,7 +6,7 @@ from espnet_dus.bin import Commands
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the commands of this wing."""
+    """Add the commands of this module."""
     commands.add(
         "prepare_an4",
         "espnet_dus.bin.data:prepare_an4",
@@ -81,8 +81,8 @@ def prepare_an4(
         corpus: AN4's directory, a tar file of it, its URL, or 'espnet' for the few
             utterances in the espnet package.
         num_dev: Number of validation utterances.
-        download_dir: For archives.
-        out_dir: For the data directories.
+        download_dir: Directory for archives.
+        out_dir: Parent of the data directories.
     """
     from espnet_dus.data.corpora import an4
 
@@ -101,8 +101,8 @@ def prepare_librispeech(
     Args:
         corpus: LibriSpeech's directory, with train-clean-100 and the like; without it,
             LibriSpeech is downloaded (60 GB).
-        download_dir: For archives.
-        out_dir: For the data directories.
+        download_dir: Directory for archives.
+        out_dir: Parent of the data directories.
         sets: Data directories to make; without it, all (train_960, dev, dev_clean,
             dev_other, test_clean, test_other).
         nj: Number of jobs.
@@ -134,9 +134,9 @@ def make_units(
 
     Args:
         base_lm: Base LM directory.
-        text: Transcripts of the training.
-        out_dir: For tokens.txt and ctc/.
-        shards: Training shards, whose transcripts count too: a directory, or a YAML
+        text: Table of the training transcripts.
+        out_dir: Directory to write: tokens.txt and ctc/.
+        shards: Training shards, whose transcripts are added: a directory, or a YAML
             file of directories with weights.
         ctc_token_type: llm, bpe, char, or none: no CTC units, only the token list.
         nbpe: Number of units of type bpe.

@@ -4,7 +4,7 @@ from espnet_dus.bin import Commands, load
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the commands of this wing."""
+    """Add the commands of this module."""
     commands.add(
         "inference",
         "espnet_dus.bin.dus_inference:main",

@@ -7,7 +7,7 @@ from espnet_dus.bin import Commands
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the commands of this wing."""
+    """Add the commands of this module."""
     others = "All other options are those of the command train, such as --ctc_units."
     commands.add(
         "check_upscaling",
@@ -45,12 +45,12 @@ def check_upscaling(
     Args:
         config: Training configuration.
         base_lm: Base LM directory.
-        text: Real text: a plain file.
+        text: File of real text.
         speech_scp: Table whose first utterance is used.
-        out_dir: For report.md and stack.png.
+        out_dir: Directory to write: report.md and stack.png.
         cmd: Options of the command train.
         speech_type: sound, or kaldi_ark (features or speech tokens).
-        every_kind: Check every kind and scope besides those of the configuration.
+        every_kind: Also check every other kind and scope.
     """
     from espnet2.train.dataset import ESPnetDataset
 

@@ -4,7 +4,7 @@ from espnet_dus.bin import Commands
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the commands of this wing."""
+    """Add the commands of this module."""
     commands.add(
         "base_lm",
         "espnet_dus.zoo.fetch_base_lm:fetch",

@@ -63,8 +63,8 @@ class Record(NamedTuple):
         num_frames: Length in feature frames or tokens, 0 for audio.
         size: Bytes of the file that holds it.
         location: The file below the dump directory; in an ark, with `:offset`.
-        digest: Of everything that the result depends on. It is the last field, so that
-            a line that was cut short never looks complete.
+        digest: Digest of all that the result depends on. It is the last field, so that
+            a truncated line never looks complete.
     """
 
     num_samples: int
@@ -163,8 +163,8 @@ def format_data(
         nj: Number of processes.
         max_bad_utterances: Number of utterances with faulty audio that may be left out
             with a warning.
-        allow_pipes: Whether to run the commands in wav.scp ('... |'). They can do
-            whatever you can: only for data that you trust.
+        allow_pipes: Whether to run the commands in wav.scp ('... |'). They run with
+            your permissions: only for data that you trust.
         channel: The channel to take of audio with several: an index from 0, or `mean`
             for the mean of all; None: several channels are a fault.
         speech_tokenizer: A tokenizer directory, for `tokens`.
@@ -435,7 +435,7 @@ def _dump_arks(waveforms: Waveforms, number: int, dump: Dump) -> Done:
 
 
 def _of_run_lengths(location: str) -> str:
-    """Return where run lengths are: as many, and as long, as the tokens they are of."""
+    """Return the location of run lengths, which are stored like their tokens."""
     return location.replace("data/feats.", "data/run_lengths.", 1)
 
 

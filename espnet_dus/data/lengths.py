@@ -126,7 +126,7 @@ def min_length(args: argparse.Namespace) -> int:
 def speech_positions(args: argparse.Namespace, num_samples: int) -> int:
     """Return the number of speech positions of samples, with these options.
 
-    Of tokens, before repeats are removed.
+    For tokens: before repeats are removed.
     """
     shift, framings = _shift(args), _framings(args)
     frames = min(
@@ -194,10 +194,10 @@ def _framing(conf: Dict[str, Any]) -> Framing:
 
 
 class PositionTimes(NamedTuple):
-    """When the audio is heard: position i is centred on `first + i * step`.
+    """Speech positions in time: position i is centred on `first + i * step`.
 
     Attributes:
-        first: Centre of what the first speech position hears, in seconds.
+        first: Centre of the audio below the first speech position, in seconds.
         step: Time from one position to the next, in seconds.
     """
 
@@ -208,10 +208,10 @@ class PositionTimes(NamedTuple):
 def position_times(args: argparse.Namespace) -> PositionTimes:
     """Return where in the audio each speech position of a model with these options is.
 
-    A position hears the frames below its convolutions' kernels, and a frame the samples
-    of its window; both are centred on what they represent. Of a model that is given
-    features, whose windows are unknown, each frame is taken for the middle of its
-    shift; so is a frame of speech tokens.
+    A position covers the frames below its convolutions' kernels, and a frame the
+    samples of its window; each is placed at its centre. Where windows are unknown, as
+    for features on disk and speech tokens, a frame is placed at the middle of its
+    shift.
     """
     fewest, factor = _subsampling(args)
     if takes_tokens(args) or args.input_size is not None:

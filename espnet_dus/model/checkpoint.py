@@ -148,7 +148,7 @@ def parameter_counts(model: torch.nn.Module) -> Dict[str, int]:
 def count_as_paper(model: torch.nn.Module) -> Optional[int]:
     """Count trained parameters as the paper does.
 
-    It counts the tables of input and output embeddings apart and whole, each with the
+    The paper counts input and output embeddings separately and whole, each with the
     rows of text and of speech tokens. Ours are tied, and only the new rows of the input
     are trained.
 
@@ -189,7 +189,7 @@ def _describe(identity: Identity) -> str:
 def check_init_param(init_param: str, model: torch.nn.Module) -> None:
     """Check that each name in a value of `--init_param` matches something.
 
-    Where one does not, ESPnet silently takes over nothing.
+    Where one does not, ESPnet silently copies nothing.
 
     Args:
         init_param: `path[:source[:destination[:excluded,...]]]`.

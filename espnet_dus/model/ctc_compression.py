@@ -1,4 +1,4 @@
-"""CTC compression: the LLM reads one vector for each unit that the CTC head hears.
+"""CTC compression: the LLM reads one vector for each unit that CTC recognizes.
 
     speech positions  .   .   yes yes  .  <unk>  .   no   .
     the LLM reads             yes         <unk>      no
@@ -11,7 +11,7 @@ Compression for Direct Speech Translation", EACL 2021). The mean is rescaled to 
 of a token embedding and added to the embedding of the unit's token: the LLM reads what
 CTC wrote and how it sounded. `<unk>` has no token, so the LLM reads its sound alone.
 
-Dimensions: B utterances, S speech positions, N units heard, D hidden.
+Dimensions: B utterances, S speech positions, N recognized units, D hidden.
 """
 
 from typing import Sequence, Tuple
@@ -22,7 +22,7 @@ from espnet_dus.data.ctc_units import BLANK, UNKNOWN
 
 
 class CTCCompression:
-    """Maps speech positions to the units heard.
+    """Maps speech positions to one vector for each recognized unit.
 
     Args:
         token_ids: The base LM's token of each CTC unit; those of the blank and of

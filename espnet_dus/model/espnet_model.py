@@ -53,14 +53,14 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         ctc_weight: Share of the CTC loss; the cross-entropy has the rest.
         ctc_warmup_epochs: Number of initial epochs that train CTC only. The forward
             pass then stops at `ctc_layer`, so that the layers above cost nothing.
-        ctc_compression: The LM reads one vector for each unit that the CTC head hears
-            (see `ctc_compression`), not one for each speech position. For added layers
+        ctc_compression: The LM reads one vector for each unit that CTC recognizes (see
+            `ctc_compression`), not one for each speech position. For added layers
             of scope `speech` that all precede the first base layer, with the CTC head
             on the last of them.
         lsm_weight: Label smoothing of the cross-entropy.
-        text_retention_weight: Weight of the loss that keeps text as the base LM has it
-            (see `text_retention`). For added layers of scope `all`; in scope `speech`
-            text is the base LM's without it.
+        text_retention_weight: Weight of the loss that limits how far the added layers
+            move text (see `text_retention`). For scope `all`; in scope `speech` text
+            does not change.
         packing: The utterances of a batch share one row, without padding (see
             `packing`). Losses are the same; only training and validation pack.
 

@@ -8,8 +8,8 @@
 
 `lower` is the LM up to the layer that the CTC head reads, `upper` the LM above it: two
 views of one LM (see `upscaling.stack`). With CTC compression `lower` is run first, on
-speech alone, and `upper`, which then is the base LM, reads one vector for each unit
-heard instead of the speech positions.
+speech alone, and `upper`, which then is the base LM, reads one vector for each
+recognized unit instead of the speech positions.
 
 Dimensions: B utterances, S speech positions, R positions that the LM reads of the
 speech, N text positions, P prompt positions, T positions of the joined sequence, D
@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
     Attributes:
         read_BRD: What the LM reads of the speech, padded on the right.
         read_B: Number of these positions: speech positions or, where these are
-            compressed, units heard.
+            compressed, recognized units.
         lengths_B: Number of speech positions.
         ctc_BSU: Log-probabilities of the CTC units, or None where none were asked for.
         before: Text before the speech, see `SpeechLM.join_text`.
@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
 
 
 class SpeechLM(torch.nn.Module):
-    """An adapted LM that hears.
+    """An adapted LM with speech input.
 
     Args:
         lm: The adapted LM (see `adaptation.adapt`).
@@ -71,7 +71,7 @@ class SpeechLM(torch.nn.Module):
             transcribe. Text-only inputs never use them.
         ctc: The CTC head, or None.
         ctc_layer: The layer that the CTC head reads, see `upscaling.ctc_layer_index`.
-        compression: Turns speech positions into units heard, or None.
+        compression: Turns speech positions into recognized units, or None.
         module_args: For the next class in the order of inheritance.
 
     Attributes:
@@ -271,7 +271,7 @@ class SpeechLM(torch.nn.Module):
     def masks(self, seq: Joined) -> Dict[str, torch.Tensor]:
         """Return the masks that the LM takes with a sequence of encoded speech."""
         masks = {"attention_mask": seq.attention_mask_BT}
-        # speech that an encoder has heard is text to its layers
+        # to the layers above an encoder, its output is text
         if isinstance(self.lm, UpscaledLM) and not self.has_encoder:
             masks["speech_mask"] = seq.speech_mask_BT
         return masks

@@ -1,7 +1,7 @@
-"""Scope `all`: a loss that keeps text as the base LM has it.
+"""Scope `all`: a loss that limits how far the added layers change text.
 
-Layers that see every position have no reason to leave text alone while they learn from
-speech. On text, the residual stream is compared with the base LM's,
+Trained on speech alone, layers that act on every position also change text. On text,
+the residual stream is compared with the base LM's,
 
     drift = mean over positions of |adapted - base|^2 / |base|^2
 
@@ -83,7 +83,7 @@ class TextRetention:
 def write_text(
     lm: torch.nn.Module, num_sequences: int, num_tokens: int, batch_size: int = 128
 ) -> torch.Tensor:
-    """Let the base LM in an up-scaled LM write.
+    """Generate text with the base LM in an up-scaled LM.
 
     The random state is left as it was, so that a resumed training continues exactly as
     it would have without interruption.

@@ -51,8 +51,8 @@ def decode(
     """Transcribe the utterances of a key file.
 
     Writes `output_dir/1best_recog/{text,token,token_int,score}`, one such directory per
-    n-best rank, `output_dir/hypotheses.jsonl` with all that is known of each utterance,
-    and `output_dir/decode.json` with what the decoding took; with word times,
+    n-best rank, `output_dir/hypotheses.jsonl` with the full results of each utterance,
+    and `output_dir/decode.json` with the time of the decoding; with word times,
     `1best_recog/ctm` and `srt/UTTERANCE.srt`. An utterance that cannot be read or is
     too short is reported, gets an empty transcript (so it is scored, as deletions) and
     does not stop the others. An interrupted run resumes.

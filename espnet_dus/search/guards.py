@@ -6,7 +6,7 @@ Each is named in the hypothesis on which it acted:
     repetition  a token sequence repeated this many times in a row is a loop: the token
                 that would repeat it once more is forbidden, and the search continues
                 with the next best
-    no_speech   audio in which Silero's voice activity detection hears nobody is not
+    no_speech   audio in which Silero's voice activity detection finds no speech is not
                 given to the LLM (its weights come in the package `silero-vad`)
 """
 
@@ -60,7 +60,7 @@ def loop_continuations(ids: Sequence[int], repetition: int) -> List[int]:
 
 
 def has_speech(speech: np.ndarray, fs: int, threshold: float) -> bool:
-    """Return whether anybody speaks, as soon as that is certain.
+    """Return whether audio has speech; stops at the first that is found.
 
     Args:
         speech: (samples,), from -1 to 1.

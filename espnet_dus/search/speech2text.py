@@ -158,10 +158,10 @@ class Speech2Text:
 
         Args:
             speech: Samples at the training data's rate, in any form that `as_waveform`
-                takes. `Tokens` if the model takes speech tokens and they are at hand;
-                features (F, M) if it was trained on features. Or a list of these.
-            prompt: Text before the speech, for a model trained with it; of a list the
-                prompt of each.
+                takes; existing `Tokens`, if the model takes speech tokens; features
+                (F, M), if it was trained on features. Or a list of these.
+            prompt: Text before the speech, for a model trained with it; for a list one
+                prompt for each.
 
         Returns:
             For one utterance: its n-best hypotheses, the best first. For a list: the
@@ -364,7 +364,7 @@ class Speech2Text:
         Raises:
             AudioError: See `as_waveform`.
             TooShortUttError: The utterance is too short for the subsampling.
-            ValueError: Nobody speaks in it, or see `around_speech`.
+            ValueError: The audio has no speech, or see `around_speech`.
 
         Examples:
             >>> speech2text.ask(speech, "Translate it into French.", [("yes", "oui")])

@@ -1,8 +1,8 @@
 """Word times from the CTC head.
 
 The final transcript, whichever search wrote it, is aligned to the CTC head's
-posteriors. A speech position is placed where the model hears it: at the centre of its
-convolutions' and windows' reach (`data.lengths.position_times`).
+posteriors. A speech position is placed at the centre of the audio that its convolutions
+and windows cover (`data.lengths.position_times`).
 
 CTC shows where a unit is, not how long it lasts: its peak comes early in a word and is
 mostly one position wide. A word therefore starts an eighth of a second before the
@@ -64,8 +64,8 @@ def word_times(
         log_probs_SU: (S, U) log-probabilities of one utterance, without padding.
         text: Its transcript.
         units: The head's.
-        positions: When each speech position is heard.
-        duration: Of the audio, in seconds.
+        positions: The time of each speech position.
+        duration: Duration of the audio in seconds.
 
     Returns:
         The words of the transcript in time order, from 0 to `duration`, none

@@ -17,7 +17,7 @@ def scale_learning_rates(
 ) -> None:
     """Multiply the learning rates of some parameters.
 
-    Schedulers go by the rates of an optimizer's groups, so they keep the proportions.
+    Schedulers scale the rates of an optimizer's groups, so the proportions remain.
 
     Args:
         optimizer: A new one. Its groups are split.

@@ -99,9 +99,9 @@ def upload(
     Args:
         pack: Made by stage 14.
         repo_id: `user/name`. It is created if it does not exist.
-        dataset: Name of the training data, for the card.
+        dataset: Name of the training data, for the model card.
         lang: Language of the speech as ISO 639 code; `noinfo`: none.
-        license: Of the trained parameters, as the hub names it.
+        license: Licence of the trained parameters, by its name on the hub.
         dry_run: Only log what would be sent.
 
     Returns:

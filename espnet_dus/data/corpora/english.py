@@ -52,7 +52,7 @@ def prepare_corpus(
             peoples_speech.
         corpus_dir: The corpus, as its archives make it.
         out_dir: The directory of shards to write.
-        manifest_dir: For lhotse's manifests, which a second run reads.
+        manifest_dir: Directory for lhotse's manifests, which a second run reads.
         held_out: Data directories whose speakers and sentences must not be trained on.
         nj: Number of processes.
         shard_size: Utterances in a shard.

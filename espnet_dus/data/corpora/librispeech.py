@@ -38,7 +38,7 @@ def find_librispeech(
     Args:
         corpus: LibriSpeech's directory, or its parent; "": download.
         parts: The parts needed, such as `dev-clean`.
-        download_dir: For the archives and their contents: 60 GB each.
+        download_dir: Directory for the archives and their contents, 60 GB each.
         url: Where the archives are.
 
     Returns:

@@ -34,7 +34,7 @@ class SequenceLength:
             hold speech tokens, a position for each frame.
         num_prompt_tokens: Tokens between speech and transcript.
         longest: Maximum number of positions of an utterance.
-        config: Its other limits.
+        config: The other limits.
     """
 
     preprocessor: DUSPreprocessor
@@ -51,7 +51,7 @@ class SequenceLength:
             recorded: Its duration as it was recorded, in seconds.
 
         Raises:
-            ValueError: It cannot be trained on: too long, or its transcript is.
+            ValueError: It cannot be trained on: it or its transcript is too long.
         """
         config = self.config
         if recorded > config.max_duration:

@@ -136,14 +136,14 @@ def write_data_dir(
 ) -> None:
     """Write the shards of a data directory that stage 3 or 4 has written.
 
-    The utterances are shuffled, so that a shard is a sample of the whole. Audio files
-    are copied byte by byte. Of speech tokens without repeats, run lengths are left out.
+    The utterances are shuffled, so that a shard is a sample of the whole. FLAC files
+    are copied as they are, other audio becomes FLAC. Run lengths of speech tokens are
+    left out.
 
     Args:
         data_dir: A dump with audio (feats_type raw) or speech tokens (tokens).
         out_dir: The directory of shards to write.
-        shard_size: Utterances in a shard. There must be at least as many shards as GPUs
-            times data loading processes (num_workers).
+        shard_size: Utterances in a shard.
         nj: Number of processes.
         max_bad_utterances: Number of unreadable utterances that may be left out.
 
@@ -305,8 +305,8 @@ def write_blocks(
         max_bad_utterances: Number of unreadable utterances that may be left out.
         total: Number of utterances, for the progress; None: not known.
         tokenizer: Identity of the speech tokenizer; None: they are shards of audio.
-        job: (k, n): writes only each n-th shard from the k-th on, and leaves it to a
-            later call without `job` to write what is missing and to rename `out_dir`.
+        job: (k, n): writes only every n-th shard, starting at the k-th. A later call
+            without `job` writes what is missing and renames `out_dir`.
 
     Raises:
         ValueError: An option is out of range, or nothing is left.
@@ -444,7 +444,7 @@ def _tokens(rows: Iterable[Tuple[str, int, Tuple]], bad: BadUtterances) -> Store
 
 
 def _flac(cut: MonoCut, fs: int) -> Tuple[bytes, int]:
-    """Return a cut's audio as FLAC, the file itself where it is that; and its samples.
+    """Return a cut's audio as FLAC, unchanged if it is a FLAC file; and its samples.
 
     Raises:
         Exception: It cannot be read.

@@ -43,9 +43,9 @@ def tokenize_shards(
     """Write the speech tokens of directories of audio shards.
 
     Each directory becomes one of the same name in `out_dir`, each shard one shard.
-    `out_dir`/mix.yaml lists them with their weights, as training takes them. A
-    directory that is there, of the same audio and tokenizer, is not made again, and
-    needs its audio no more.
+    `out_dir`/mix.yaml lists them with their weights, as training takes them. A complete
+    directory of the same audio and tokenizer is not made again, and no longer needs its
+    audio.
 
     Args:
         shards: A directory of audio shards, or a YAML file of directories with weights.

@@ -35,7 +35,7 @@ class TokenizerInfo:
             from 0 to `vocab_sizes[k]` - 1.
         remove_repeats: Whether a token that repeats the one before it is left out.
         sha256: Over all fields above and the cluster centres.
-        learned_on: What the centres were learned from, for the reader.
+        learned_on: What the centres were learned from, for information.
     """
 
     name: str
@@ -150,7 +150,7 @@ def check_same_tokenizer(
 
     Args:
         saved: The recorded `TokenizerInfo.identity`.
-        info: The tokenizer at hand.
+        info: The present tokenizer.
         what: What recorded it, for the message.
 
     Raises:

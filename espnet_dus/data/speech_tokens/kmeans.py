@@ -49,12 +49,13 @@ def make_tokenizer(
         out_dir: The tokenizer directory to write.
         tokenizer: logmel, whisper_tiny_en, opuslm, a YAML file with the options of an
             encoder, or an existing tokenizer directory, which is copied.
-        num_clusters: Of k-means; None: 500. Encoders that give tokens have none.
+        num_clusters: Number of clusters of k-means; None: 500. Not for encoders that
+            give tokens themselves.
         remove_repeats: Whether a token that repeats the one before it is left out.
         kmeans_hours: Hours of audio, drawn at random, that k-means is learned on; all
             of the training set if it has less. 5 hours of 50 frames a second take 3.6
             MB of memory for each dimension of the encoder.
-        seed: Of the draw and of k-means.
+        seed: Random seed of the draw and of k-means.
         nj: Number of processes.
         allow_pipes: Whether to run the commands in wav.scp.
         channel: The channel to take of audio with several, as stage 3 does.

@@ -56,7 +56,8 @@ def evaluate(
 
     Args:
         base_lm: Base LM directory.
-        out_dir: For `results.json`, `results.md` and, in `parts/`, the finished parts.
+        out_dir: Directory to write: `results.json`, `results.md` and, in `parts/`, the
+            finished parts.
         config: `config.yaml` of the adapted model's training; None: the base LM alone.
         model_file: Its checkpoint.
         texts: Text files for perplexity and KL divergence.
