@@ -38,8 +38,10 @@ class Records:
         head = json.dumps({"run": run}, sort_keys=True)
         lines = []
         if self.partial.is_file():
-            # text after the last line break was cut off by the interruption
-            lines = self.partial.read_text("utf-8").split("\n")[:-1]
+            # what follows the last line break was cut off by the interruption, maybe
+            # inside a character
+            whole, _, _ = self.partial.read_bytes().rpartition(b"\n")
+            lines = whole.decode().split("\n")
         if lines[:1] == [head]:
             for line in lines[1:]:
                 content = json.loads(line)

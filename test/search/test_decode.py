@@ -13,6 +13,8 @@ from espnet_dus.bin import dus_inference
 from espnet_dus.io import read_scp
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.decode import decode, take_batch
+from espnet_dus.search.records import Decoded, Records
+from espnet_dus.search.result import nothing
 from espnet_dus.search.speech2text import Speech2Text
 
 FIELDS = ("text", "token", "token_int", "score")
@@ -332,6 +334,15 @@ def test_an_interrupted_run_resumes(speech2text, corpus, monkeypatch, cut):
     cost = json.loads(partial.with_name("decode.json").read_text())
     seconds = sum(record["seconds"] for record in records.values())
     assert cost["seconds"] == pytest.approx(seconds)
+
+
+def test_a_record_that_was_cut_inside_a_character_is_decoded_again(tmp_path):
+    records = Records(tmp_path, {})
+    for key in "ab":
+        records.add({key: Decoded([nothing()._replace(text="für")], 1, 1.0)})
+    content = records.partial.read_bytes()
+    records.partial.write_bytes(content[: content.rindex("ü".encode()) + 1])
+    assert list(Records(tmp_path, {}).done) == ["a"]
 
 
 def test_a_finished_run_is_repeated(speech2text, corpus, monkeypatch):
