@@ -56,6 +56,14 @@ except ImportError as error:
 EOF
 }
 
+# Whether there is an environment, with pip, at the place that it was made for: the
+# scripts of a moved one lead to where it was.
+usable() {
+    probe "${venv}/bin/python" > /dev/null \
+        && "${venv}/bin/python" -m pip --version > /dev/null 2>&1 \
+        && [ "$(. "${venv}/bin/activate" && echo "${VIRTUAL_ENV}")" -ef "${venv}" ]
+}
+
 # Sets $python.
 find_python() {
     local seen='' answer
@@ -92,8 +100,7 @@ if ! flock -n 9; then
 fi
 
 rm -f "${stamp}"
-if probe "${venv}/bin/python" > /dev/null && "${venv}/bin/python" -m pip --version \
-    > /dev/null 2>&1; then
+if usable; then
     log "going on with ${venv}"
 else
     find_python

@@ -844,7 +844,11 @@ FAKE_SYSTEM_PYTHON = """#!/bin/sh
 [ "$1" = - ] || echo "$*" >> "$CALLS"
 case "$*" in
     -) echo 3.12.9 ;;
-    "-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m venv"*)
+        mkdir -p "$4/bin"
+        cp "$0" "$4/bin/python"
+        echo "VIRTUAL_ENV='$4'" > "$4/bin/activate"
+        ;;
     "-m pip install"*) sleep "${PIP_SECONDS:-0}"; exit "${PIP_CODE:-0}" ;;
 esac
 """
@@ -943,6 +947,17 @@ def test_setup_resumes_after_an_interruption(setup):
     assert "going on with" in result.stderr
     assert setup.log.read_text().count("-m venv") == 1
     assert setup.installs() == 2
+
+
+def test_setup_makes_a_new_environment_where_the_checkout_was_moved(setup):
+    write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
+    assert setup().returncode == 0
+    setup.root = setup.root.rename(setup.root.with_name("moved"))
+    result = setup()
+    assert result.returncode == 0, result.stderr
+    assert "going on with" not in result.stderr
+    activate = setup.root / "tools" / "venv" / "bin" / "activate"
+    assert activate.read_text() == f"VIRTUAL_ENV='{setup.root}/tools/venv'\n"
 
 
 def test_setup_installs_again_when_the_versions_change(setup):
