@@ -11,6 +11,7 @@ from espnet2.utils.types import str2triple_str
 from espnet_dus.evaluation.scoring import CROSS_ENTROPY
 from espnet_dus.evaluation.text.metric import Metric
 from espnet_dus.io import progress, read_scp, write_text
+from espnet_dus.model.checkpoint import checkpoint_sha256
 from espnet_dus.task import DUSTask
 
 
@@ -66,6 +67,7 @@ def cross_entropy(
         nats, tokens = model.loss_sums(**tensors)["loss_ce"]
         items[key] = float(nats), float(tokens)
     metric = Metric("mean", list(items.values()))
-    content = {"utterances": list(items), **metric.to_json()}
+    checkpoint = checkpoint_sha256(asr_model_file)
+    content = {"checkpoint": checkpoint, "utterances": list(items), **metric.to_json()}
     write_text(Path(hyp_dir) / CROSS_ENTROPY, json.dumps(content) + "\n")
     return metric

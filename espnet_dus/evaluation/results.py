@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import yaml
 
@@ -114,7 +114,8 @@ def read_arm(
 
     Raises:
         ValueError: The directory is missing, nothing was trained in it, or the test set
-            was not decoded and scored, or more than once.
+            was not decoded and scored, or more than once, or text and cross-entropy
+            are of another checkpoint.
     """
     exp_dir = Path(exp_dir)
     if not exp_dir.is_dir():
@@ -123,6 +124,13 @@ def read_arm(
     if params is None:
         raise ValueError(f"{exp_dir}: no params.json; train first (stage 11)")
     decoding = _find_decoding(exp_dir, test_set, inference_tag)
+    jobs = [
+        read_json(path)
+        for path in sorted((decoding / "logdir").glob("output.*/decode.json"))
+    ]
+    text_path = exp_dir / "text_eval" / "results.json"
+    for path in (text_path, decoding / CROSS_ENTROPY):
+        _check_checkpoint(path, decoding, jobs)
     training = read_json(exp_dir / "training.json") or {}
     return ArmResults(
         name=exp_dir.resolve().name.removeprefix("dus_"),
@@ -135,10 +143,10 @@ def read_arm(
         decoding=str(decoding.relative_to(exp_dir)),
         wer=_error_rate(decoding / "score_wer" / "result.txt"),
         cer=_error_rate(decoding / "score_cer" / "result.txt"),
-        **_text(read_json(exp_dir / "text_eval" / "results.json")),
+        **_text(read_json(text_path)),
         cross_entropy=read_json(decoding / CROSS_ENTROPY),
         **{name: training[name] for name in TRAINING if name in training},
-        rtfx=_rtfx(decoding),
+        rtfx=_rtfx(decoding, jobs),
     )
 
 
@@ -257,12 +265,22 @@ def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
     return Delta(metric, value["base"], value["delta"], value["standard_error"])
 
 
-def _rtfx(decoding: Path) -> Optional[float]:
+def _check_checkpoint(path: Path, decoding: Path, jobs: Sequence[Dict]) -> None:
+    """Check that a file of results is of the checkpoint that was decoded with.
+
+    Files of earlier versions do not say.
+    """
+    found = (read_json(path) or {}).get("checkpoint")
+    decoded = {job.get("checkpoint") for job in jobs} - {None}
+    if found and decoded and found not in decoded:
+        raise ValueError(
+            f"{path} is of another checkpoint than {decoding}: run stage 13 again with "
+            "the --inference_dus_model of that decoding"
+        )
+
+
+def _rtfx(decoding: Path, jobs: Sequence[Dict]) -> Optional[float]:
     """Audio over decoding time, where the jobs' reports cover all that was decoded."""
-    jobs = [
-        read_json(path)
-        for path in sorted((decoding / "logdir").glob("output.*/decode.json"))
-    ]
     text = decoding / "text"
     if not jobs or not text.is_file():
         return None

@@ -14,6 +14,7 @@ from typing import Callable, Dict, Optional, Set, Union
 import torch
 from espnet2.torch_utils.load_pretrained_model import safe_torch_load
 
+from espnet_dus.io import tensors_sha256
 from espnet_dus.model.base_lm import Identity
 from espnet_dus.model.features import pretrained_parts
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
@@ -130,6 +131,15 @@ def checkpoint_identity(path: Union[str, Path]) -> Identity:
             "resuming only)"
         )
     return Identity(**json.loads(bytes(code.to(torch.uint8).tolist())))
+
+
+def checkpoint_sha256(path: Union[str, Path]) -> str:
+    """Return the sha256 over a checkpoint's tensors.
+
+    That of the file depends on the temporary name under which it was saved, too.
+    """
+    state = safe_torch_load(path, map_location="cpu", mmap=True)
+    return tensors_sha256(sorted(state.items()))
 
 
 def parameter_counts(model: torch.nn.Module) -> Dict[str, int]:

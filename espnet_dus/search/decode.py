@@ -120,7 +120,8 @@ def decode(
             )
             rate = source.rate
         _write_results(records, keys, Path(output_dir), speech2text)
-        _write_cost(records, keys, Path(output_dir), rate)
+        checkpoint = speech2text.origin["checkpoint"]
+        _write_cost(records, keys, Path(output_dir), rate, checkpoint)
         records.finish()
 
 
@@ -361,10 +362,13 @@ def _write_results(
                     write_text(path, srt(times[key]))
 
 
-def _write_cost(records: Records, keys: List[str], out_dir: Path, rate: float) -> None:
+def _write_cost(
+    records: Records, keys: List[str], out_dir: Path, rate: float, checkpoint: str
+) -> None:
     """Write and log what the decoding took, its resumptions included."""
     done = [records.done[key] for key in keys]
     cost = {
+        "checkpoint": checkpoint,
         "utterances": len(done),
         "audio_seconds": sum(record.length for record in done) / rate,
         "seconds": sum(record.seconds for record in done),

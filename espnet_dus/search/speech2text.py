@@ -27,6 +27,7 @@ from espnet_dus.data.speech_tokens.tokenizer import (
 from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.build import load_model
+from espnet_dus.model.checkpoint import checkpoint_sha256
 from espnet_dus.model.espnet_model import ESPnetDUSModel
 from espnet_dus.model.speech_lm import Encoded
 from espnet_dus.model.upscaling import inserted_layers
@@ -86,7 +87,7 @@ class Speech2Text:
         self.device = device
         self.origin = {
             "train_config": file_sha256(asr_train_config),
-            "model_file": file_sha256(asr_model_file),
+            "checkpoint": checkpoint_sha256(asr_model_file),
             "dtype": dtype,
         }
         self.min_length = min_length(self.train_args)

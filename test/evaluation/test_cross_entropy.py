@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from espnet_dus.evaluation.cross_entropy import cross_entropy
+from espnet_dus.model.checkpoint import checkpoint_sha256
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def test_it_is_the_loss_of_each_utterance_without_label_smoothing(
     written = json.loads((tmp_path / "hyp/score_ce/result.json").read_text())
     assert written["utterances"] == ["utt0", "utt1"]
     assert written["score"] == metric.score
+    assert written["checkpoint"] == checkpoint_sha256(checkpoint)
 
 
 def test_a_model_of_ctc_alone_has_none(model_files, triples, tmp_path):

@@ -96,6 +96,29 @@ def test_one_of_several_decodings_must_be_chosen(make_experiment):
     assert read_arm(exp_dir, "test", "decode_b").decoding == "decode_b/test"
 
 
+@pytest.mark.parametrize(
+    "name", ["text_eval/results.json", "decode_a/test/score_ce/result.json"]
+)
+def test_results_of_another_checkpoint_than_the_decodings_are_refused(
+    make_experiment, name
+):
+    exp_dir = make_experiment("dus_x")
+    path = exp_dir / name
+    path.parent.mkdir(exist_ok=True)
+    results = json.loads(path.read_text()) if path.exists() else {"score": 1.0}
+    path.write_text(json.dumps({**results, "checkpoint": "last"}))
+    read_arm(exp_dir, "test")  # the decoding does not say: of an earlier version
+    for decoded, is_refused in (("last", False), ("averaged", True)):
+        for report in exp_dir.glob("decode_a/test/logdir/output.*/decode.json"):
+            job = {**json.loads(report.read_text()), "checkpoint": decoded}
+            report.write_text(json.dumps(job))
+        if is_refused:
+            with pytest.raises(ValueError, match="another checkpoint than .*decode_a"):
+                read_arm(exp_dir, "test")
+        else:
+            read_arm(exp_dir, "test")
+
+
 def test_broken_json_is_an_error_that_names_the_file(make_experiment):
     exp_dir = make_experiment("dus_x")
     (exp_dir / "training.json").write_text("{")

@@ -15,6 +15,7 @@ from espnet_dus.model.build import load_model
 from espnet_dus.model.checkpoint import (
     IDENTITY_KEY,
     check_init_param,
+    checkpoint_sha256,
     parameter_counts,
 )
 from espnet_dus.task import DUSTask
@@ -237,6 +238,18 @@ def test_init_param_of_another_base_lm_is_an_error(trained_dir, build, other_bas
     model = build(base_lm=str(other_base_lm))
     with pytest.raises(RuntimeError, match="tiny-random-llama.*other"):
         load_pretrained_model(str(trained_dir / "model.pth"), model, False)
+
+
+def test_the_digest_of_a_checkpoint_is_that_of_its_tensors(tmp_path):
+    state = {"b": torch.ones(2), "a": torch.zeros((), dtype=torch.bfloat16)}
+    torch.save(state, tmp_path / "1.pth")
+    torch.save(dict(reversed(state.items())), tmp_path / "other.pth")
+    same, other = tmp_path / "1.pth", tmp_path / "other.pth"
+    assert same.read_bytes() != other.read_bytes()
+    assert checkpoint_sha256(same) == checkpoint_sha256(other)
+    state["b"][1] = 2
+    torch.save(state, other)
+    assert checkpoint_sha256(same) != checkpoint_sha256(other)
 
 
 def test_tied_parameters_are_counted_once(build):

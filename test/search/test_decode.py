@@ -205,6 +205,7 @@ def test_what_the_decoding_took_is_written(speech2text, corpus):
     results(speech2text, corpus, batch_size=4)
     cost = json.loads((corpus.parent / "out_4" / "decode.json").read_text())
     assert cost["utterances"] == 11
+    assert cost["checkpoint"] == speech2text.origin["checkpoint"]
     # the good ones, 1000 samples and 50
     audio = 0.9 + 0.4 + 1.3 + 0.7 + 0.5 + 1050 / 16000
     assert cost["audio_seconds"] == pytest.approx(audio)
@@ -358,7 +359,7 @@ def test_another_run_is_not_gone_on_with(speech2text, corpus, monkeypatch, chang
     if changed == "data":
         corpus.write_text("".join(reversed(corpus.read_text().splitlines(True))))
     elif changed == "model":
-        monkeypatch.setitem(speech2text.origin, "model_file", "another's")
+        monkeypatch.setitem(speech2text.origin, "checkpoint", "another's")
     else:
         search = SearchConfig(maxlenratio=0.9, no_speech=0.0)
         monkeypatch.setattr(speech2text, "search", search)

@@ -98,6 +98,7 @@ def evaluate(
         models,
         setting={
             "dtype": dtype,
+            "device": models.device,  # another rounds otherwise
             **sizes,
             "versions": {name: metadata.version(name) for name in RESULTS_DEPEND_ON},
         },
@@ -118,6 +119,7 @@ def evaluate(
     results = {
         "base": vars(models.identity),
         "adapted": str(model_file) if model_file else None,
+        "checkpoint": models.checkpoint,
         "identical_tokens": evaluation.identical_tokens,
         "dropped_tokens": evaluation.dropped_tokens,
         **evaluation.setting,

@@ -8,10 +8,11 @@ from typing import Optional, Union
 import torch
 from transformers import GenerationConfig
 
+from espnet_dus.io import file_sha256
 from espnet_dus.model.adaptation import drop_added_layers
 from espnet_dus.model.base_lm import identify, load_base_lm, resolve_dtype
 from espnet_dus.model.build import load_model
-from espnet_dus.model.checkpoint import checkpoint_identity
+from espnet_dus.model.checkpoint import checkpoint_identity, checkpoint_sha256
 
 DTYPES = ("float32", "bfloat16")
 
@@ -48,6 +49,8 @@ class Models:
             )
         self.directory, self.config, self.model_file = base_lm, config, model_file
         self.dtype = dtype
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.checkpoint: Optional[str] = None
         self.identity = identify(base_lm)
         self.sha256 = {"base": self.identity.sha256}
         if config is not None:
@@ -55,11 +58,9 @@ class Models:
                 if not Path(path).is_file():
                     raise ValueError(f"{path}: no such file")
             self._check_base()
-            digest = hashlib.sha256(self.identity.sha256.encode())
-            for path in (config, model_file):
-                with open(path, "rb") as file:
-                    hashlib.file_digest(file, lambda: digest)
-            self.sha256["adapted"] = digest.hexdigest()
+            self.checkpoint = checkpoint_sha256(model_file)
+            parts = self.identity.sha256, file_sha256(config), self.checkpoint
+            self.sha256["adapted"] = hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def _check_base(self) -> None:
         expected = checkpoint_identity(self.model_file)
@@ -86,7 +87,7 @@ class Models:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
         )
-        return lm.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return lm.eval().to(self.device)
 
     @property
     def base(self) -> torch.nn.Module:

@@ -13,7 +13,7 @@ from espnet_dus.evaluation.text import evaluate as evaluation
 from espnet_dus.evaluation.text.evaluate import evaluate, mean_delta
 from espnet_dus.evaluation.text.models import Models, count_equal_tokens
 from espnet_dus.model.base_lm import identify
-from espnet_dus.model.checkpoint import IDENTITY_KEY
+from espnet_dus.model.checkpoint import IDENTITY_KEY, checkpoint_sha256
 from espnet_dus.task import DUSTask
 
 TASKS = ["local_piqa", "local_lambada"]
@@ -89,9 +89,10 @@ def test_base_alone_gives_scores_without_deltas(setup):
     assert "| wiki " in (setup["out_dir"] / "results.md").read_text()
 
 
-def test_adapted_model_is_compared_on_every_part(adapt):
+def test_adapted_model_is_compared_on_every_part(adapt, tmp_path):
     results = evaluate(**adapt(1.5))
     assert results["identical_tokens"] == 0
+    assert results["checkpoint"] == checkpoint_sha256(tmp_path / "1epoch.pth")
     wiki = results["texts"]["wiki"]
     assert wiki["kl_per_token"] > 0
     perplexity = wiki["metrics"]["token_perplexity"]
@@ -155,6 +156,15 @@ def test_other_limit_data_or_checkpoint_is_recomputed(adapt, computed, text_data
         file.write(json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0}) + "\n")
     evaluate(**arguments)
     assert computed == ["local_piqa"] * 2
+
+
+def test_results_of_another_device_are_recomputed(setup, computed, monkeypatch):
+    evaluate(**setup)
+    computed.clear()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(Models, "_ready", lambda self, lm, tokenizer: lm.eval())
+    evaluate(**setup)
+    assert computed == ["text", *TASKS]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float16"])
