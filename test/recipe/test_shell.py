@@ -499,6 +499,19 @@ def test_training_receives_its_options_word_by_word(recipe):
     assert all(parts)
 
 
+def test_a_revision_of_the_base_lm_has_names_of_its_own(recipe):
+    options = ["--base_lm", "me/lm", "--base_lm_revision", "refs/pr/1"]
+    options += ["--base_lm_dir", "", "--stage", 6, "--stop_stage", 8]
+    assert recipe(*options, "--perplexity_text", "a.txt").returncode == 0
+    calls = dict(recipe.calls())
+    out_dir = value(calls["base_lm"], "--out_dir")
+    assert out_dir.endswith("/tools/base_lm/me-lm-refs-pr-1")
+    assert value(calls["text_eval"], "--base_lm") == out_dir
+    assert value(calls["text_eval"], "--out_dir") == (
+        "exp/base_lm_me-lm-refs-pr-1/perplexity"
+    )
+
+
 def test_features_are_read_in_place_of_audio_with_fbank(recipe):
     dump = recipe.directory / "dump"
     shutil.copytree(dump / "raw", dump / "fbank")

