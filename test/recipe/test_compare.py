@@ -170,6 +170,16 @@ def test_with_other_options_everything_is_done_again(recipe):
     assert len(calls) == 4
 
 
+@pytest.mark.parametrize("name, calls", [("run.sh", 4), ("conf/decode_dus.yaml", 3)])
+def test_with_another_recipe_or_decoding_all_arms_are_repeated(recipe, name, calls):
+    (recipe.directory / "conf" / "decode_dus.yaml").write_text("beam_size: 1\n")
+    recipe.compare()
+    assert recipe.compare()[1] == []
+    with (recipe.directory / name).open("a") as file:
+        file.write("# changed\n")
+    assert len(recipe.compare()[1]) == calls
+
+
 def test_other_training_options_train_in_another_directory(recipe):
     config = recipe.config("lora")
     recipe.compare("--arms", config, "--dus_args", "--optim_conf lr=2.0e-4")

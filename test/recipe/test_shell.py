@@ -654,6 +654,20 @@ def test_decoding_puts_the_parts_together_sorted(recipe):
             assert lines == "".join(f"{key} {name}\n" for key in keys.split())
 
 
+def test_decoding_again_removes_what_the_earlier_one_has_left(recipe):
+    options = ["--stage", 12, "--stop_stage", 12, "--inference_tag", "decode_x"]
+    recipe(*options)
+    (decoding,) = (recipe.directory / "exp").glob("dus_*/decode_x/eval")
+    for name in ("score_wer", "score_cer", "score_ce"):
+        (decoding / name).mkdir()
+    result = recipe(*options, "--inference_nj", 1)
+    assert result.returncode == 0, result.stderr
+    assert {p.name for p in decoding.glob("logdir/output.*")} == {"output.1"}
+    # the cross-entropy says of which checkpoint it is
+    assert {p.name for p in decoding.glob("score_*")} == {"score_ce"}
+    assert len((decoding / "text").read_text().splitlines()) == 3
+
+
 def test_a_failed_job_stops_the_recipe(recipe):
     recipe.python.write_text(FAKE_PYTHON + "sys.exit('out of luck')\n")
     result = recipe("--stage", 10, "--stop_stage", 11)

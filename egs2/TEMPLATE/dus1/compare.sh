@@ -3,6 +3,7 @@
 # changes; the results go into one table and two pictures.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+shopt -s nullglob
 
 help_message="Usage: $0 [options] [options of run.sh]
 
@@ -21,8 +22,8 @@ help_message="Usage: $0 [options] [options of run.sh]
   --inference_tag NAME   The decoding to compare, if an arm has several.
 
 All other options are those of run.sh, for every arm. Re-running resumes; a finished arm is
-repeated only if its options changed. If an arm's YAML changed after training, move its
-experiment directory away first."
+repeated only if its options, run.sh or a conf/decode*.yaml changed. If an arm's YAML changed
+after training, move its experiment directory away first."
 
 log() {
     echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"
@@ -87,7 +88,8 @@ resolve() { # YAML: print it with the files that its `defaults:` list names
 
 run_once() { # stamp, YAML or "", options: run.sh, unless it succeeded with these before
     local stamp=$1 wanted
-    wanted=$(printf '%q ' "${options[@]}" "${@:3}" && echo && cat ${2:+"$2"} < /dev/null)
+    wanted=$(printf '%q ' "${options[@]}" "${@:3}" && echo \
+        && cat run.sh ${2:+conf/decode*.yaml "$2"})
     if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${wanted}" ]; then
         log "finished before: ${stamp}"
         return

@@ -531,6 +531,12 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             ${inference_config:+--config "${inference_config}"} \
             "${inference_options[@]}"
 
+        # What an earlier decoding has left would be taken for a part of this one.
+        rm -rf "${dir}/score_wer" "${dir}/score_cer"
+        for ((n = jobs + 1; ; n++)); do
+            [ -e "${logdir}/output.${n}" ] || break
+            rm -rf "${logdir}/output.${n}"
+        done
         for name in token token_int score text ctm; do
             if [ ! -e "${logdir}/output.1/1best_recog/${name}" ]; then # ctm
                 rm -f "${dir}/${name}"
