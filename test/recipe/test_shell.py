@@ -807,6 +807,11 @@ def test_a_pack_in_a_file_is_looked_at_again(recipe):
     assert recipe.names()[0] == "download"
 
 
+@pytest.mark.parametrize("corpus", ["an4", "librispeech", "mini_an4", "owsm_v3.2"])
+def test_options_of_the_data_preparation_are_passed_on(corpus):
+    assert '"$@"' in (ROOT / "egs2" / corpus / "dus1/local/data.sh").read_text()
+
+
 # ---- path.sh, cmd.sh
 
 
