@@ -212,7 +212,10 @@ def _parse_item(line: str, where: str, config: Dict) -> Dict:
                 f"the text task {config['task']} needs; it has {', '.join(item)}"
             )
     choices = item.get("choices", item.get("context_options", ()))
-    if "gold" in item and item["gold"] not in range(len(choices)):
+    # 1.0 and true equal 1, but the harness finds no choice of that name
+    if "gold" in item and (
+        type(item["gold"]) is not int or item["gold"] not in range(len(choices))
+    ):
         raise ValueError(
             f"{where}: gold is {item['gold']!r}, expected the index of one of the "
             f"{len(choices)} choices"

@@ -172,6 +172,7 @@ def test_local_task_needs_its_data(text_data):
         ),
         ({"query": "q", "gold": 0}, "piqa.jsonl:2.*no field choices"),
         ({"query": "q", "choices": ["a", "b"], "gold": 2}, "gold is 2.*one of the 2"),
+        ({"query": "q", "choices": ["a", "b"], "gold": 1.0}, "gold is 1.0, expected"),
     ],
 )
 def test_item_that_lacks_its_target_is_named(text_data, item, message):
