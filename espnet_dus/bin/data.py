@@ -152,8 +152,9 @@ def make_units(
     from espnet_dus.data.shards.mix import read_weights
     from espnet_dus.data.shards.shar import read_texts
     from espnet_dus.io import read_scp, write_text
+    from espnet_dus.model.base_lm import LOCAL_DATA
 
-    tokenizer = AutoTokenizer.from_pretrained(base_lm, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(base_lm, **LOCAL_DATA)
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     write_text(Path(out_dir, "tokens.txt"), "".join(f"{token}\n" for token in tokens))
     if ctc_token_type != "none":

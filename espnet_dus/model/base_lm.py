@@ -15,6 +15,8 @@ import torch
 from espnet_dus.io import tensors_sha256
 
 IDENTITY = "identity.json"
+# How transformers reads a directory: it fetches nothing, runs no code and does not ask
+LOCAL_DATA = {"local_files_only": True, "trust_remote_code": False}
 # Keys of `config.json` that Gemma 2, Granite and Cohere change their logits by
 LOGIT_KEYS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -105,9 +107,9 @@ def load_base_lm(
             directory,
             dtype=resolve_dtype(dtype),
             attn_implementation=attn_implementation,
-            local_files_only=True,
+            **LOCAL_DATA,
         )
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **LOCAL_DATA)
     check_tokenizer(tokenizer, lm, directory)
     return lm.requires_grad_(False).eval(), tokenizer, identity
 

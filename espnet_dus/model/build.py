@@ -20,7 +20,7 @@ from espnet_dus.data.lengths import takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.io import check_names
 from espnet_dus.model.adaptation import adapt
-from espnet_dus.model.base_lm import embedding_rms, load_base_lm
+from espnet_dus.model.base_lm import LOCAL_DATA, embedding_rms, load_base_lm
 from espnet_dus.model.checkpoint import record_identity
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.espnet_model import ESPnetDUSModel
@@ -193,5 +193,5 @@ def load_ctc_units(args: argparse.Namespace, tokenizer=None) -> Optional[CTCUnit
     if tokenizer is None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(args.base_lm, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(args.base_lm, **LOCAL_DATA)
     return CTCUnits(args.ctc_units, tokenizer)

