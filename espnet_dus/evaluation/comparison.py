@@ -376,7 +376,7 @@ def _remarks(
         "wall time of all epochs. nats per token: cross-entropy of the test set's "
         "transcripts and, in brackets, the difference to the reference arm with its "
         "standard error, paired over utterances. RTFx: seconds of audio per second of "
-        "a decoding job.",
+        "a decoding job; speech tokens and features of stage 3 are made before it.",
         "",
     ]
     kept = {a.name: a.identical_tokens for a in arms if a.identical_tokens}
