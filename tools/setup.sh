@@ -109,8 +109,15 @@ else
 fi
 
 log "installing espnet_dus and what it needs (about 7.3 GB, some minutes)"
-"${venv}/bin/python" -m pip install --constraint "${root}/tools/constraints.txt" \
-    --editable "${root}[test]" 9>&-
+install=(install --constraint "${root}/tools/constraints.txt" --editable "${root}[test]")
+"${venv}/bin/python" -m pip install --quiet --constraint "${root}/tools/constraints.txt" \
+    uv 9>&-
+# Compiled now, by all cores, the modules need not be compiled by every first command.
+if ! "${venv}/bin/uv" pip "${install[@]}" --compile-bytecode \
+    --python "${venv}/bin/python" 9>&-; then
+    log "uv failed; installing with pip, which also follows pip.conf"
+    "${venv}/bin/python" -m pip "${install[@]}" 9>&-
+fi
 
 # A package that an earlier interruption left half-copied shows here.
 log "checking that the packages load"

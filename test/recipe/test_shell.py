@@ -879,6 +879,8 @@ case "$*" in
     "-m venv"*)
         mkdir -p "$4/bin"
         cp "$0" "$4/bin/python"
+        printf '#!/bin/sh\necho "uv $*" >> "$CALLS"\nexit "${UV_CODE:-0}"' > "$4/bin/uv"
+        chmod +x "$4/bin/uv"
         echo "VIRTUAL_ENV='$4'" > "$4/bin/activate"
         ;;
     "-m pip install"*) sleep "${PIP_SECONDS:-0}"; exit "${PIP_CODE:-0}" ;;
@@ -913,7 +915,7 @@ class Setup:
         return run(command, "/", **{**self.environment, **environment})
 
     def installs(self):
-        return self.log.read_text().count("-m pip install")
+        return self.log.read_text().count("--editable")
 
 
 @pytest.fixture
@@ -973,12 +975,23 @@ def test_setup_does_nothing_the_second_time(setup):
 
 def test_setup_resumes_after_an_interruption(setup):
     write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
-    assert setup(PIP_CODE="1").returncode != 0
+    assert setup(UV_CODE="1", PIP_CODE="1").returncode != 0
     result = setup()
     assert result.returncode == 0
     assert "going on with" in result.stderr
     assert setup.log.read_text().count("-m venv") == 1
-    assert setup.installs() == 2
+    assert setup.installs() == 1
+
+
+def test_setup_installs_with_pip_where_uv_fails(setup):
+    write_script(setup.programs / "python3.12", FAKE_SYSTEM_PYTHON)
+    result = setup(UV_CODE="2")
+    assert result.returncode == 0 and "uv failed; installing with pip" in result.stderr
+    by_uv, by_pip = (
+        line for line in setup.log.read_text().splitlines() if "--editable" in line
+    )
+    assert by_uv.startswith("uv pip install --constraint ")
+    assert by_pip.startswith("-m pip install --constraint ")
 
 
 def test_setup_makes_a_new_environment_where_the_checkout_was_moved(setup):
