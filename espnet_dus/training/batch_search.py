@@ -50,7 +50,7 @@ def default_lengths(args: argparse.Namespace, num_prompt_tokens: int) -> List[in
     conf = {**DEFAULTS, **args.streaming_conf}
     samples = round(conf["max_duration"] * sampling_rate(args))
     speech = speech_positions(args, samples)
-    longest = speech + math.floor(speech * conf["max_text_ratio"])
+    longest = speech + math.floor(conf["max_duration"] * conf["max_text_rate"])
     longest += num_prompt_tokens + 1
     longest += -longest % LENGTH_MULTIPLE
     return [*range(64, longest, 32), longest]

@@ -171,9 +171,9 @@ def test_checkpointing_and_ddp_are_heeded(
 
 
 def test_buckets_reach_the_longest_utterance(tiny_options):
-    # 30 s: 2,998 frames, 373 speech positions, as many tokens, 3 of a prompt, EOS
+    # 30 s: 2,998 frames, 373 speech positions, 375 tokens, 3 of a prompt, EOS
     args = tiny_options(streaming_conf={})
     lengths = default_lengths(args, 3)
     assert lengths[:2] == [64, 96] and lengths[-1] == 752
-    args = tiny_options(streaming_conf=dict(max_duration=10.0, max_text_ratio=0.5))
+    args = tiny_options(streaming_conf=dict(max_duration=10.0, max_text_rate=6))
     assert default_lengths(args, 3)[-1] == 192

@@ -42,11 +42,11 @@ class StreamingConfig:
         None, "hours of audio in an epoch; null: all of the data"
     )
     max_duration: float = _option(30.0, "longest utterance in seconds")
-    min_text_ratio: float = _option(
-        0.005, "minimum transcript tokens per speech position"
+    min_text_rate: float = _option(
+        0.06, "minimum transcript tokens per second of speech"
     )
-    max_text_ratio: float = _option(
-        1.0, "maximum transcript tokens per speech position"
+    max_text_rate: float = _option(
+        12.5, "maximum transcript tokens per second of speech"
     )
     speed_factors: Sequence[float] = _option(
         [1.0], "speeds to draw from for each utterance"

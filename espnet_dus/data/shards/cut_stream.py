@@ -65,12 +65,12 @@ class SequenceLength:
             positions = cut.tokens.shape[0]
         else:
             positions = self.num_positions(cut.num_samples)
-        ratio = tokens / max(positions, 1)
-        if not config.min_text_ratio <= ratio <= config.max_text_ratio:
+        lowest, highest = config.min_text_rate, config.max_text_rate
+        if not lowest <= tokens / cut.duration <= highest:
             raise ValueError(
-                f"{tokens} transcript tokens for {positions} speech positions: a ratio "
-                f"from {config.min_text_ratio} to {config.max_text_ratio} is allowed "
-                "(streaming_conf: min_text_ratio, max_text_ratio)"
+                f"{tokens} transcript tokens in {cut.duration:.1f} s: {lowest} to "
+                f"{highest} a second are allowed (streaming_conf: min_text_rate, "
+                "max_text_rate)"
             )
         length = positions + self.num_prompt_tokens + tokens + 1
         length += -length % LENGTH_MULTIPLE

@@ -60,7 +60,7 @@ def make_factory(corpora, tiny_options, tmp_path):
             "shards": f"{corpora / 'shar' / 'a'}",
             "max_tokens": 128,
             "buffer_size": 12,
-            "max_text_ratio": 9.0,
+            "max_text_rate": 120.0,
             **conf,
         }
         args = tiny_options(
@@ -230,7 +230,7 @@ def test_a_model_is_trained_from_shards(
                 adaptation_conf=dict(cgmlp_linear_units=16, positions=[0]),
                 iterator_type="task",
                 valid_iterator_type="sequence",
-                streaming_conf=dict(max_tokens=96, buffer_size=8, max_text_ratio=9),
+                streaming_conf=dict(max_tokens=96, buffer_size=8, max_text_rate=120),
             )
         )
     )
@@ -297,7 +297,7 @@ def test_the_state_is_plain(make_factory, tmp_path):
         (dict(max_tokens=96), r"streaming_conf max_tokens \(was 128, is 96\)"),
         (dict(tokens_per_update=64), "streaming_conf tokens_per_update"),
         (dict(max_duration=1.2), "streaming_conf max_duration"),
-        (dict(min_text_ratio=0.3), "streaming_conf min_text_ratio"),
+        (dict(min_text_rate=0.3), "streaming_conf min_text_rate"),
         (dict(noise_snr=[0.0, 9.0]), "streaming_conf noise_snr"),
         (dict(speed_factors=[0.9]), "streaming_conf speed_factors"),
         (dict(buffer_size=13), "streaming_conf buffer_size"),
@@ -431,7 +431,7 @@ def test_faulty_shards_and_utterances_are_named_counted_and_left_out(
         named = [line.split()[0] for line in report]
         bad_shards = {n for n in range(6) if f"shard:{shards[n]['cuts']}" in named}
         assert bad_shards == {0, 1, 5}
-        assert sum("transcript tokens for" in line for line in report) == 2
+        assert sum("transcript tokens in" in line for line in report) == 2
         assert sum("the transcript is empty" in line for line in report) == 2
         assert sum("its speech cannot be read" in line for line in report) == 1
         assert any("1 of 2 are missing in its tar file" in line for line in report)
@@ -459,7 +459,8 @@ def test_a_fault_in_a_worker_process_reaches_the_training(make_factory, copy_of_
     [
         (dict(max_duration=1.0), r"lasts 1\.\d s, 1.0 are allowed"),
         (dict(max_tokens=16), r"\d+ LLM positions, 16 are allowed"),
-        (dict(max_text_ratio=0.1), r"tokens for \d+ speech positions: a ratio"),
+        (dict(max_text_rate=0.5), r"tokens in \d\.\d s: 0.06 to 0.5 a second are"),
+        (dict(min_text_rate=100.0), r"tokens in \d\.\d s: 100.0 to 120.0 a second"),
     ],
 )
 def test_absurd_lengths_and_ratios_are_faults(make_factory, conf, message):

@@ -186,7 +186,7 @@ def make_factory(root, tiny_options, tmp_path):
             "shards": str(root / "from_dump/train"),
             "max_tokens": 256,
             "buffer_size": 8,
-            "max_text_ratio": 9.0,
+            "max_text_rate": 120.0,
             **conf,
         }
         options = {}
@@ -274,7 +274,7 @@ def test_a_model_is_trained_from_token_shards(
         iterator_type="task",
         valid_iterator_type="sequence",
         streaming_conf=dict(
-            shards=str(root / "from_dump/train"), max_tokens=256, max_text_ratio=9
+            shards=str(root / "from_dump/train"), max_tokens=256, max_text_rate=120
         ),
     )
     config.write_text(yaml.safe_dump(options))
