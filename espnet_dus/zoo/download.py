@@ -79,6 +79,12 @@ def _download(
     for pattern in ("*.safetensors", "*.safetensors.index.json"):
         _link_all(weights, pattern, ready / "base_lm")
     config = yaml.safe_load(config_path.read_text("utf-8"))
+    # S3PRL unpickles the checkpoint that this key of its frontend names.
+    if "path_or_url" in yaml.safe_dump(config.get("frontend_conf")):
+        raise ValueError(
+            f"{model_tag}: frontend_conf: path_or_url: a fetched model may not name a "
+            "checkpoint of its own; expected one of S3PRL's upstreams by its name"
+        )
     # The model zoo sets only paths that have an entry in the archive: not those of
     # directories, if the pack was zipped again without their entries.
     for option, place in PATHS.items():

@@ -277,6 +277,20 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_checkpoint_that_s3prl_would_unpickle_is_refused(
+    tampered, cache, tiny_base_lm_dir
+):
+    def change(content):
+        config = yaml.safe_load(content)
+        inner = {"upstream": "wav2vec2_url", "path_or_url": "https://a.b/evil.pt"}
+        part = {"frontend_type": "s3prl", "frontend_conf": inner}
+        config.update(frontend="fused", frontend_conf={"frontends": [part]})
+        return yaml.safe_dump(config).encode()
+
+    path = tampered(**{CONFIG: change})
+    refused(path, "path_or_url: a fetched model may not", tiny_base_lm_dir)
+
+
 def test_a_checkpoint_cut_short_is_refused(tampered, cache, tiny_base_lm_dir):
     path = tampered(**{MODEL: lambda content: content[:-3000]})
     refused(path, "not a whole checkpoint", tiny_base_lm_dir)
