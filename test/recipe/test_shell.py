@@ -312,14 +312,32 @@ stage stop_stage skip_stages skip_data_prep skip_train skip_eval skip_packing
 skip_upload_hf eval_valid_set ngpu num_nodes nj inference_nj gpu_inference dumpdir
 expdir python train_set valid_set test_sets local_data_opts speed_perturb_factors
 feats_type speech_tokenizer speech_tokenizer_dir tokenizer_args allow_pipes channel
-train_shards shard_size audio_format fs min_wav_duration max_wav_duration base_lm
-base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt cleaner lang dus_tag
-dus_exp dus_stats_dir dus_config dus_args feats_normalize pretrained_model
-ignore_init_mismatch max_restarts dus_speech_fold_length dus_text_fold_length
-inference_tag inference_config inference_args inference_dus_model batch_size
-download_model cross_entropy perplexity_text text_tasks text_data_dir text_limit
-text_dtype base_lm_source hf_repo hf_license hf_dry_run
+max_bad_utterances train_shards shard_size audio_format fs min_wav_duration
+max_wav_duration base_lm base_lm_revision base_lm_dir ctc_token_type nbpe nlsyms_txt
+cleaner lang dus_tag dus_exp dus_stats_dir dus_config dus_args feats_normalize
+pretrained_model ignore_init_mismatch max_restarts dus_speech_fold_length
+dus_text_fold_length inference_tag inference_config inference_args inference_dus_model
+batch_size download_model cross_entropy perplexity_text text_tasks text_data_dir
+text_limit text_dtype base_lm_source hf_repo hf_license hf_dry_run
 """.split()
+
+
+def test_faulty_audio_is_left_out_of_training_data_only(recipe):
+    stage = ["--stage", 3, "--stop_stage", 3, "--max_bad_utterances", 7]
+    assert recipe(*stage).returncode == 0
+    allowed = {
+        value(arguments, "--data_dir"): value(arguments, "--max_bad_utterances")
+        for name, arguments in recipe.calls()
+        if name == "format_data"
+    }
+    assert allowed == {"data/eval": "0", "data/dev": "7", "data/tr": "7"}
+
+
+def test_a_command_that_uses_one_gpu_requests_one(recipe):
+    stage = ["--stage", 7, "--stop_stage", 7, "--ngpu", 4]
+    result = recipe(*stage, CUDA_VISIBLE_DEVICES="0")
+    assert result.returncode == 0, result.stderr
+    assert "check_upscaling" in recipe.names()
 
 
 def test_help_lists_every_option_with_its_default(recipe):

@@ -55,6 +55,7 @@ speech_tokenizer_dir=  # The tokenizer of stage 3 (default: data/speech_tokenize
 tokenizer_args=  # For tokens: options of make_tokenizer, e.g. "--num_clusters 500".
 allow_pipes=false  # Run commands in wav.scp ("... |"): only for trusted data.
 channel=  # Channel of multi-channel audio: an index from 0, or mean (default: mono only).
+max_bad_utterances=0  # Faulty audio files that stage 3 may leave out of training data.
 train_shards=  # Audio shards: a directory, or a YAML of weights (default: stage 4's).
 shard_size=1000  # Utterances in a shard.
 audio_format=flac  # Format of the dumped audio: flac or wav.
@@ -120,7 +121,7 @@ arguments=("$@")
 
 # ---- checks of the options
 [ $# -eq 0 ] || die "unexpected argument '$1': all arguments are options (see --help)"
-for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts; do
+for name in stage stop_stage ngpu num_nodes nj inference_nj max_restarts max_bad_utterances; do
     [[ ${!name} =~ ^[0-9]+$ ]] || die "--${name} ${!name}: expected a number"
 done
 [[ ${feats_type} =~ ^(raw|fbank|tokens|shar|tokens_shar)$ ]] \
@@ -248,10 +249,10 @@ dus() { # command, its arguments
     "${python}" -m espnet_dus "$@"
 }
 
-dus_alone() { # log, command, its arguments: with the GPU or all cores for itself
+dus_alone() { # log, command, its arguments: with one GPU or all cores for itself
     log "log: '$1'"
     # shellcheck disable=SC2086
-    OMP_NUM_THREADS=${threads} ${cuda_cmd} --gpu "${ngpu}" "$1" \
+    OMP_NUM_THREADS=${threads} ${cuda_cmd} --gpu $((ngpu > 0)) "$1" \
         "${python}" -m espnet_dus "${@:2}"
 }
 
@@ -362,7 +363,7 @@ perturb_speed() { # data/train -> data/train_sp
 }
 
 format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
-    local dset org sets=("${tests[@]}")
+    local dset org faults sets=("${tests[@]}")
     if "${eval_valid_set}" || ! "${skip_train}"; then sets+=("${valid_set}"); fi
     if ! "${skip_train}"; then sets+=("${train_set}"); fi
     if [ "${dump_type}" = tokens ] && [ -n "${download_model}" ]; then
@@ -374,13 +375,15 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
             ${channel:+--channel "${channel}"} "${tokenizer_options[@]}"
     fi
     for dset in "${sets[@]}"; do
-        org=
-        if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then org=org/; fi
+        org='' faults=0 # a test set is measured whole
+        if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then
+            org=org/ faults=${max_bad_utterances}
+        fi
         dus format_data --data_dir "data/${dset}" \
             --out_dir "${data_feats}/${org}${dset}" --nj "${nj}" \
             --feats_type "${dump_type}" --fs "${fs}" --audio_format "${audio_format}" \
             --allow_pipes "${allow_pipes}" ${channel:+--channel "${channel}"} \
-            "${dump_options[@]}"
+            --max_bad_utterances "${faults}" "${dump_options[@]}"
     done
 }
 
