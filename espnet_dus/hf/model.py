@@ -34,7 +34,8 @@ from espnet_dus.model.sequence import Joined
 from espnet_dus.model.speech_embedder import SpeechEmbedder
 from espnet_dus.model.speech_lm import Encoded, SpeechLM
 from espnet_dus.model.token_embedder import TokenEmbedder
-from espnet_dus.model.upscaling import UpscaledLM, upscale
+from espnet_dus.model.upscaled_lm import UpscaledLM
+from espnet_dus.model.upscaling import upscale
 
 
 class DUSConfig(PreTrainedConfig):

@@ -7,14 +7,9 @@ import torch
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.io import check_names
-from espnet_dus.model.upscaling import (
-    AddedLayer,
-    dropped,
-    is_dropped,
-    mix_in,
-    parse_positions,
-    upscale,
-)
+from espnet_dus.model.placement import parse_positions
+from espnet_dus.model.upscaled_lm import AddedLayer, dropped, is_dropped, mix_in
+from espnet_dus.model.upscaling import upscale
 
 MATCH_ADDED_LAYERS = "match_added_layers"
 

@@ -28,13 +28,8 @@ from espnet_dus.model.adaptation import drop_added_layers, has_base_lm
 from espnet_dus.model.ctc_compression import CTCCompression
 from espnet_dus.model.ctc_head import CTCHead
 from espnet_dus.model.sequence import Joined, join
-from espnet_dus.model.upscaling import (
-    MODES,
-    UpscaledLM,
-    ctc_layer_index,
-    is_encoder,
-    stack,
-)
+from espnet_dus.model.upscaled_lm import MODES, UpscaledLM
+from espnet_dus.model.upscaling import ctc_layer_index, is_encoder, stack
 
 
 class Encoded(NamedTuple):

@@ -6,47 +6,29 @@
 The loaded model is converted, not rewritten: added layers live in the model's own
 `ModuleList`, take the same call and have their own place in the KV cache, so that
 Hugging Face's forward, `generate`, cache and attention back-ends keep working. Three
-mixins carry what these do not know, without changing a parameter's name:
-
-    UpscaledLM        declares `speech_mask` and `added_layers` to `generate`
-    UpscaledDecoder   checks them and passes them to the layers
-    AddedLayer        computes in float32, and on some or none of the rows
+mixins carry what these do not know: see `upscaled_lm`.
 
 A part of the stack is a view (`stack`) that shares its modules with the LM. No pass
 changes the LM, its configuration or a layer.
 """
 
 import copy
-import functools
 import operator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import replace
-from typing import (
-    Any,
-    Dict,
-    FrozenSet,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Union,
-)
+from typing import Any, Dict, Optional
 
 import torch
 from espnet2.utils.get_default_kwargs import get_default_kwargs
-from transformers.cache_utils import Cache
 
 from espnet_dus.io import check_names
 from espnet_dus.model.layers import BUILDERS, KINDS, SCOPES
 from espnet_dus.model.layers.hybrid import FORMER_LAYER
-from espnet_dus.model.layers.speech_only import Speech, find_speech
-
-Positions = Union[str, Sequence[int]]
-MODES = ("kept", "dropped", "auto")
-# Modules (by id) that `drop_added_layers` has switched off in this thread or task
-_dropped: ContextVar[FrozenSet[int]] = ContextVar("dropped", default=frozenset())
+from espnet_dus.model.placement import Positions, parse_positions
+from espnet_dus.model.upscaled_lm import (
+    AddedLayer,
+    UpscaledDecoder,
+    UpscaledLM,
+    mix_in,
+)
 
 
 def upscale(
@@ -162,109 +144,6 @@ def stack(
     return decoder
 
 
-@contextmanager
-def dropped(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Switch added layers or low-rank updates off, in this thread or task alone."""
-    token = _dropped.set(_dropped.get() | {id(module) for module in modules})
-    try:
-        yield
-    finally:
-        _dropped.reset(token)
-
-
-def is_dropped(module: torch.nn.Module) -> bool:
-    """Return whether a module is switched off in this thread or task."""
-    return id(module) in _dropped.get()
-
-
-def parse_positions(
-    positions: Positions, num_layers: int, scope: str = "all"
-) -> List[int]:
-    """Turn a `positions` option into indices of base layers.
-
-    An added layer directly follows the base layer of its index and copies it. A
-    placement divides a range of the L base layers into one run for each added layer,
-    as equal as possible, and puts the layer after the last base layer of its run:
-
-        interleaved    the range of all L base layers
-        bottom         the lower half: the first ceil(L / 2)
-        middle         the half from floor(L / 4) on
-        top            the upper half: the last ceil(L / 2)
-        sandwich       the first ceil(L / 4) for half of the added layers (the larger
-                       half of an odd number), the last ceil(L / 4) for the others
-
-    In scope `speech` the last base layer is left out of these ranges, since nothing but
-    a CTC head could read the speech positions after it: a placement adds no dead
-    layer. A list of indices is taken as it is.
-
-    Args:
-        positions: A placement, a placement and a number of layers (`top:4`; by default
-            25 % of the base layers, rounded, at least 1), or a list of indices from -1
-            (before the first layer) to L - 1; an index given k times adds k layers.
-        num_layers: Number of layers of the base LM (L).
-        scope: `all` or `speech`.
-
-    Returns:
-        Sorted indices from -1 to L - 1.
-
-    Raises:
-        ValueError: `positions` is unknown, empty or out of range, or there are more
-            added layers than base layers in the range.
-    """
-    if isinstance(positions, str):
-        return _place(positions, num_layers, scope)
-    wrong = [p for p in positions if not isinstance(p, int) or isinstance(p, bool)]
-    if wrong or not len(positions):
-        raise ValueError(f"positions: {positions!r} is not a list of integers")
-    outside = [p for p in positions if not -1 <= p < num_layers]
-    if outside:
-        raise ValueError(
-            f"positions: {outside} out of range; the base LM has {num_layers} layers, "
-            f"so indices go from -1 (before the first) to {num_layers - 1}"
-        )
-    return sorted(positions)
-
-
-def _place(positions: str, num_layers: int, scope: str) -> List[int]:
-    placement, colon, number = positions.partition(":")
-    last = num_layers - (scope == "speech")
-    half, quarter = -(-last // 2), -(-last // 4)
-    ranges = {
-        "interleaved": [range(last)],
-        "bottom": [range(half)],
-        "middle": [range(last // 4, last // 4 + half)],
-        "top": [range(last - half, last)],
-        "sandwich": [range(quarter), range(max(quarter, last - quarter), last)],
-    }
-    if placement in ("every", "spread"):
-        raise ValueError(
-            f"positions: {positions!r} is no longer a placement; write "
-            "'interleaved:N' for N layers spread evenly over the base layers"
-        )
-    if placement not in ranges or (colon and not number.isdigit()) or number == "0":
-        raise ValueError(
-            f"positions: {positions!r} is not understood; expected one of "
-            f"{', '.join(ranges)}, with a number of layers or without (interleaved:8), "
-            "or a list of base-layer indices ([3, 7])"
-        )
-    num_added = int(number) if colon else max(1, (num_layers + 2) // 4)
-    limit = sum(map(len, ranges[placement]))
-    if num_added > limit:
-        raise ValueError(
-            f"positions: {positions!r} adds {num_added} layers, but this base LM of "
-            f"{num_layers} layers has {limit} of them in the range of {placement!r} "
-            f"(scope {scope!r}), each followed by one added layer at most; use a "
-            "smaller number, another placement, or a list of indices, which may repeat"
-        )
-    half = num_added // 2
-    shares = [num_added - half, half] if placement == "sandwich" else [num_added]
-    return [
-        run[(i + 1) * len(run) // share - 1]
-        for run, share in zip(ranges[placement], shares)
-        for i in range(share)
-    ]
-
-
 def ctc_layer_index(lm: torch.nn.Module, ctc_layer: str) -> int:
     """Find the layer that the CTC head reads.
 
@@ -299,199 +178,6 @@ def is_above_base_layer(lm: torch.nn.Module, ctc_layer: str) -> bool:
     """
     index = ctc_layer_index(lm, ctc_layer)
     return not set(range(index + 1)) <= set(inserted_layers(lm))
-
-
-# -- what Hugging Face's classes do not do ---------------------------------------------
-
-
-class UpscaledLM:
-    """Declares its arguments to `generate`, which refuses what it does not know."""
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save plain added layers, as a deeper model of the base LM's type.
-
-        Raises:
-            ValueError: `from_pretrained` would lose the added layers of another kind or
-                scope.
-        """
-        added = self.config.depth_up_scaling
-        if (added["kind"], added["scope"]) != ("transformer", "all"):
-            raise ValueError(
-                f"a plain {self.config.model_type} model cannot hold added layers of "
-                f"kind {added['kind']}, scope {added['scope']}: espnet-dus export and "
-                "espnet_dus.hf.DUSForCausalLM save them"
-            )
-        super().save_pretrained(save_directory, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        inputs_embeds=None,
-        speech_mask=None,
-        added_layers="kept",
-        **kwargs,
-    ):
-        """As the model's own; the decoder extends `speech_mask` by the new text."""
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            speech_mask=speech_mask,
-            added_layers=added_layers,
-            **kwargs,
-        )
-
-
-class UpscaledDecoder:
-    """Passes to each layer what Hugging Face's own loop does not.
-
-    `speech`: where the speech is in the new input. `rows`: for `AddedLayer`.
-    """
-
-    def forward(
-        self,
-        input_ids: Optional[torch.Tensor] = None,
-        attention_mask: Optional[torch.Tensor] = None,
-        position_ids: Optional[torch.Tensor] = None,
-        past_key_values: Optional[Cache] = None,
-        inputs_embeds: Optional[torch.Tensor] = None,
-        use_cache: Optional[bool] = None,
-        speech_mask: Optional[torch.Tensor] = None,
-        added_layers: str = "kept",
-        **kwargs: Any,
-    ):
-        """As the model's own, with `speech_mask` and `added_layers` (see `upscale`).
-
-        With a packed row (see `packing`), `speech_mask` is the padded batch's.
-
-        Raises:
-            ValueError: `speech_mask` does not fit the input, `added_layers` is unknown,
-                or is `auto` in a cached step without the `speech_mask` of the prefill.
-        """
-        new = input_ids if inputs_embeds is None else inputs_embeds
-        is_cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        row = kwargs.get("row")
-        if speech_mask is not None and row is None:
-            _check_speech_mask(speech_mask, new, is_cached)
-        rows = self._rows(added_layers, speech_mask, past_key_values)
-        if is_cached:  # what is new is text
-            speech_mask = None
-        shape = new.shape[:2] if row is None else speech_mask.shape
-        speech = None if rows is False else self._speech(speech_mask, shape)
-        if row is not None and speech is not None:
-            speech = replace(speech, index_M=row.places(speech.index_M))
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            speech=speech,
-            rows=rows,
-            **kwargs,
-        )
-
-    def _speech(
-        self, speech_mask: Optional[torch.Tensor], shape: torch.Size
-    ) -> Optional[Speech]:
-        """Find the speech, for all layers, if any of them asks for it."""
-        if not any(getattr(layer, "takes_speech", False) for layer in self.layers):
-            return None
-        if speech_mask is None:
-            if not self.training:
-                return None
-            device = next(self.parameters()).device
-            speech_mask = torch.zeros(shape, dtype=torch.bool, device=device)
-        # `generate` without a cache repeats the prefill's
-        num_added = shape[1] - speech_mask.shape[1]
-        padded = torch.nn.functional.pad(speech_mask, (0, num_added))
-        return find_speech(padded, self.training)
-
-    def _rows(
-        self,
-        added_layers: str,
-        speech_mask: Optional[torch.Tensor],
-        past_key_values: Optional[Cache],
-    ) -> Union[bool, torch.Tensor]:
-        """Return the rows that added layers transform: all, none, or bool (B,)."""
-        if added_layers not in MODES:
-            raise ValueError(
-                f"added_layers: {added_layers!r} is not one of {', '.join(MODES)}"
-            )
-        if added_layers != "auto":
-            return added_layers == "kept"
-        if speech_mask is not None:
-            rows_B = speech_mask.any(1)
-            return bool(rows_B.any()) and (bool(rows_B.all()) or rows_B)
-        num_base = sum(not isinstance(layer, AddedLayer) for layer in self.layers)
-        cached = [] if past_key_values is None else past_key_values.layers[num_base:]
-        if any(layer.is_initialized for layer in cached):
-            raise ValueError(
-                "added_layers: 'auto' needs the speech_mask of the prefill in each "
-                "cached step, to know the rows that have speech"
-            )
-        return False
-
-
-class AddedLayer:
-    """An added layer, trained in float32 beside a base LM of another precision.
-
-    What enters is cast to float32 and what leaves is cast back, so that the residual
-    stream keeps the base LM's precision. The cast is exact for the identity: a bf16
-    base LM starts with bit-equal logits too.
-    """
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rows: Union[bool, torch.Tensor] = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """As the layer's own, on the given rows; other rows leave as they came."""
-        if rows is False or is_dropped(self):
-            return hidden_states
-        dtype = next(self.parameters()).dtype
-        kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
-        output = super().forward(hidden_states.to(dtype), **kwargs)
-        output = output.to(hidden_states.dtype)
-        if rows is True:
-            return output
-        return torch.where(rows[:, None, None], output, hidden_states)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    if isinstance(value, tuple):  # the rotary cosines and sines
-        return tuple(_cast(v, dtype) for v in value)
-    return value
-
-
-def _check_speech_mask(
-    speech_mask: torch.Tensor, new: torch.Tensor, is_cached: bool
-) -> None:
-    batch, length = new.shape[:2]
-    if speech_mask.dtype != torch.bool or speech_mask.shape[0] != batch:
-        raise ValueError(
-            f"speech_mask: expected bool ({batch}, time), got {speech_mask.dtype} "
-            f"{tuple(speech_mask.shape)}"
-        )
-    if not is_cached and speech_mask.shape[1] > length:
-        raise ValueError(
-            f"speech_mask: {speech_mask.shape[1]} positions for an input of {length}"
-        )
-
-
-@functools.cache
-def _mixed(mixin: type, cls: type) -> type:
-    # Module and name stay: by them Hugging Face finds what belongs to a class.
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls)(cls.__name__, (mixin, cls), names)
-
-
-def mix_in(mixin: type, module: torch.nn.Module) -> None:
-    """Put a mixin in front of a module's class, under the same name."""
-    module.__class__ = _mixed(mixin, type(module))
 
 
 def set_num_layers(config: Any, num_layers: int) -> None:

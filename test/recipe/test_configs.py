@@ -333,7 +333,7 @@ def test_a_training_configuration_builds_its_arm(path):
 
 @pytest.mark.parametrize("path", PAPER + AN4_TOKENS, ids=name)
 def test_stated_positions_are_true(path):
-    from espnet_dus.model.upscaling import parse_positions
+    from espnet_dus.model.placement import parse_positions
 
     conf = options_of(path).adaptation_conf
     stated = re.search(r"after base layers\n# ([\d, ]+)\.", path.read_text())
