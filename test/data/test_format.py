@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 from espnet_dus.app import cli
-from espnet_dus.data import format as stage3
+from espnet_dus.data import dump
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.format import format_data
+from espnet_dus.data.journal import Record, append_journal, read_journal
 from espnet_dus.io import locked, read_scp
 
 
@@ -150,9 +151,9 @@ def test_a_journal_line_that_was_cut_short_is_done_again(make_data_dir, tmp_path
 def test_a_line_after_one_that_was_cut_short_counts(tmp_path):
     journal = tmp_path / ".done"
     journal.write_text("a 1600 0 99 data/00/a.fl")
-    record = stage3.Record(1600, 0, 99, "data/01/b.flac", "0123")
-    stage3._append_journal(journal, {"b": record})
-    assert stage3._read_journal(journal) == {"b": record}
+    record = Record(1600, 0, 99, "data/01/b.flac", "0123")
+    append_journal(journal, {"b": record})
+    assert read_journal(journal) == {"b": record}
 
 
 def test_a_second_run_waits_for_the_first(make_data_dir, tmp_path):
@@ -172,7 +173,7 @@ def test_a_run_that_was_stopped_is_resumed(make_data_dir, tmp_path, monkeypatch)
     format_data(data, out)
     os.remove(read_scp(out / "wav.scp")["a"])
     (out / ".done").unlink()
-    real, calls = stage3.read_audio, []
+    real, calls = dump.read_audio, []
 
     def interrupted(utterance, *arguments):
         calls.append(utterance.id)
@@ -180,7 +181,7 @@ def test_a_run_that_was_stopped_is_resumed(make_data_dir, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return real(utterance, *arguments)
 
-    monkeypatch.setattr(stage3, "read_audio", interrupted)
+    monkeypatch.setattr(dump, "read_audio", interrupted)
     with pytest.raises(KeyboardInterrupt):
         format_data(data, out)
     assert not (out / "text").exists()  # nobody takes it for finished
@@ -189,7 +190,7 @@ def test_a_run_that_was_stopped_is_resumed(make_data_dir, tmp_path, monkeypatch)
     stray.touch()
     del calls[:6]
     monkeypatch.setattr(
-        stage3, "read_audio", lambda *a: calls.append(a[0].id) or real(*a)
+        dump, "read_audio", lambda *a: calls.append(a[0].id) or real(*a)
     )
     format_data(data, out)
     assert calls == ["e", "f", "g", "h"]  # blocks of two: four were finished
@@ -353,5 +354,5 @@ def test_a_full_disk_is_explained_without_one(make_data_dir, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     data = make_data_dir({"a": 0.1})
-    monkeypatch.setattr(stage3.Path, "write_bytes", full)
+    monkeypatch.setattr(dump.Path, "write_bytes", full)
     assert_full_disk_is_explained(data, tmp_path / "dump", "raw", "a.flac")
