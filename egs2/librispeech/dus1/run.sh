@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
     --train_set train_960 \
     --valid_set dev \
     --test_sets "test_clean test_other dev_clean dev_other" \
-    --feats_type tokens \
+    --feats_type tokens_shar \
     --speech_tokenizer opuslm \
     --ctc_token_type none \
     --max_wav_duration 30 \
