@@ -12,7 +12,7 @@ from espnet2.train.reporter import Reporter
 
 import espnet_dus
 from espnet_dus.bin.training import find_batch
-from espnet_dus.data.speech_tokens import encoders
+from espnet_dus.data.speech_tokens import devices
 from espnet_dus.evaluation.text import models
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.task import DUSTask
@@ -78,10 +78,10 @@ def test_dtype_auto_is_bfloat16_where_the_gpu_computes_in_it(gpu, monkeypatch):
 
 def test_jobs_of_stage_3_take_the_gpus_in_turn(gpu, monkeypatch):
     for pid, device in ((6, "cuda:0"), (7, "cuda:1")):
-        monkeypatch.setattr(encoders.os, "getpid", lambda: pid)
-        assert encoders.device_of_process() == device
-    most = 2 * encoders.JOBS_PER_GPU
-    assert [encoders.num_jobs(n) for n in (1, most, 99)] == [1, most, most]
+        monkeypatch.setattr(devices.os, "getpid", lambda: pid)
+        assert devices.device_of_process() == device
+    most = 2 * devices.JOBS_PER_GPU
+    assert [devices.num_jobs(n) for n in (1, most, 99)] == [1, most, most]
 
 
 def test_text_is_evaluated_on_the_gpu(gpu, monkeypatch):

@@ -94,7 +94,7 @@ def format_data(
     data.validate(empty_text=True)
     dump = Dump(out_dir, feats_type, fs, audio_format, allow_pipes, channel)
     if speech_tokenizer is not None:
-        from espnet_dus.data.speech_tokens.encoders import num_jobs  # torch
+        from espnet_dus.data.speech_tokens.devices import num_jobs  # torch
 
         info = TokenizerInfo.read(speech_tokenizer)
         if info.sampling_rate != fs:

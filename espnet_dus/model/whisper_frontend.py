@@ -10,7 +10,7 @@ import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_dus.data.speech_tokens.encoders import CTranslate2Whisper
+from espnet_dus.data.speech_tokens.ctranslate2_whisper import CTranslate2Whisper
 
 
 class CTranslate2WhisperFrontend(AbsFrontend):

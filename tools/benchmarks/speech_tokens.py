@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from espnet_dus.data.speech_tokens.encoders import TOKENIZERS, make_encoder
+from espnet_dus.data.speech_tokens.encoder_factory import TOKENIZERS, make_encoder
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.data.speech_tokens.tokenizer import SpeechTokenizer
 

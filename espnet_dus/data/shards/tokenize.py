@@ -23,7 +23,7 @@ from espnet_dus.data.shards.shar import (
     token_cut,
     write_blocks,
 )
-from espnet_dus.data.speech_tokens.encoders import num_jobs
+from espnet_dus.data.speech_tokens.devices import num_jobs
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.data.speech_tokens.tokenizer import tokenizer_of_process
 from espnet_dus.io import write_text

@@ -11,11 +11,9 @@ from typing import List, Optional, Sequence, Union
 import numpy as np
 import torch
 
-from espnet_dus.data.speech_tokens.encoders import (
-    Encoder,
-    device_of_process,
-    make_encoder,
-)
+from espnet_dus.data.speech_tokens.devices import device_of_process
+from espnet_dus.data.speech_tokens.encoder import Encoder
+from espnet_dus.data.speech_tokens.encoder_factory import make_encoder
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, read_tokenizer
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_dus.data.speech_tokens.encoders import TOKENIZERS, make_encoder
+from espnet_dus.data.speech_tokens.encoder_factory import TOKENIZERS, make_encoder
 
 
 @pytest.fixture(scope="session")

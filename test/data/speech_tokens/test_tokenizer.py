@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_dus.data.speech_tokens.encoders import TOKENIZERS
+from espnet_dus.data.speech_tokens.encoder_factory import TOKENIZERS
 from espnet_dus.data.speech_tokens.info import CENTRES, INFO, TokenizerInfo
 from espnet_dus.data.speech_tokens.tokenizer import (
     SpeechTokenizer,
