@@ -84,10 +84,11 @@ def test_jobs_of_stage_3_take_the_gpus_in_turn(gpu, monkeypatch):
     assert [devices.num_jobs(n) for n in (1, most, 99)] == [1, most, most]
 
 
-def test_text_is_evaluated_on_the_gpu(gpu, monkeypatch):
+def test_text_is_evaluated_on_the_gpu(gpu, monkeypatch, tiny_base_lm_dir):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: device)
     tokenizer = SimpleNamespace(eos_token_id=0)
-    assert models.Models._ready(None, torch.nn.Linear(1, 1), tokenizer) == "cuda"
+    evaluated = models.Models(tiny_base_lm_dir)
+    assert evaluated._ready(torch.nn.Linear(1, 1), tokenizer) == "cuda"
 
 
 def test_peak_and_memory_are_those_of_the_gpu(gpu):
