@@ -56,7 +56,7 @@ def add_commands(commands: Commands) -> None:
     )
     commands.add(
         "shar",
-        "espnet_dus.data.shards.shar:write_data_dir",
+        "espnet_dus.data.shards.from_data_dir:write_data_dir",
         "Write the shards that streaming training reads (stage 4, feats_type shar and "
         "tokens_shar).",
     )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scaling
 
-from espnet_dus.data.shards.shar import token_cut, write_blocks
+from espnet_dus.data.shards.cuts import token_cut
+from espnet_dus.data.shards.shar_writer import write_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNING = ROOT / "egs2/TEMPLATE/dus1/conf/tuning/paper"

@@ -32,7 +32,8 @@ from espnet2.train.distributed_utils import DistributedOption
 
 from espnet_dus.data.data_dir import DataDir
 from espnet_dus.data.shards import cut_stream
-from espnet_dus.data.shards.shar import list_shards, read_info, write_data_dir
+from espnet_dus.data.shards.from_data_dir import write_data_dir
+from espnet_dus.data.shards.shar import list_shards, read_info
 from espnet_dus.data.shards.streaming import StreamingIterFactory
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.io import write_text

@@ -16,7 +16,7 @@ from lhotse.utils import fastcopy
 from espnet_dus.data.corpora.held_out import HeldOut
 from espnet_dus.data.corpora.lhotse_corpus import LhotseCorpus
 from espnet_dus.data.corpora.normalize import normalize_text
-from espnet_dus.data.shards.shar import SHUFFLE_SEED, write_shards
+from espnet_dus.data.shards.from_cuts import SHUFFLE_SEED, write_shards
 
 CORPORA = {
     "mls": LhotseCorpus("mls", ("english", "train"), {"opus": False}, librivox=True),

@@ -14,15 +14,10 @@ from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.parallel import groups
 from espnet_dus.data.shards.cut_stream import read_part
+from espnet_dus.data.shards.cuts import token_cut
 from espnet_dus.data.shards.mix import Part, Shard, read_weights
-from espnet_dus.data.shards.shar import (
-    ShardInfo,
-    Stored,
-    list_shards,
-    read_info,
-    token_cut,
-    write_blocks,
-)
+from espnet_dus.data.shards.shar import ShardInfo, list_shards, read_info
+from espnet_dus.data.shards.shar_writer import Stored, write_blocks
 from espnet_dus.data.speech_tokens.devices import num_jobs
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.data.speech_tokens.tokenizer import tokenizer_of_process

@@ -14,7 +14,8 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet_dus.data.dataset import BadUtterances, TooManyBadUtterances
 from espnet_dus.data.format import format_data
 from espnet_dus.data.lengths import speech_positions
-from espnet_dus.data.shards.shar import list_shards, write_data_dir
+from espnet_dus.data.shards.from_data_dir import write_data_dir
+from espnet_dus.data.shards.shar import list_shards
 from espnet_dus.task import DUSTask
 
 KEYS = [f"u{n:02d}" for n in range(24)]

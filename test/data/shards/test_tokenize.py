@@ -11,12 +11,15 @@ import torch
 import yaml
 from espnet2.train.distributed_utils import DistributedOption
 from lhotse import CutSet
+from lhotse.array import Array
 
 from espnet_dus.app import cli
 from espnet_dus.data.dataset import TooManyBadUtterances, token_frames
 from espnet_dus.data.format import format_data
-from espnet_dus.data.shards import shar
-from espnet_dus.data.shards.shar import list_shards, read_info, write_data_dir
+from espnet_dus.data.shards.cuts import make_cut, token_cut
+from espnet_dus.data.shards.from_cuts import write_shards
+from espnet_dus.data.shards.from_data_dir import write_data_dir
+from espnet_dus.data.shards.shar import list_shards, read_info
 from espnet_dus.data.shards.tokenize import tokenize_shards
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.data.speech_tokens.kmeans import make_tokenizer
@@ -97,8 +100,8 @@ def test_audio_shards_give_the_tokens_of_stage_3(root, tmp_path):
 
 def test_tokens_beyond_16_bits_are_kept():
     tokens = np.array([[0, 70000], [32767, 5]])
-    cut, content = shar.token_cut("a", 0.04, "YES", "spk", tokens)
-    cut.tokens = shar.Array("memory_npy", "", content, cut.tokens.shape)
+    cut, content = token_cut("a", 0.04, "YES", "spk", tokens)
+    cut.tokens = Array("memory_npy", "", content, cut.tokens.shape)
     assert cut.load_tokens().dtype == np.int32
     np.testing.assert_array_equal(cut.load_tokens(), tokens)
 
@@ -168,8 +171,8 @@ def test_unreadable_audio_is_counted_and_nothing_half_written(root, tmp_path):
 
 
 def test_audio_of_another_rate_is_refused(root, tmp_path):
-    cut = shar.make_cut("a", str(root / "data/u00.wav"), 16000, 4800, "YES", "spk")
-    shar.write_shards([cut], tmp_path / "shar", "x", fs=8000)
+    cut = make_cut("a", str(root / "data/u00.wav"), 16000, 4800, "YES", "spk")
+    write_shards([cut], tmp_path / "shar", "x", fs=8000)
     with pytest.raises(ValueError, match="audio of 8000 Hz, but .* takes 16000 Hz"):
         tokenize_shards(str(tmp_path / "shar"), tmp_path / "out", root / "tokenizer")
 
