@@ -9,7 +9,6 @@
 They belong to the current epoch: ESPnet's `checkpoint.pth` is that of the previous one.
 """
 
-import hashlib
 import logging
 import shutil
 import time
@@ -19,7 +18,10 @@ from typing import Any, List, Optional, Tuple
 import torch
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
-from espnet_dus.io import atomic_path, file_sha256, write_text
+from espnet_dus.training.checkpoint_files import (
+    differs_from_checksum,
+    save_with_checksum,
+)
 from espnet_dus.training.distributed import rank, world_size
 
 
@@ -121,31 +123,6 @@ def _own_file() -> str:
     return f"rank{rank()}of{world_size()}.pth"
 
 
-def save_with_checksum(content: Any, path: Path) -> None:
-    """Save a file, and its checksum beside it; each is complete or absent."""
-    checksum = Path(f"{path}.sha256")
-    checksum.unlink(missing_ok=True)  # a process killed here leaves a file without it
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            hashing = _HashingWriter(file)
-            torch.save(content, hashing)
-    write_text(checksum, f"{hashing.sha256.hexdigest()}  {path.name}\n")
-
-
-class _HashingWriter:
-    """A file that computes the checksum of what is written to it."""
-
-    def __init__(self, file):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def _problem(place: Path) -> Optional[str]:
     """Return what is wrong with a state's files, or None."""
     sizes = {int(p.stem.partition("of")[2]) for p in place.glob("rank*of*.pth")}
@@ -158,11 +135,3 @@ def _problem(place: Path) -> Optional[str]:
         if differs_from_checksum(place / name):
             return f"{name} differs from its checksum"
     return None
-
-
-def differs_from_checksum(path: Path) -> bool:
-    """Return whether a file is not what was saved; one without a checksum passes."""
-    checksum = Path(f"{path}.sha256")
-    if not checksum.is_file():
-        return False
-    return file_sha256(path) != checksum.read_text(encoding="utf-8").split()[0]

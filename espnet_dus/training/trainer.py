@@ -11,8 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
-import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional
@@ -21,7 +20,6 @@ import torch
 from espnet2.torch_utils.device_funcs import to_device
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
-from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer, TrainerOptions, autocast_args
 from espnet2.utils.build_dataclass import build_dataclass
 from espnet2.utils.types import float_or_none, str2bool
@@ -31,6 +29,8 @@ from espnet_dus.data.settings import data_settings
 from espnet_dus.io import atomic_path, locked, write_text
 from espnet_dus.model.checkpoint import count_as_paper, parameter_counts
 from espnet_dus.training.accumulation import as_one_batch
+from espnet_dus.training.checkpoint_files import atomic_torch_save, whole_checkpoint
+from espnet_dus.training.cost import write_training_cost
 from espnet_dus.training.criteria import check_criteria
 from espnet_dus.training.distributed import (
     gather_numbers,
@@ -52,14 +52,9 @@ from espnet_dus.training.resume import (
     leave_signals_to_the_training,
 )
 from espnet_dus.training.schedule import fit_schedule, steps_kept, updates_per_epoch
-from espnet_dus.training.step_checkpoint import (
-    StepCheckpoints,
-    differs_from_checksum,
-    save_with_checksum,
-)
-from espnet_dus.training.throughput import ThroughputLog, peak_memory
+from espnet_dus.training.step_checkpoint import StepCheckpoints
+from espnet_dus.training.throughput import ThroughputLog
 
-PREVIOUS = "checkpoint.previous"
 SEEDS_APART = 1_000_003  # from the seeds of one process to those of the next
 
 
@@ -175,7 +170,7 @@ class DUSTrainer(Trainer):
         """Train; every file written with `torch.save` is whole or absent.
 
         In the output directory, `params.json` says how much is trained, and
-        `training.json` what the training took: see `write_training_cost`.
+        `training.json` what the training took: see `cost`.
 
         Raises:
             SystemExit: A signal came; the exit code is `preemption.EXIT_CODE`.
@@ -327,108 +322,3 @@ class DUSTrainer(Trainer):
                 options.run.stop_if_asked()
         finally:
             log.counter.remove()
-
-
-def write_training_cost(output_dir: Path, trained: bool) -> None:
-    """Write `training.json`: what the training took, its resumptions together.
-
-    It holds `epochs`; `curves`, by phase (`train`, `valid`) the loss of each epoch, the
-    cross-entropy where there is one; `seconds_per_step`, the mean of all training
-    steps, and `wall_seconds`, of training and validation; all from the checkpoint, so
-    that no part of an interrupted training is missing. `peak_memory_bytes` is that of
-    `peak_memory_of`, the `GPU` or the `process`.
-
-    Args:
-        output_dir: The experiment directory.
-        trained: Whether this process has trained; if not, its memory does not count.
-    """
-    checkpoint, path = output_dir / "checkpoint.pth", output_dir / "training.json"
-    if not checkpoint.is_file():
-        return
-    of, peak = "GPU" if torch.cuda.is_initialized() else "process", peak_memory()
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    memory = {k: v for k, v in known.items() if k.startswith("peak_memory")}
-    if trained and peak > memory.get("peak_memory_bytes", 0):
-        memory = {"peak_memory_bytes": peak, "peak_memory_of": of}
-    reporter = Reporter()
-    saved = safe_torch_load(checkpoint, map_location="cpu", mmap=True)
-    reporter.load_state_dict(saved["reporter"])
-    epochs = [phases for _, phases in sorted(reporter.stats.items())]
-    phases = [phase for epoch in epochs for phase in epoch.values() if "time" in phase]
-    train_seconds = steps = 0
-    for epoch in epochs:
-        new = epoch["train"]["total_count"] - steps
-        train_seconds += epoch["train"]["train_time"] * new
-        steps += new
-    content = {
-        "epochs": len(epochs),
-        "curves": {
-            phase: [e[phase].get("loss_ce", e[phase].get("loss")) for e in epochs]
-            for phase in ("train", "valid")
-            if all(phase in e for e in epochs)
-        },
-        "seconds_per_step": round(train_seconds / steps, 4) if steps else None,
-        "wall_seconds": round(sum(p["time"].total_seconds() for p in phases), 1),
-        **memory,
-    }
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-@contextmanager
-def atomic_torch_save() -> Iterator[None]:
-    """Let `torch.save` to a path write a temporary file and rename it.
-
-    ESPnet's Trainer calls `torch.save` deep inside its `run`; a process killed there
-    would leave half a checkpoint, with nothing to resume from. Of `checkpoint.pth`, the
-    one before it and their checksums are kept too: a disk can fail as well.
-    """
-    plain_save = torch.save
-
-    def save(obj, f, *args, **kwargs):
-        if not isinstance(f, (str, Path)):
-            return plain_save(obj, f, *args, **kwargs)
-        if Path(f).name == "checkpoint.pth":
-            keep_previous(Path(f))
-            return save_with_checksum(obj, Path(f))
-        with atomic_path(f) as temporary:
-            plain_save(obj, temporary, *args, **kwargs)
-
-    torch.save = save
-    try:
-        yield
-    finally:
-        torch.save = plain_save
-
-
-def keep_previous(checkpoint: Path) -> None:
-    """Keep a checkpoint that will be replaced, and its checksum, under another name.
-
-    A link is made, so that at no time `checkpoint.pth` is missing.
-    """
-    for suffix in ("", ".sha256"):
-        path = Path(f"{checkpoint}{suffix}")
-        if path.exists():
-            previous = path.with_name(path.name.replace("checkpoint", PREVIOUS))
-            with atomic_path(previous) as link:
-                try:
-                    link.hardlink_to(path)
-                except OSError:  # not every file system has links
-                    shutil.copyfile(path, link)
-
-
-def whole_checkpoint(checkpoint: Path) -> Path:
-    """Return a checkpoint, or the one before it if it is damaged.
-
-    Raises:
-        RuntimeError: Both are.
-    """
-    if not differs_from_checksum(checkpoint):
-        return checkpoint
-    previous = checkpoint.with_name(f"{PREVIOUS}.pth")
-    if not previous.exists() or differs_from_checksum(previous):
-        raise RuntimeError(
-            f"{checkpoint} is damaged: it differs from its checksum, and there is no "
-            f"{previous.name} to take instead. Remove it to train from the beginning"
-        )
-    logging.warning(f"{checkpoint} differs from its checksum: {previous} is taken")
-    return previous

@@ -6,7 +6,7 @@ import pytest
 import torch
 from training_helpers import Killed
 
-from espnet_dus.training import step_checkpoint
+from espnet_dus.training import checkpoint_files
 from espnet_dus.training.step_checkpoint import StepCheckpoints
 
 
@@ -53,9 +53,9 @@ def test_a_process_killed_while_it_saves_leaves_the_state_before(
     checkpoints.save(1, 1, {"n": 1}, {})
     with monkeypatch.context() as patch:
         if at == "save":
-            patch.setattr(step_checkpoint._HashingWriter, "flush", die)
+            patch.setattr(checkpoint_files._HashingWriter, "flush", die)
         else:
-            patch.setattr(step_checkpoint, "write_text", die)
+            patch.setattr(checkpoint_files, "write_text", die)
         with pytest.raises(Killed):
             checkpoints.save(1, 2, {"n": 2}, {})
     assert checkpoints.load(1)[0] == {"n": 1}

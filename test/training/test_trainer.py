@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from espnet2.train.reporter import Reporter
 from training_helpers import Killed, assert_same, assert_same_training, load
 
 from espnet_dus.io import atomic_path, read_scp
-from espnet_dus.training import step_checkpoint, trainer
-from espnet_dus.training.trainer import DUSTrainer, atomic_torch_save
+from espnet_dus.training import checkpoint_files, trainer
+from espnet_dus.training.trainer import DUSTrainer
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def die_before_saving(monkeypatch, name):
                 raise Killed
             yield temporary
 
-    for module in (trainer, step_checkpoint):
+    for module in (trainer, checkpoint_files):
         monkeypatch.setattr(module, "atomic_path", dying)
 
 
@@ -198,42 +197,6 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
     (warning,) = [m for m in caplog.messages if "differs from its checksum" in m]
     assert "checkpoint.previous.pth is taken" in warning
     assert_same_training(tmp_path, uninterrupted)
-
-
-# -- saving ----------------------------------------------------------------------------
-
-
-class Unpicklable:
-    def __reduce__(self):
-        raise Killed
-
-
-def test_an_interrupted_save_leaves_the_old_file(tmp_path):
-    path = tmp_path / "checkpoint.pth"
-    with atomic_torch_save():
-        torch.save({"epoch": torch.tensor(1)}, path)
-        with pytest.raises(Killed):
-            torch.save({"epoch": torch.zeros(9), "last": Unpicklable()}, path)
-        with pytest.raises(Killed):
-            torch.save({"last": Unpicklable()}, str(tmp_path / "new.pth"))
-    assert load(path) == {"epoch": torch.tensor(1)}
-    names = sorted(p.name for p in tmp_path.iterdir())
-    assert names[-1] == "checkpoint.pth" and not [n for n in names if "tmp" in n]
-
-
-def test_torch_save_is_itself_again_afterwards(tmp_path):
-    plain = torch.save
-    with pytest.raises(Killed):
-        with atomic_torch_save():
-            assert torch.save is not plain
-            raise Killed
-    assert torch.save is plain
-
-
-def test_an_open_file_is_saved_to_as_ever(tmp_path):
-    with atomic_torch_save(), (tmp_path / "x.pth").open("wb") as file:
-        torch.save(torch.tensor(3), file)
-    assert load(tmp_path / "x.pth") == 3
 
 
 # -- options ---------------------------------------------------------------------------
