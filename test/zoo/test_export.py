@@ -516,13 +516,14 @@ def test_a_model_of_speech_tokens_hears_waveforms(of_tokens, auto, noises, tmp_p
     search = dict(repetition=0, no_speech=0.0)
     speech2text = Speech2Text(*trained.files, search=search)
     speech = noises(0.6, 0.9)
+    tokens = speech2text.speech_tokenizer(speech)
     shutil.move(tokenizer, tmp_path / "gone")  # the export carries its own
     model, processor = auto(directory)
     processor.save_pretrained(tmp_path / "again")
     again = AutoProcessor.from_pretrained(tmp_path / "again")
     inputs = processor(speech, sampling_rate=16000, return_tensors="pt")
     lengths = inputs["attention_mask"].sum(1)
-    for n, expected in enumerate(speech2text.speech_tokenizer(speech)):
+    for n, expected in enumerate(tokens):
         assert inputs["input_features"][n, : lengths[n]].tolist() == expected.tolist()
         alone = again(speech[n], sampling_rate=16000)["input_features"]
         assert alone[0].tolist() == expected.tolist()
