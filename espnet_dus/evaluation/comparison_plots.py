@@ -69,4 +69,5 @@ def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per token)")
         axes.set_title("Validation (solid) and training (dotted)", fontsize=10)
-        axes.legend(fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
