@@ -222,7 +222,7 @@ def _from_gguf(gguf: Path, directory: Path) -> str:
     if not gguf.is_file():
         raise ValueError(f"base LM {gguf}: no such file")
     logging.info(f"converting {gguf.name} to a Hugging Face directory")
-    where = dict(gguf_file=gguf.name, local_files_only=True)
+    where = dict(gguf_file=gguf.name, **LOCAL_DATA)
     with quiet_progress():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
         loaded = AutoModelForCausalLM.from_pretrained(
