@@ -268,7 +268,7 @@ def _delta(metrics: Dict[str, Dict], metric: str, identical: int) -> Delta:
 def _check_checkpoint(path: Path, decoding: Path, jobs: Sequence[Dict]) -> None:
     """Check that a file of results is of the checkpoint that was decoded with.
 
-    Files of earlier versions do not say.
+    Files of earlier versions do not name theirs.
     """
     found = (read_json(path) or {}).get("checkpoint")
     decoded = {job.get("checkpoint") for job in jobs} - {None}

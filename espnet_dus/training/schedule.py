@@ -20,7 +20,7 @@ import torch
 from espnet2.schedulers.piecewise_linear_warmup_lr import PiecewiseLinearWarmupLR
 
 Steps = Union[int, float]
-_STEPS = "warmup_steps"  # what the attributes with them begin with
+_STEPS = "warmup_steps"  # prefix of the attributes of schedulers that hold steps
 
 
 def updates_per_epoch(iter_factory: Any, accum_grad: int) -> Optional[int]:

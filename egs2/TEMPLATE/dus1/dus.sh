@@ -375,7 +375,7 @@ format_data() { # data/ -> dump/raw/org/{train,valid}, dump/raw/<test>
             ${channel:+--channel "${channel}"} "${tokenizer_options[@]}"
     fi
     for dset in "${sets[@]}"; do
-        org='' faults=0 # a test set is measured whole
+        org='' faults=0 # test sets are used whole
         if [[ ${dset} =~ ^("${train_set}"|"${valid_set}")$ ]]; then
             org=org/ faults=${max_bad_utterances}
         fi
@@ -534,7 +534,7 @@ decode() { # -> exp/dus_<tag>/<inference_tag>/<set>/{token,token_int,score,text}
             ${inference_config:+--config "${inference_config}"} \
             "${inference_options[@]}"
 
-        # What an earlier decoding has left would be taken for a part of this one.
+        # Results of an earlier decoding would count as part of this one.
         rm -rf "${dir}/score_wer" "${dir}/score_cer"
         for ((n = jobs + 1; ; n++)); do
             [ -e "${logdir}/output.${n}" ] || break

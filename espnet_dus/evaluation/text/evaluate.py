@@ -98,7 +98,7 @@ def evaluate(
         models,
         setting={
             "dtype": dtype,
-            "device": models.device,  # another rounds otherwise
+            "device": models.device,  # devices round differently
             **sizes,
             "versions": {name: metadata.version(name) for name in RESULTS_DEPEND_ON},
         },
