@@ -58,6 +58,7 @@ def load(model: str, base_lm: Optional[str] = None, **options: Any):
         config, checkpoint = experiment_files(model)
         with chdir(training_directory(config)):
             speech2text = Speech2Text(config, checkpoint, **options)
+            speech2text.speech_tokenizer  # loaded here, where its path leads to it
     else:
         speech2text = Speech2Text.from_pretrained(model, base_lm, **options)
     timed = speech2text.model.ctc is not None

@@ -1,6 +1,7 @@
 """A model of speech tokens takes audio, and hears what stage 3 has stored."""
 
 import json
+import shutil
 
 import kaldiio
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from espnet_dus import Speech2Text
+from espnet_dus.app import local_models
 from espnet_dus.data.dataset import token_frames
 from espnet_dus.data.format import format_data
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, read_tokenizer
@@ -129,6 +131,20 @@ def test_a_data_set_is_decoded_from_tokens_as_from_audio(experiment, root, tmp_p
     ]
     seconds = [cost["audio_seconds"] for cost in costs]
     assert seconds == pytest.approx([2.02, 2.02], abs=0.02)
+
+
+def test_a_model_that_names_its_tokenizer_by_a_relative_path_is_used_anywhere(
+    experiment, root, tmp_path, monkeypatch
+):
+    config = yaml.safe_load((experiment / "config.yaml").read_text())
+    config["speech_tokenizer"] = "tokenizer"
+    moved = shutil.copytree(experiment, tmp_path / "moved")
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(root)
+    samples, _ = soundfile.read(root / "data/a.wav", dtype="float32")
+    search = {"no_speech": 0.0}
+    found = local_models.load(str(moved), search=search)(samples)[0]
+    assert found.text == load(experiment, search=search)(samples)[0].text != ""
 
 
 def test_stored_tokens_are_decoded_without_the_encoder(
