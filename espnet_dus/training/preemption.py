@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from typing import Callable, Iterator, List, Optional
 
 import torch
@@ -75,16 +76,18 @@ def stoppable() -> Iterator[None]:
     """Make a training command exit with `EXIT_CODE`, whenever the signal comes.
 
     Before the training has begun there is nothing to save. The parent of one process
-    per GPU passes the signal on to them, and exits as they do.
+    per GPU, which ESPnet spawns, passes the signal on to them, and exits as they do.
     """
     sent: List[int] = []
 
     def stop(number, frame):
         sent.append(number)
+        # Others, such as joblib's idle workers, do not train.
         children = multiprocessing.active_children()
-        for child in children:
-            os.kill(child.pid, number)
-        if not children:
+        trainings = [child for child in children if isinstance(child, SpawnProcess)]
+        for training in trainings:
+            os.kill(training.pid, number)
+        if not trainings:
             exit_to_be_restarted(f"{signal.Signals(number).name} before the training")
 
     try:

@@ -3,12 +3,23 @@
 import multiprocessing
 import os
 import signal
-from types import SimpleNamespace
+from multiprocessing.context import SpawnProcess
 
+import joblib
 import pytest
 from torch.multiprocessing import ProcessExitedException
 
 from espnet_dus.training.preemption import EXIT_CODE, StopSignals, stoppable
+
+
+class SpawnedTraining(SpawnProcess):
+    """A process per GPU, as ESPnet starts it."""
+
+    pid = None  # writable, unlike a process's own
+
+    def __init__(self, pid):
+        super().__init__()
+        self.pid = pid
 
 
 def exited(code):
@@ -25,8 +36,16 @@ def test_a_signal_before_the_training_ends_the_command(number):
     assert signal.getsignal(number) == before
 
 
+def test_idle_workers_of_joblib_do_not_keep_the_command_alive():
+    joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(number) for number in range(2))
+    assert multiprocessing.active_children()
+    with pytest.raises(SystemExit) as stopped, stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == EXIT_CODE
+
+
 def test_a_parent_hands_the_signal_on_and_exits_as_its_processes_do(monkeypatch):
-    children = [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
+    children = [SpawnedTraining(7), SpawnedTraining(8)]
     sent = []
     with pytest.raises(SystemExit) as stopped, stoppable():
         with monkeypatch.context() as patch:
@@ -44,8 +63,8 @@ def test_processes_that_die_of_the_signal_are_restarted(monkeypatch, number):
     """They have no handler before their training begins."""
     with pytest.raises(SystemExit) as stopped, stoppable():
         with monkeypatch.context() as patch:
-            child = SimpleNamespace(pid=7)
-            patch.setattr(multiprocessing, "active_children", lambda: [child])
+            children = [SpawnedTraining(7)]
+            patch.setattr(multiprocessing, "active_children", lambda: children)
             kill, own = os.kill, os.getpid()
             patch.setattr(os, "kill", lambda *args: None)
             kill(own, number)
