@@ -18,6 +18,13 @@ from espnet_dus.model.stack import StackLayer, describe, draw
 from espnet_dus.model.upscaling import upscale
 from espnet_dus.task import DUSTask
 
+# Values of model_conf that every kind, scope and placement allows.
+FOR_EVERY_KIND = {
+    "ctc_layer": "base:0",
+    "ctc_compression": False,
+    "text_retention_weight": 0.0,
+}
+
 
 class IdentityResult(NamedTuple):
     """How the logits of an untrained adapted model compare with the base LM's."""
@@ -68,10 +75,9 @@ def run(
     for arm, conf in confs:
         varied = Namespace(**vars(args))
         varied.adaptation, varied.adaptation_conf = arm, conf
-        # no statistics before stage 10; and the CTC layer may not exist in a variant
-        varied.normalize = None
+        varied.normalize = None  # no statistics before stage 10
         if conf is not own:
-            varied.model_conf = {**args.model_conf, "ctc_layer": "base:0"}
+            varied.model_conf = {**args.model_conf, **FOR_EVERY_KIND}
         model = DUSTask.build_model(varied).eval()
         if not results:
             stack = describe(model)

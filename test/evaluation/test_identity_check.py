@@ -52,6 +52,23 @@ def test_every_kind_and_scope_is_checked_besides_the_options(
             assert report.count(f"| dus {kind} {scope} ") == 1
 
 
+@pytest.mark.parametrize(
+    ("scope", "positions", "model_conf"),
+    [
+        ("speech", [-1], {"ctc_compression": True, "prompt": "repeat:"}),
+        ("all", [0, 2], {"text_retention_weight": 1.0}),
+    ],
+)
+def test_what_one_scope_allows_does_not_stop_the_check_of_others(
+    tiny_options, adaptation_conf, speech, tmp_path, scope, positions, model_conf
+):
+    conf = adaptation_conf("e_branchformer", scope, positions=positions)
+    args = tiny_options(adaptation_conf=conf, model_conf=model_conf)
+    run(args, TEXT, speech, tmp_path, every_kind=True)
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("| dus ") == 2 * len(KINDS) and "DIFFERENT" not in report
+
+
 def perturb(model):
     """Let the first inserted layer be no identity."""
     layer = model.lm.model.layers[1]
