@@ -1,5 +1,6 @@
 """Stage 7: checks that the untrained model is the base LM, and lists its parts."""
 
+import copy
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -116,6 +117,8 @@ def check_identity(
         text: Real text; its first 128 tokens are used.
         speech: A real utterance.
     """
+    if base.dtype != model.lm.dtype:  # full fine-tuning trains float32 weights
+        base = copy.deepcopy(base).to(model.lm.dtype)
     ids = model.tokenizer(text, return_tensors="pt").input_ids[:, :128]
     ours, theirs = model.lm(input_ids=ids).logits, base(input_ids=ids).logits
 

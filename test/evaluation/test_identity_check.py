@@ -16,13 +16,17 @@ def speech(noises):
     return noises(0.9)[0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arm", ["dus", "lora", "full", "frozen"])
 def test_each_arm_passes_and_is_reported(
-    tiny_options, speech, tmp_path, capsys, arm, adaptation_conf
+    tiny_options, speech, tmp_path, capsys, arm, dtype, adaptation_conf
 ):
     conf = adaptation_conf("transformer", "all") if arm == "dus" else {}
     args = tiny_options(
-        adaptation=arm, adaptation_conf=conf, model_conf={"ctc_layer": "base:1"}
+        adaptation=arm,
+        adaptation_conf=conf,
+        model_conf={"ctc_layer": "base:1"},
+        base_lm_conf={"dtype": dtype},
     )
     run(args, TEXT, speech, tmp_path, every_kind=False)
     report = (tmp_path / "report.md").read_text()
