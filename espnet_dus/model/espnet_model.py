@@ -250,11 +250,12 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
         sums: Dict[str, Tuple[torch.Tensor, torch.Tensor]] = {}
         with self.autocast():
             speech_BSD, lengths_B = self.embed_speech(speech, speech_lengths)
-            texts = text, text_lengths, "right"
+            before = None
             if text_before is not None:
-                texts += ((text_before, text_before_lengths),)
+                before = text_before, text_before_lengths
+            texts = text, text_lengths, "right", before
             if self.ctc_only or self.compression is not None:
-                seq = self._lay_out(self.speech_alone(speech_BSD, lengths_B))
+                seq = self._lay_out(self.up_to_speech(speech_BSD, lengths_B, before))
             else:
                 seq = self.join_text(speech_BSD, lengths_B, *texts)
                 context = self.lm.config.max_position_embeddings

@@ -27,9 +27,12 @@ from espnet_dus.data.lengths import LENGTH_MULTIPLE
 from espnet_dus.model.adaptation import drop_added_layers, has_base_lm
 from espnet_dus.model.ctc_compression import CTCCompression
 from espnet_dus.model.ctc_head import CTCHead
-from espnet_dus.model.sequence import Joined, join
+from espnet_dus.model.sequence import Joined, Part, join
 from espnet_dus.model.upscaled_lm import MODES, UpscaledLM
 from espnet_dus.model.upscaling import ctc_layer_index, is_encoder, stack
+
+# Token ids (B, N), padded on the right, and their lengths (B,)
+TextBefore = Tuple[torch.Tensor, torch.Tensor]
 
 
 class Encoded(NamedTuple):
@@ -48,7 +51,7 @@ class Encoded(NamedTuple):
     read_B: torch.Tensor
     lengths_B: torch.Tensor
     ctc_BSU: Optional[torch.Tensor]
-    before: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+    before: Optional[TextBefore] = None
 
 
 class SpeechLM(torch.nn.Module):
@@ -135,7 +138,7 @@ class SpeechLM(torch.nn.Module):
         text_BN: torch.Tensor,
         text_lengths_B: torch.Tensor,
         pad_side: str = "right",
-        before: Optional[Tuple[torch.Tensor, torch.Tensor]] = None,
+        before: Optional[TextBefore] = None,
     ) -> Joined:
         """Join [text before][speech][prompt][text].
 
@@ -155,8 +158,6 @@ class SpeechLM(torch.nn.Module):
             prompt_PD = embed(text_BN.new_tensor(self.prompt_ids))
         prompt_BPD = prompt_PD.to(dtype).expand(len(text_BN), -1, -1)
         text_BND = embed(text_BN.clamp(min=0))
-        if before is not None:
-            before = embed(before[0].clamp(min=0)), before[1]
         return join(
             read_BRD.to(dtype),
             read_B,
@@ -164,14 +165,26 @@ class SpeechLM(torch.nn.Module):
             text_lengths_B + len(self.prompt_ids),
             pad_side,
             LENGTH_MULTIPLE if pad_side == "right" else 1,
-            before,
+            self._embedded(before),
         )
 
-    def speech_alone(self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor) -> Joined:
-        """Return the right-padded sequence of speech without any text, for `lower`."""
+    def up_to_speech(
+        self,
+        speech_BSD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        before: Optional[TextBefore] = None,
+    ) -> Joined:
+        """Return [text before][speech], right-padded, for `lower`: see `join_text`."""
         speech_BSD = speech_BSD.to(self.lm.get_input_embeddings().weight.dtype)
         none = speech_BSD[:, :0], torch.zeros_like(lengths_B)
-        return join(speech_BSD, lengths_B, *none, "right", LENGTH_MULTIPLE)
+        before = self._embedded(before)
+        return join(speech_BSD, lengths_B, *none, "right", LENGTH_MULTIPLE, before)
+
+    def _embedded(self, text: Optional[TextBefore]) -> Optional[Part]:
+        if text is None:
+            return None
+        ids_BN, lengths_B = text
+        return self.lm.get_input_embeddings()(ids_BN.clamp(min=0)), lengths_B
 
     # -- the stack ---------------------------------------------------------------------
 
@@ -209,9 +222,14 @@ class SpeechLM(torch.nn.Module):
             **(seq.packing or {}),
         ).last_hidden_state
 
-    def hear(self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        """Run `lower` on speech alone: what the CTC head reads (B, S, D)."""
-        seq = self.speech_alone(speech_BSD, lengths_B)
+    def hear(
+        self,
+        speech_BSD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        before: Optional[TextBefore] = None,
+    ) -> torch.Tensor:
+        """Run `lower` up to the speech's end: what the CTC head reads (B, S, D)."""
+        seq = self.up_to_speech(speech_BSD, lengths_B, before)
         return seq.of_speech(self.lower(seq), speech_BSD.size(1))
 
     def compress(
@@ -225,7 +243,11 @@ class SpeechLM(torch.nn.Module):
     # -- inference ---------------------------------------------------------------------
 
     def encode(
-        self, speech_BSD: torch.Tensor, lengths_B: torch.Tensor, with_ctc: bool = False
+        self,
+        speech_BSD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        with_ctc: bool = False,
+        before: Optional[TextBefore] = None,
     ) -> Encoded:
         """Prepare embedded speech for a search.
 
@@ -236,17 +258,18 @@ class SpeechLM(torch.nn.Module):
             speech_BSD: Speech embeddings.
             lengths_B: (B,).
             with_ctc: Return the CTC head's log-probabilities too.
+            before: Text before the speech, see `join_text`.
         """
         if not with_ctc and not self.has_encoder:
-            return Encoded(speech_BSD, lengths_B, lengths_B, None)
-        hidden_BSD = self.hear(speech_BSD, lengths_B)
+            return Encoded(speech_BSD, lengths_B, lengths_B, None, before)
+        hidden_BSD = self.hear(speech_BSD, lengths_B, before)
         read_BRD, read_B = speech_BSD, lengths_B
         if self.compression is not None:
             read_BRD, read_B = self.compress(hidden_BSD, lengths_B)
         elif self.has_encoder:
             read_BRD = hidden_BSD
         ctc_BSU = self.ctc.log_probs(hidden_BSD) if with_ctc else None
-        return Encoded(read_BRD, read_B, lengths_B, ctc_BSU)
+        return Encoded(read_BRD, read_B, lengths_B, ctc_BSU, before)
 
     def prefix(self, encoded: Encoded) -> Tuple[Joined, Dict[str, torch.Tensor]]:
         """Return what precedes the transcript, padded on the left.

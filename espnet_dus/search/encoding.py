@@ -3,10 +3,12 @@
 Dimensions: B utterances, F feature frames, M features.
 """
 
+from typing import Optional
+
 import torch
 
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.model.speech_lm import Encoded
+from espnet_dus.model.speech_lm import Encoded, TextBefore
 
 
 @torch.inference_mode()
@@ -15,6 +17,7 @@ def encode(
     speech: torch.Tensor,
     speech_lengths: torch.Tensor,
     with_ctc: bool = False,
+    before: Optional[TextBefore] = None,
 ) -> Encoded:
     """Embed speech and prepare it for a search, see `SpeechLM.encode`.
 
@@ -23,6 +26,7 @@ def encode(
         speech: (B, samples), features (B, F, M) or tokens, padded on the right.
         speech_lengths: (B,).
         with_ctc: Return the CTC head's log-probabilities too.
+        before: Text before the speech.
 
     Raises:
         TooShortUttError: An utterance is too short for the subsampling.
@@ -32,7 +36,7 @@ def encode(
         check_ctc_head(model)
     with model.autocast():
         embedded = model.embed_speech(speech, speech_lengths)
-        return model.encode(*embedded, with_ctc)
+        return model.encode(*embedded, with_ctc, before)
 
 
 def check_ctc_head(model: ESPnetDUSModel) -> None:

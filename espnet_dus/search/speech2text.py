@@ -29,7 +29,7 @@ from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.build import load_model
 from espnet_dus.model.checkpoint import checkpoint_sha256
 from espnet_dus.model.espnet_model import ESPnetDUSModel
-from espnet_dus.model.speech_lm import Encoded
+from espnet_dus.model.speech_lm import Encoded, TextBefore
 from espnet_dus.model.upscaling import inserted_layers
 from espnet_dus.search.beam import beam_search
 from espnet_dus.search.config import Search, SearchConfig
@@ -204,13 +204,13 @@ class Speech2Text:
         if not spoken:
             return results
         batch = self._tokenized([batch[i] for i in spoken])
-        encoded = self._encoded(batch, self.needs_ctc)
-        num_positions = encoded.read_B + len(self.model.prompt_ids)
+        before = None
         if prompts is not None:
-            encoded = encoded._replace(
-                before=self._before([prompts[i] for i in spoken])
-            )
-            num_positions = num_positions + encoded.before[1]
+            before = self._before([prompts[i] for i in spoken])
+        encoded = self._encoded(batch, self.needs_ctc, before)
+        num_positions = encoded.read_B + len(self.model.prompt_ids)
+        if before is not None:
+            num_positions = num_positions + before[1]
         self._warn_beyond_context(int(num_positions.max()))
         if self.search.beam_size > 1:
             found = beam_search(self.model, encoded, self.search)
@@ -224,14 +224,19 @@ class Speech2Text:
             results[i] = hypotheses
         return results
 
-    def _encoded(self, batch: Sequence[Speech], with_ctc: bool) -> Encoded:
+    def _encoded(
+        self,
+        batch: Sequence[Speech],
+        with_ctc: bool,
+        before: Optional[TextBefore] = None,
+    ) -> Encoded:
         lengths = torch.tensor([len(s) for s in batch], device=self.device)
         padded = torch.nn.utils.rnn.pad_sequence(
             [_tensor(speech) for speech in batch], batch_first=True
         )
-        return encode(self.model, padded.to(self.device), lengths, with_ctc)
+        return encode(self.model, padded.to(self.device), lengths, with_ctc, before)
 
-    def _before(self, prompts: Sequence[str]) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _before(self, prompts: Sequence[str]) -> TextBefore:
         ids = [self._ids(prompt)[0] for prompt in prompts]
         lengths_B = torch.tensor([len(i) for i in ids], device=self.device)
         padded_BN = torch.nn.utils.rnn.pad_sequence(

@@ -10,6 +10,8 @@ from espnet_dus.model.layers import hybrid
 from espnet_dus.model.upscaling import inserted_layers, stack
 
 SECONDS = (1.3, 0.6, 0.98)
+# token ids of the text before the speech, and their numbers
+BEFORE = torch.tensor([[5, 9, 11], [7, 0, 0], [3, 4, 0]]), torch.tensor([3, 1, 2])
 
 
 @pytest.fixture
@@ -220,8 +222,7 @@ def test_the_share_of_units_that_ctc_cannot_place_is_reported(
 def test_text_before_the_speech_is_read_first_and_shifts_the_losses_only(
     model, tiny_batch
 ):
-    batch = tiny_batch(*SECONDS)
-    before = torch.tensor([[5, 9, 11], [7, 0, 0], [3, 4, 0]]), torch.tensor([3, 1, 2])
+    batch, before = tiny_batch(*SECONDS), BEFORE
     texts = dict(zip(("text_before", "text_before_lengths"), before))
     stats = model(**batch, **texts)[1]
     embed = model.lm.get_input_embeddings()
@@ -252,12 +253,29 @@ def test_text_before_the_speech_is_read_first_and_shifts_the_losses_only(
     assert not torch.isclose(stats["loss_ce"], model(**batch)[1]["loss_ce"])
 
 
+@torch.no_grad()
+def test_ctc_reads_the_text_before_the_speech_in_a_search_as_in_training(
+    model, tiny_batch
+):
+    batch = tiny_batch(*SECONDS)
+    speech_BSD, lengths_B = model.embed_speech(batch["speech"], batch["speech_lengths"])
+    texts = batch["text"], batch["text_lengths"], "right", BEFORE
+    seq = model.join_text(speech_BSD, lengths_B, *texts)
+    heard_BSD = seq.of_speech(model.lower(seq), speech_BSD.size(1))
+    trained_BSU = model.ctc.log_probs(heard_BSD)
+    searched_BSU = model.encode(speech_BSD, lengths_B, True, BEFORE).ctc_BSU
+    for b, length in enumerate(lengths_B.tolist()):
+        ours, theirs = searched_BSU[b, :length], trained_BSU[b, :length]
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 # -- CTC alone -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("before", [None, BEFORE], ids=["", "text before"])
 @torch.no_grad()
 def test_ctc_alone_stops_at_the_ctc_layer_with_the_same_loss(
-    tiny_model, randomise, tiny_batch, adaptation_conf, kind_and_scope
+    tiny_model, randomise, tiny_batch, adaptation_conf, kind_and_scope, before
 ):
     model = tiny_model(
         adaptation_conf=adaptation_conf(*kind_and_scope, positions=[-1, 0, 2]),
@@ -268,6 +286,8 @@ def test_ctc_alone_stops_at_the_ctc_layer_with_the_same_loss(
     for place, layer in enumerate(model.lm.model.layers):
         layer.register_forward_hook(lambda *_, place=place: called.append(place))
     batch = tiny_batch(*SECONDS)
+    if before is not None:
+        batch.update(zip(("text_before", "text_before_lengths"), before))
     _, full, _ = model(**batch)
     assert called == [0, 1, 2, 3, 4, 5]
 
