@@ -321,6 +321,13 @@ def test_the_paper_s_schedule():
     assert scheduler.get_lr()[0] == pytest.approx(2e-5, rel=1e-4)
 
 
+@pytest.mark.parametrize("hours", [48_000, 48_216], ids=["the paper's", "english_48k"])
+def test_the_paper_s_epochs_are_one_pass_over_its_hours(hours):
+    for path in PAPER:
+        args = options_of(path)
+        assert round(hours / args.streaming_conf["hours_per_epoch"]) == args.max_epoch
+
+
 @pytest.mark.parametrize("path", TRAIN, ids=name)
 def test_a_training_configuration_builds_its_arm(path):
     from espnet_dus.model.upscaling import ctc_layer_index
