@@ -1,4 +1,4 @@
-"""Whole files, Kaldi's tables, digests, file names, option names and progress."""
+"""Whole files, YAML, Kaldi's tables, digests, names of files and options, progress."""
 
 import hashlib
 import logging
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Union
 from urllib.parse import quote
 
+import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -91,6 +92,25 @@ def drawing(path: Union[str, Path], width: float, height: float) -> Iterator[Any
     with atomic_path(path) as temporary:
         picture.savefig(temporary, dpi=150, bbox_inches="tight")
     plt.close(picture)
+
+
+def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
+    """Read a YAML file of keys and values.
+
+    Raises:
+        ValueError: It is not YAML, or holds something else; the file and, where it is
+            known, the line are named.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        problem = getattr(error, "problem", None) or error
+        raise ValueError(f"{where}: not YAML: {problem}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys with values, got {content!r:.80}")
+    return content
 
 
 def file_sha256(path: Union[str, Path]) -> str:

@@ -18,6 +18,7 @@ from espnet_dus.io import (
     not_empty,
     progress,
     read_scp,
+    read_yaml,
     tensors_sha256,
     write_text,
 )
@@ -180,3 +181,20 @@ def test_an_unknown_option_is_an_error_that_names_the_known_ones():
     check_names("conf", {"a": 1}, ["a", "b"])
     with pytest.raises(ValueError, match=r"conf: unknown option\(s\) 3, c; .* a, b"):
         check_names("conf", {"a": 1, "c": 2, 3: 4}, ["a", "b"])
+
+
+def test_a_yaml_file_that_cannot_be_read_is_named_with_its_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: 1\nb:\n  - 2\n")
+    assert read_yaml(path) == {"a": 1, "b": [2]}
+    for content, message in (
+        (b"a: 1\n b: 2\n", "config.yaml:2: not YAML: mapping values are not allowed"),
+        (b"a: [1\n", "config.yaml:2: not YAML: expected ',' or ']'"),
+        (b"a: \x00", "config.yaml: not YAML: unacceptable character"),
+        (b"a: \xff", "config.yaml: not YAML: .* can't decode byte 0xff"),
+        (b"", "config.yaml: expected keys with values, got None"),
+        (b"- a", r"config.yaml: expected keys with values, got \['a'\]"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_yaml(path)

@@ -14,7 +14,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
 
 import yaml
 
-from espnet_dus.io import default_cache
+from espnet_dus.io import default_cache, read_yaml
 from espnet_dus.zoo import FETCHED, PATHS, find_option
 
 # The checkpoint of an experiment directory: the first of these that exists.
@@ -111,7 +111,7 @@ def training_directory(config: Path) -> Path:
     Raises:
         ValueError: A file named in the configuration does not exist.
     """
-    options = yaml.safe_load(config.read_text(encoding="utf-8"))
+    options = read_yaml(config)
     named = {}
     for option in PATHS:
         block, name = find_option(options, option)

@@ -6,12 +6,12 @@ from espnet_dus.bin import channel, user_errors
 
 def get_parser():
     """Build the command's parser; the options are those of ESPnet's asr_inference."""
-    from espnet2.utils import config_argparse
     from espnet2.utils.types import str2triple_str, str_or_none
 
+    from espnet_dus.config import ConfigParser
     from espnet_dus.search.config import add_options
 
-    parser = config_argparse.ArgumentParser(description=__doc__)
+    parser = ConfigParser(description=__doc__)
     parser.add_argument("--log_level", default="INFO", help="verbosity")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--ngpu", type=int, default=0, help="0 or 1")

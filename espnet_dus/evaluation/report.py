@@ -7,9 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Dict, List, Tuple, Union
 
-from espnet_dus.evaluation.results import read_json, read_yaml
+from espnet_dus.evaluation.results import read_config, read_json
 from espnet_dus.evaluation.scoring import RATES, SCORES, read_result
-from espnet_dus.evaluation.text.tables import markdown_table, summary_lines
+from espnet_dus.evaluation.text.tables import markdown_table, model_line, summary_lines
 from espnet_dus.io import write_text
 
 # utterances; in a smaller set one error moves the WER by a point or more
@@ -50,8 +50,9 @@ def write_results(exp_dir: Union[str, Path]) -> str:
     for score, results in scores.items():
         if results:
             lines += _score_table(score, results)
-    for path in texts:
-        lines += ["### Text", "", *summary_lines(read_json(path)), ""]
+    for results in map(read_json, texts):
+        lines += ["### Text", "", model_line(results), ""]
+        lines += [*summary_lines(results), ""]
     text = "\n".join(lines)
     write_text(exp_dir / "RESULTS.md", text)
     return text
@@ -96,7 +97,7 @@ def _git() -> Tuple[str, str]:
 
 def _model(exp_dir: Path) -> List[str]:
     lines = []
-    if config := read_yaml(exp_dir / "config.yaml").get("config"):
+    if config := read_config(exp_dir).get("config"):
         lines.append(f"- ASR config: [{config}]({config})")
     if counts := read_json(exp_dir / "params.json"):
         share = 100 * counts["trained"] / counts["total"]

@@ -1,14 +1,14 @@
 """The results of one arm, read from its experiment directory: ASR, text and cost."""
 
+import glob
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-import yaml
-
 from espnet_dus.evaluation.scoring import CROSS_ENTROPY, read_result
 from espnet_dus.evaluation.text.tasks import PRIMARY, primary_metric
+from espnet_dus.io import read_yaml
 
 TEXT_SETTING = ("dtype", "limit", "window")  # what deltas depend on besides the data
 TRAINING = (
@@ -135,7 +135,7 @@ def read_arm(
     return ArmResults(
         name=exp_dir.resolve().name.removeprefix("dus_"),
         exp_dir=str(exp_dir),
-        **_config(read_yaml(exp_dir / "config.yaml")),
+        **_config(read_config(exp_dir)),
         base_lm=params["base_lm"],
         trained=params["trained"],
         trained_as_paper=params.get("as_the_paper_counts"),
@@ -164,9 +164,14 @@ def read_json(path: Path) -> Optional[Dict]:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def read_yaml(path: Path) -> Dict[str, Any]:
-    """Return the content of a YAML file; empty if there is none."""
-    return (path.is_file() and yaml.safe_load(path.read_text("utf-8"))) or {}
+def read_config(exp_dir: Path) -> Dict[str, Any]:
+    """Return the options of a training; empty if they are not known.
+
+    Raises:
+        ValueError: `config.yaml` cannot be read.
+    """
+    path = exp_dir / "config.yaml"
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _config(config: Dict[str, Any]) -> Dict[str, Any]:
@@ -185,7 +190,8 @@ def _highest_rate(config: Dict[str, Any]) -> Optional[float]:
 
 def _find_decoding(exp_dir: Path, test_set: str, tag: Optional[str]) -> Path:
     result = "score_wer/result.txt"
-    found = sorted(exp_dir.glob(f"{tag or '*'}/{test_set}/{result}"))
+    tags = glob.escape(tag) if tag else "*"
+    found = sorted(exp_dir.glob(f"{tags}/{glob.escape(test_set)}/{result}"))
     if len(found) == 1:
         return found[0].parents[1]
     if found:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
-import yaml
 from espnet2.asr.specaug.specaug import SpecAug
 from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
@@ -18,7 +17,7 @@ from espnet2.utils.get_default_kwargs import get_default_kwargs
 from espnet_dus.data.ctc_units import CTCUnits
 from espnet_dus.data.lengths import takes_tokens
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
-from espnet_dus.io import check_names
+from espnet_dus.io import check_names, read_yaml
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.base_lm import LOCAL_DATA, embedding_rms, load_base_lm
 from espnet_dus.model.checkpoint import record_identity
@@ -108,7 +107,7 @@ def load_model(
         ValueError: Options that do not fit; the message names them.
         RuntimeError: The checkpoint does not fit the model.
     """
-    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    options = read_yaml(config)
     args = argparse.Namespace(**{**options, **overrides})
     model = build_model(args).to(device)
     model.load_state_dict(safe_torch_load(checkpoint, map_location=device))

@@ -17,7 +17,7 @@ from typing import Any, Dict, Optional, Tuple, Union
 import yaml
 from filelock import FileLock
 
-from espnet_dus.io import atomic_path, default_cache, file_sha256, write_text
+from espnet_dus.io import atomic_path, default_cache, file_sha256, read_yaml, write_text
 from espnet_dus.model.base_lm import IDENTITY, Identity, identify
 from espnet_dus.model.checkpoint import checkpoint_identity
 from espnet_dus.zoo import BASE_LM, FETCHED, PATHS, find_option
@@ -78,7 +78,7 @@ def _download(
     _link_all(root / BASE_LM, "*", ready / "base_lm")
     for pattern in ("*.safetensors", "*.safetensors.index.json"):
         _link_all(weights, pattern, ready / "base_lm")
-    config = yaml.safe_load(config_path.read_text("utf-8"))
+    config = read_yaml(config_path)
     # S3PRL unpickles the checkpoint that this key of its frontend names.
     if "path_or_url" in yaml.safe_dump(config.get("frontend_conf")):
         raise ValueError(
@@ -125,7 +125,7 @@ def download_experiment(
         "model.pth": Path(files["asr_model_file"]),
         "base_lm": config.with_name("base_lm"),
     }
-    tokenizer = yaml.safe_load(config.read_text("utf-8")).get("speech_tokenizer")
+    tokenizer = read_yaml(config).get("speech_tokenizer")
     if tokenizer is not None:
         targets["speech_tokenizer"] = Path(tokenizer)
     for name, target in targets.items():

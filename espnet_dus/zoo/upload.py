@@ -6,9 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Dict, Union
 
-import yaml
-
-from espnet_dus.io import write_text
+from espnet_dus.io import read_yaml, write_text
 from espnet_dus.zoo.pack import check_archive
 
 WHAT = {
@@ -171,8 +169,7 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     config_path = directory / meta["yaml_files"]["asr_train_config"]
-    config_text = config_path.read_text("utf-8")
-    config = yaml.safe_load(config_text)
+    config = read_yaml(config_path)
     base_lm = meta["base_lm"]
     from_hub = "/" in base_lm["source"]
     base_model = base_lm["source"] if from_hub else HUB_IDS.get(base_lm["name"])
@@ -205,6 +202,6 @@ def model_card(
         sha256=base_lm["sha256"][:12],
         source=f"`{base_lm['source']}`" if base_lm["source"] else "your own copy",
         results=text.strip() + "\n",
-        config=config_text,
+        config=config_path.read_text("utf-8"),
     )
     return f"---\n{front.to_yaml()}\n---\n\n{body}"

@@ -109,6 +109,8 @@ def test_text_results_are_included(exp_dir):
     path.write_text(
         json.dumps(
             {
+                "adapted": "exp/dus_x/valid.acc.ave.pth",
+                "checkpoint": "0123456789abcdef",
                 "identical_tokens": 0,
                 "dropped_tokens": 64,
                 "texts": {
@@ -124,6 +126,8 @@ def test_text_results_are_included(exp_dir):
         )
     )
     text = write_results(exp_dir)
+    checkpoint = "`exp/dus_x/valid.acc.ave.pth` sha256 `0123456789ab`"
+    assert f"### Text\n\n- adapted model: {checkpoint}\n" in text
     rows = cells(text[text.index("### Text") :])
     wiki = ["wiki", "9", "word_perplexity", "20.00"]
     assert rows[2] == [*wiki, "kept", "22.50", "+2.50 +- 0.25", "0.1250"]

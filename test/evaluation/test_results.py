@@ -124,3 +124,18 @@ def test_broken_json_is_an_error_that_names_the_file(make_experiment):
     (exp_dir / "training.json").write_text("{")
     with pytest.raises(ValueError, match="training.json: not JSON"):
         read_arm(exp_dir, "test")
+
+
+def test_a_damaged_configuration_is_named_with_its_line(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    (exp_dir / "config.yaml").write_text("adaptation: dus\n model_conf: {}\n")
+    with pytest.raises(ValueError, match="dus_x/config.yaml:2: not YAML: mapping"):
+        read_arm(exp_dir, "test")
+
+
+def test_an_inference_tag_is_a_name_and_no_pattern(make_experiment):
+    exp_dir = make_experiment("dus_x")
+    (exp_dir / "decode_a").rename(exp_dir / "decode_[0.3]")
+    assert read_arm(exp_dir, "test", "decode_[0.3]").decoding == "decode_[0.3]/test"
+    with pytest.raises(ValueError, match=r"no decode_\*/test/score_wer/result.txt"):
+        read_arm(exp_dir, "test", "decode_*")

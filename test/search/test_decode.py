@@ -454,11 +454,15 @@ def test_the_command_takes_the_options_of_a_search(experiment, corpus, name, tmp
         assert found[key] == " ".join(map(str, hypothesis.token_int))
 
 
-def test_a_wrong_option_is_an_error_for_users(experiment, corpus, capsys):
-    options = ["--asr_train_config", "x", "--asr_model_file", "y", "--output_dir", "z"]
-    options += ["--data_path_and_name_and_type", f"{corpus},speech,sound"]
+OPTIONS_OF_NO_MODEL = (
+    "--asr_train_config x --asr_model_file y --output_dir z "
+    "--data_path_and_name_and_type wav.scp,speech,sound"
+).split()
+
+
+def test_a_wrong_option_is_an_error_for_users(capsys):
     with pytest.raises(SystemExit):
-        dus_inference.main([*options, "--ctc_weight", "0.3"])
+        dus_inference.main([*OPTIONS_OF_NO_MODEL, "--ctc_weight", "0.3"])
     assert "error: ctc_weight: 0.3 has no effect" in capsys.readouterr().err
 
 
@@ -490,3 +494,12 @@ def test_prompts_of_the_data_are_read_before_the_speech(speech2text, corpus, noi
                 4,
             )
     assert not (corpus.parent / "refused").exists()
+
+
+def test_a_damaged_configuration_is_an_error_that_names_it(tmp_path, capsys):
+    config = tmp_path / "decode.yaml"
+    config.write_text("beam_size: 1\n draft: true\n")
+    with pytest.raises(SystemExit):
+        dus_inference.main(["--config", str(config), *OPTIONS_OF_NO_MODEL])
+    message = f"error: {config}: mapping values are not allowed here"
+    assert message in capsys.readouterr().err

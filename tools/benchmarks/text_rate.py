@@ -11,6 +11,7 @@ import soundfile
 from transformers import AutoTokenizer
 
 from espnet_dus.data.ctc_units import llm_text
+from espnet_dus.model.base_lm import LOCAL_DATA
 
 
 def main(cmd=None):
@@ -21,7 +22,7 @@ def main(cmd=None):
     )
     parser.add_argument("--base_lm", required=True, help="base LM directory")
     options = parser.parse_args(cmd)
-    tokenizer = AutoTokenizer.from_pretrained(options.base_lm, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(options.base_lm, **LOCAL_DATA)
     seconds = size = capitals = lower = utterances = 0
     for transcripts in options.librispeech.rglob("*.trans.txt"):
         for line in transcripts.read_text(encoding="utf-8").splitlines():

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-import yaml
 from lhotse import CutSet
 from lhotse.cut import Cut
 
@@ -17,6 +16,7 @@ from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.config import StreamingConfig
 from espnet_dus.data.shards.mix import Part
 from espnet_dus.data.shards.shar import TOKENS
+from espnet_dus.io import read_yaml
 
 Batch = Tuple[List[str], Dict[str, Any]]
 
@@ -190,8 +190,8 @@ def read_batch_sizes(
     if isinstance(sizes, str):
         if not Path(sizes).is_file():
             raise ValueError(f"{where}: {sizes}: no such file")
-        content = yaml.safe_load(Path(sizes).read_text(encoding="utf-8"))
-        where, sizes = sizes, content["streaming_conf"]["batch_sizes"]
+        conf = read_yaml(sizes).get("streaming_conf") or {}
+        where, sizes = f"{sizes}: {where}", conf.get("batch_sizes")
     numbers = [*sizes, *sizes.values()] if isinstance(sizes, dict) else []
     if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
         raise ValueError(

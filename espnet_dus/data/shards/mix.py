@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
 
-import yaml
+from espnet_dus.io import read_yaml
 
 Shard = Dict[str, str]
 
@@ -73,7 +73,7 @@ def read_weights(shards: Union[str, Mapping[str, float]]) -> Dict[str, float]:
         where = shards
         if not Path(shards).is_file():
             raise ValueError(f"{shards}: no such file")
-        shards = yaml.safe_load(Path(shards).read_text(encoding="utf-8"))
+        shards = read_yaml(shards)
     if isinstance(shards, str):
         return {shards: 1.0}
     if not isinstance(shards, Mapping) or not shards:

@@ -4,13 +4,11 @@ import inspect
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
-import yaml
-
 from espnet_dus.data.speech_tokens.ctranslate2_whisper import CTranslate2Whisper
 from espnet_dus.data.speech_tokens.encoder import Encoder
 from espnet_dus.data.speech_tokens.frontend_encoder import FrontendEncoder
 from espnet_dus.data.speech_tokens.opuslm import OpusLM
-from espnet_dus.io import check_names
+from espnet_dus.io import check_names, read_yaml
 
 # `--tokenizer NAME`: the encoder and its options. A YAML file holds the same.
 TOKENIZERS: Dict[str, Dict[str, Any]] = {
@@ -56,8 +54,8 @@ def read_spec(tokenizer: str) -> Tuple[str, Dict[str, Any]]:
             f"tokenizer {tokenizer!r}: not one of {', '.join(TOKENIZERS)}, and no YAML "
             "file (encoder: frontend, ...) or tokenizer directory of that name exists"
         )
-    spec = yaml.safe_load(path.read_text("utf-8"))
-    if not isinstance(spec, dict) or spec.get("encoder") not in ENCODERS:
+    spec = read_yaml(path)
+    if spec.get("encoder") not in ENCODERS:
         raise ValueError(
             f"{path}: expected a mapping with encoder: one of {', '.join(ENCODERS)}"
         )

@@ -37,13 +37,20 @@ def markdown(results: Dict) -> str:
         "",
         f"- base LM: `{base['name']}` {base['revision']} sha256 "
         f"`{base['sha256'][:12]}`",
-        f"- adapted model: `{results['adapted'] or 'none'}`",
+        model_line(results),
         f"- {results['dtype']}, batch size {results['batch_size']}, window "
         f"{results['window']} tokens, "
         + (f"at most {limit} items of each part" if limit else "all items"),
         "",
     ]
     return "\n".join(lines + summary_lines(results)) + "\n"
+
+
+def model_line(results: Dict) -> str:
+    """Return the checkpoint of an evaluation as a Markdown line."""
+    checkpoint = results.get("checkpoint")  # not in results of earlier versions
+    sha256 = f" sha256 `{checkpoint[:12]}`" if checkpoint else ""
+    return f"- adapted model: `{results['adapted'] or 'none'}`{sha256}"
 
 
 def summary_lines(results: Dict) -> List[str]:

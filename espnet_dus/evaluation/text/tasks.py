@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Union
 
-import yaml
-
 from espnet_dus.evaluation.text.metric import Metric, spread
+from espnet_dus.io import read_yaml
 
 # Names of tasks of lm-evaluation-harness, which downloads their data
 DOWNLOADED = (
@@ -166,7 +165,7 @@ def _check_metrics(task: TextTask) -> None:
 
 def _local_task(path: Path, data_dir: Optional[Union[str, Path]]) -> TextTask:
     """Read and check a task file and its items."""
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_yaml(path)
     missing = [key for key in REQUIRED if _nested(config, key) is None]
     if missing:
         raise ValueError(f"{path}: the task file lacks {', '.join(missing)}")

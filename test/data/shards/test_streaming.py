@@ -14,6 +14,7 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet_dus.data.dataset import BadUtterances, TooManyBadUtterances
 from espnet_dus.data.format import format_data
 from espnet_dus.data.lengths import speech_positions
+from espnet_dus.data.shards.cut_stream import read_batch_sizes
 from espnet_dus.data.shards.from_data_dir import write_data_dir
 from espnet_dus.data.shards.shar import list_shards
 from espnet_dus.task import DUSTask
@@ -509,6 +510,14 @@ def test_bad_utterances_are_counted_once_over_epochs(tmp_path):
 def test_a_wrong_option_is_an_error_that_names_it(make_factory, conf, message):
     with pytest.raises(ValueError, match=message):
         make_factory(**conf)
+
+
+def test_a_file_without_batch_sizes_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "sizes.yaml"
+    path.write_text("max_epoch: 3\n")
+    message = "sizes.yaml: streaming_conf: batch_sizes: expected utterances .* got None"
+    with pytest.raises(ValueError, match=message):
+        read_batch_sizes(str(path))
 
 
 def test_validation_takes_files(tiny_options, tmp_path):
