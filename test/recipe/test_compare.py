@@ -275,6 +275,26 @@ def test_an_interrupted_arm_is_the_last(recipe):
     assert not (recipe.directory / "exp" / "dus_full" / "finished").exists()
 
 
+def test_two_at_once_prepare_the_data_once(recipe):
+    run = recipe.directory / "run.sh"
+    slow = 'if [ "$2" = 1 ]; then sleep 0.5; fi\n'
+    run.write_text(run.read_text().replace("\n", "\n" + slow, 1))
+    lanes = [
+        subprocess.Popen(
+            [recipe.directory / "compare.sh", "--arms", recipe.config(name)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("lora", "full")
+    ]
+    outputs = [lane.communicate(timeout=60)[0] for lane in lanes]
+    assert [lane.returncode for lane in lanes] == [0, 0], outputs
+    calls = (recipe.directory / "calls").read_text()
+    assert calls.count("--stage 1 ") == 1 and calls.count("--stage 11 ") == 2
+    assert sum("waiting for it" in output for output in outputs) == 1
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -149,8 +149,15 @@ run_arm() { # name, YAML: try the learning rates, if any; train, decode, score
 }
 
 log "stages 1-10, for all arms"
+mkdir -p "${out_dir}"
+exec {lock}> "${out_dir}/.lock"
+flock --nonblock "${lock}" || {
+    log "another compare.sh prepares ${out_dir}: waiting for it"
+    flock "${lock}"
+}
 run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
     || die "stages 1-10 failed: no arm was trained"
+exec {lock}>&-
 [ -d "data/${test_set##*/}" ] \
     || die "--test_set ${test_set}: there is no data/${test_set##*/} after stage 1"
 
