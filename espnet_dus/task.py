@@ -125,7 +125,6 @@ class DUSTask(AbsTask):
         group = parser.add_argument_group(description="Preprocessing")
         group.add_argument("--use_preprocessor", type=str2bool, default=True)
         group.add_argument("--ctc_units", type=str_or_none, help="made in stage 5")
-        group.add_argument("--non_linguistic_symbols", type=str_or_none)
         group.add_argument("--cleaner", type=str_or_none, help="ESPnet's text cleaner")
         group.add_argument(
             "--max_bad_utterances",
@@ -208,7 +207,6 @@ class DUSTask(AbsTask):
             token_list=args.base_lm,  # required by ESPnet, not read for this type
             bpemodel=args.base_lm,
             text_cleaner=args.cleaner,
-            non_linguistic_symbols=args.non_linguistic_symbols,
             ctc_units=load_ctc_units(args),
             bad_utterances=_bad_utterances(args),
             min_length=min_length(args),

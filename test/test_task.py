@@ -62,7 +62,7 @@ def test_the_parser_takes_what_a_recipe_passes(tmp_path):
     )
     args = DUSTask.get_parser().parse_args(
         f"--config {config} --use_preprocessor true --cleaner none "
-        "--non_linguistic_symbols none --base_lm lm --ctc_units ctc "
+        "--base_lm lm --ctc_units ctc "
         "--train_data_path_and_name_and_type a/wav.scp,speech,sound "
         "--train_data_path_and_name_and_type a/text,text,text "
         "--valid_data_path_and_name_and_type b/wav.scp,speech,sound "
@@ -80,7 +80,7 @@ def test_the_parser_takes_what_a_recipe_passes(tmp_path):
     assert args.model_conf == dict(ctc_weight=0.5, ctc_layer="base:3")
     assert args.frontend_conf == {"fs": "16k"}
     assert args.optim_conf == {"lr": 0.002}
-    assert args.cleaner is None and args.non_linguistic_symbols is None
+    assert args.cleaner is None
     assert args.max_bad_utterances == 0
 
 

@@ -31,24 +31,24 @@ def add_commands(commands: Commands) -> None:
 
 
 def check_upscaling(
-    config: str,
     base_lm: str,
     text: str,
     speech_scp: str,
     out_dir: str,
     cmd: Sequence[str],
+    config: Optional[str] = None,
     speech_type: str = "sound",
     every_kind: bool = True,
 ) -> None:
     """Check that the untrained model is the base LM.
 
     Args:
-        config: Training configuration.
         base_lm: Base LM directory.
         text: File of real text.
         speech_scp: Table whose first utterance is used.
         out_dir: Directory to write: report.md and stack.png.
         cmd: Options of the command train.
+        config: Training configuration.
         speech_type: sound, or kaldi_ark (features or speech tokens).
         every_kind: Also check every other kind and scope.
     """
@@ -60,8 +60,8 @@ def check_upscaling(
     from espnet_dus.evaluation.identity_check import run
     from espnet_dus.task import DUSTask
 
-    options = ["--config", config, "--base_lm", base_lm]
-    options += ["--output_dir", out_dir, *cmd]
+    options = ["--base_lm", base_lm, "--output_dir", out_dir, *cmd]
+    options += ["--config", config] if config else []
     speech = ESPnetDataset([(speech_scp, "speech", speech_type)])[0][1]["speech"]
     if speech.ndim == 2:
         options += ["--input_size", str(speech.shape[1])]

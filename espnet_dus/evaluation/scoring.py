@@ -137,21 +137,40 @@ def bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def score_dir(ref: Union[str, Path], hyp_dir: Union[str, Path]) -> Dict[str, Path]:
+def score_dir(
+    ref: Union[str, Path],
+    hyp_dir: Union[str, Path],
+    cleaner: str = "none",
+    nlsyms_txt: str = "none",
+) -> Dict[str, Path]:
     """Score a decoding directory: `score_{wer,cer}/{ref.trn,hyp.trn,result.txt}`.
 
     Args:
         ref: `text` of the data directory that was decoded, with `utt2spk` beside it.
         hyp_dir: Decoding directory of these data, with the hypotheses in `text`.
+        cleaner: ESPnet's text cleaner of the training, for the references.
+        nlsyms_txt: File of symbols, one a line, that are words of a transcript and not
+            scored, such as <noise>; none: all words are scored.
 
     Returns:
         The `result.txt` of each score.
 
     Raises:
         ValueError: See `align`, or a file is missing.
+        RuntimeError: There is no such cleaner.
     """
+    from espnet2.text.cleaner import TextCleaner
+
     ref, hyp_dir = Path(ref), Path(hyp_dir)
-    tables = read_scp(ref), read_scp(hyp_dir / "text")
+    clean = TextCleaner(None if cleaner == "none" else cleaner)
+    symbols = {} if nlsyms_txt == "none" else read_scp(nlsyms_txt)
+    tables = [
+        {utt: clean(text) for utt, text in read_scp(ref).items()},
+        read_scp(hyp_dir / "text"),
+    ]
+    for table in tables:
+        for utt, text in table.items():
+            table[utt] = " ".join(w for w in text.split() if w not in symbols)
     utt2spk = read_scp(ref.with_name("utt2spk"))
     results = {}
     for score in SCORES:

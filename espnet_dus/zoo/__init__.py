@@ -13,7 +13,6 @@ PATHS = {
     "base_lm": BASE_LM,
     "ctc_units": "data/ctc_units",
     "speech_tokenizer": "data/speech_tokenizer",
-    "non_linguistic_symbols": "data/nlsyms.txt",
     "normalize_conf.stats_file": "data/feats_stats.npz",
 }
 

@@ -5,7 +5,7 @@ exp/<name>/config.yaml        the training's options, with paths in the archive
 exp/<name>/<checkpoint>       the trained parameters, never the frozen base LM
 exp/<name>/RESULTS.md         and images/, if they exist
 data/base_lm/                 the base LM's configuration and tokenizer, no weights
-data/ctc_units/, data/speech_tokenizer/, data/feats_stats.npz, data/nlsyms.txt
+data/ctc_units/, data/speech_tokenizer/, data/feats_stats.npz
                               those that the model has
 """
 
@@ -25,7 +25,7 @@ import torch
 import yaml
 
 import espnet_dus
-from espnet_dus.io import atomic_path
+from espnet_dus.io import atomic_path, read_yaml
 from espnet_dus.model.base_lm import IDENTITY, Identity
 from espnet_dus.model.checkpoint import checkpoint_identity
 from espnet_dus.zoo import BASE_LM, PATHS, find_option
@@ -39,6 +39,7 @@ LEFT_OUT = (
     "dist_init_method",
     "dist_master_addr",
     "init_param",
+    "non_linguistic_symbols",  # of earlier versions
     "output_dir",
     "streaming_conf",
     "token_list",
@@ -78,7 +79,7 @@ def pack(
     if not config_path.is_file():
         raise ValueError(f"{config_path}: no such file; train first (stage 11)")
     identity = checkpoint_identity(model_path)
-    config = yaml.safe_load(config_path.read_text("utf-8"))
+    config = read_yaml(config_path)
     name = config_path.absolute().parent.name
     exp = f"exp/{name}"
     model_member = f"{exp}/{model_path.name}"

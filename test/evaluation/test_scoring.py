@@ -50,6 +50,32 @@ def test_trn_files_are_those_of_asr_sh(decoded):
     assert cer[2] == "H E L L O <space> W O R L D\t(mmxg-mmxg-1)"
 
 
+def test_the_cleaner_of_the_training_is_applied_to_the_references(decoded):
+    ref, hyp_dir = decoded
+    write_table(ref, {"fcaw-1": "1 2", "fcaw-2": "삼", "mmxg-1": "사 오"})
+    write_table(
+        hyp_dir / "text", {"fcaw-1": "일 이", "fcaw-2": "삼", "mmxg-1": "사 오"}
+    )
+    results = score_dir(ref, hyp_dir, cleaner="korean_cleaner")
+    assert read_result(results["wer"])["Err"] == read_result(results["cer"])["Err"] == 0
+    assert read_result(score_dir(ref, hyp_dir)["wer"])["Sub"] == 40.0  # 2 of 5 words
+    with pytest.raises(RuntimeError, match="Not supported: type=german"):
+        score_dir(ref, hyp_dir, cleaner="german")
+
+
+def test_non_linguistic_symbols_are_not_scored(decoded, tmp_path):
+    ref, hyp_dir = decoded
+    write_table(ref, {"fcaw-1": "one <noise> two", "fcaw-2": "<noise>"})
+    write_table(hyp_dir / "text", {"fcaw-1": "one two <cough>", "fcaw-2": ""})
+    symbols = tmp_path / "nlsyms.txt"
+    symbols.write_text("<noise>\n<cough>\n")
+    results = score_dir(ref, hyp_dir, nlsyms_txt=str(symbols))
+    wer, cer = (read_result(results[name]) for name in ("wer", "cer"))
+    assert (wer["Snt"], wer["Wrd"], wer["Err"]) == (2, 2, 0)
+    assert (cer["Wrd"], cer["Err"]) == (7, 0)
+    assert read_result(score_dir(ref, hyp_dir)["wer"])["Err"] == 75.0  # 3 of 4 words
+
+
 def test_characters_are_tokenized_as_in_espnet():
     from espnet2.text.char_tokenizer import CharTokenizer
 

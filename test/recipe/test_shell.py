@@ -367,6 +367,7 @@ def test_help_lists_every_option_with_its_default(recipe):
         (["stray"], "unexpected argument 'stray'"),
         (["--download_model", "a/b"], "give --skip_train true too"),
         (["--skip_upload_hf", "false"], "--hf_repo is required for stage 15"),
+        (["--train_shards", "m.yaml"], "m.yaml: --feats_type raw reads no shards"),
     ],
 )
 def test_wrong_request_is_an_error_before_anything_runs(recipe, arguments, message):
@@ -515,6 +516,23 @@ def test_training_receives_its_options_word_by_word(recipe):
     whole = (recipe.directory / "dump/raw/tr/wav.scp").read_text()
     assert "".join(parts) == whole
     assert all(parts)
+
+
+def test_stage_7_needs_no_configuration(recipe):
+    assert recipe("--stage", 7, "--stop_stage", 7).returncode == 0
+    ((_, arguments),) = recipe.calls()
+    assert "--config" not in arguments
+    config = ["--dus_config", "conf/t.yaml"]
+    assert recipe("--stage", 7, "--stop_stage", 7, *config).returncode == 0
+    ((_, arguments),) = recipe.calls()
+    assert value(arguments, "--config") == "conf/t.yaml"
+
+
+def test_scores_are_of_cleaned_references_without_symbols(recipe):
+    options = ["--cleaner", "tacotron", "--nlsyms_txt", "data/nlsyms.txt"]
+    assert recipe("--stage", 13, "--stop_stage", 13, *options).returncode == 0
+    scores = [arguments for name, arguments in recipe.calls() if name == "score"]
+    assert len(scores) == 2 and all(scored[-4:] == options for scored in scores)
 
 
 def test_a_revision_of_the_base_lm_has_names_of_its_own(recipe):

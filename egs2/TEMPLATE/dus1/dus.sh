@@ -68,8 +68,8 @@ base_lm_revision=  # Revision of an HF id.
 base_lm_dir=  # Where the base LM is kept (default: tools/base_lm/<its name>).
 ctc_token_type=llm  # CTC units: llm (tokens of the base LM), bpe, char; none: no CTC.
 nbpe=500  # Number of CTC units with --ctc_token_type bpe.
-nlsyms_txt=none  # List of non-linguistic symbols.
-cleaner=none  # Text cleaner.
+nlsyms_txt=none  # Non-linguistic symbols, such as <noise>, that stage 13 does not score.
+cleaner=none  # ESPnet's text cleaner of transcripts, such as tacotron.
 lang=noinfo  # Language of the corpus.
 # Training
 dus_tag=  # Suffix of the experiment directory.
@@ -128,6 +128,8 @@ done
     || die "--feats_type ${feats_type}: expected raw, fbank, tokens, shar or tokens_shar"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char|none)$ ]] \
     || die "--ctc_token_type ${ctc_token_type}: expected llm, bpe, char or none"
+[ -z "${train_shards}" ] || [[ ${feats_type} = *shar ]] || "${skip_train}" \
+    || die "--train_shards ${train_shards}: --feats_type ${feats_type} reads no shards"
 [ -z "${download_model}" ] || "${skip_train}" \
     || die "--download_model is not to be trained: give --skip_train true too"
 "${skip_upload_hf}" || [ -n "${hf_repo}" ] || die "--hf_repo is required for stage 15"
@@ -295,7 +297,7 @@ split_tables() { # wanted number of parts, table, prefix[, table, prefix ...]
 set_model_options() { # $model_options: what stages 10 and 11 share; reads the dump
     model_options=(
         --base_lm "${base_lm_dir}" "${ctc_options[@]}" "${input_options[@]}"
-        --non_linguistic_symbols "${nlsyms_txt}" --cleaner "${cleaner}"
+        --cleaner "${cleaner}"
         --train_data_path_and_name_and_type "${train_dir}/${scp},speech,${scp_type}"
         --train_data_path_and_name_and_type "${train_dir}/text,text,text"
         --valid_data_path_and_name_and_type "${valid_dir}/${scp},speech,${scp_type}"
@@ -425,8 +427,8 @@ get_base_lm() {
 check_upscaling() { # insert the layers; prove that the model is still the base LM
     need_base_lm
     local text=${perplexity_text%% *} out_dir=${dus_exp}/upscale
-    dus_alone "${out_dir}/upscale.log" check_upscaling --config "${dus_config}" \
-        --base_lm "${base_lm_dir}" "${ctc_options[@]}" "${input_options[@]}" \
+    dus_alone "${out_dir}/upscale.log" check_upscaling --base_lm "${base_lm_dir}" \
+        ${dus_config:+--config "${dus_config}"} "${ctc_options[@]}" "${input_options[@]}" \
         --text "${text:-${valid_dir}/text}" \
         --speech_scp "${valid_dir}/${scp}" --speech_type "${scp_type}" \
         --out_dir "${out_dir}" "${train_options[@]}"
@@ -557,7 +559,8 @@ score() { # WER, CER, cross-entropy; text degradation against the base LM; RESUL
     local dset
     for dset in "${eval_sets[@]}"; do
         dus score --ref "${data_feats}/${dset}/text" \
-            --hyp_dir "${inference_dir}/${dset}"
+            --hyp_dir "${inference_dir}/${dset}" \
+            --cleaner "${cleaner}" --nlsyms_txt "${nlsyms_txt}"
         if "${cross_entropy}"; then
             measure_cross_entropy "${data_feats}/${dset}" "${inference_dir}/${dset}"
         fi
