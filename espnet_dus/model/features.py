@@ -7,14 +7,11 @@ import torch
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
 
+from espnet_dus.data.speech_tokens import frontend_encoder
 from espnet_dus.io import tensors_sha256
 
 FRONTENDS = {
-    "default": "espnet2.asr.frontend.default:DefaultFrontend",
-    "s3prl": "espnet2.asr.frontend.s3prl:S3prlFrontend",
-    "huggingface": "espnet2.asr.frontend.huggingface:HuggingFaceFrontend",
-    "espnet_ssl": "espnet2.asr.frontend.espnet_ssl:ESPnetSSLFrontend",
-    "whisper": "espnet2.asr.frontend.whisper:WhisperFrontend",
+    **frontend_encoder.FRONTENDS,
     "ctranslate2_whisper": (
         "espnet_dus.model.whisper_frontend:CTranslate2WhisperFrontend"
     ),
@@ -58,7 +55,7 @@ def freeze_pretrained(frontend: torch.nn.Module) -> str:
 
     Returns:
         A SHA-256 over the names, types, shapes and values of their weights, or that of
-        a frontend whose weights are no tensors of PyTorch; "" where there are none.
+        a frontend whose weights are not PyTorch tensors; "" where there are none.
     """
     for module in frontend.modules():
         # a second copy of the weights, for initializations that overwrite them

@@ -5,11 +5,11 @@ Dimensions: B utterances, N samples, F frames, M features.
 
 from typing import Tuple, Union
 
-import humanfriendly
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_dus.data.audio import parse_fs
 from espnet_dus.data.speech_tokens.ctranslate2_whisper import CTranslate2Whisper
 
 
@@ -38,7 +38,7 @@ class CTranslate2WhisperFrontend(AbsFrontend):
     ):
         super().__init__()
         self.whisper = CTranslate2Whisper(model)
-        if humanfriendly.parse_size(str(fs)) != self.whisper.sampling_rate:
+        if parse_fs(fs) != self.whisper.sampling_rate:
             raise ValueError(
                 f"frontend_conf: fs={fs}: expected {self.whisper.sampling_rate}, the "
                 "sampling rate of Whisper; run stage 3 with --fs 16k"

@@ -3,21 +3,21 @@
 Dimensions: B utterances, N samples, F frames, D dimensions.
 """
 
-from importlib import import_module
+import pkgutil
 from typing import Any, Dict, Optional
 
-import humanfriendly
 import torch
 
+from espnet_dus.data.audio import parse_fs
 from espnet_dus.data.speech_tokens.encoder import Encoder, weights_sha256
 
 # ESPnet's frontends. Its own table of them imports all that its ASR needs.
 FRONTENDS = {
-    "default": "default.DefaultFrontend",
-    "s3prl": "s3prl.S3prlFrontend",
-    "huggingface": "huggingface.HuggingFaceFrontend",
-    "espnet_ssl": "espnet_ssl.ESPnetSSLFrontend",
-    "whisper": "whisper.WhisperFrontend",
+    "default": "espnet2.asr.frontend.default:DefaultFrontend",
+    "s3prl": "espnet2.asr.frontend.s3prl:S3prlFrontend",
+    "huggingface": "espnet2.asr.frontend.huggingface:HuggingFaceFrontend",
+    "espnet_ssl": "espnet2.asr.frontend.espnet_ssl:ESPnetSSLFrontend",
+    "whisper": "espnet2.asr.frontend.whisper:WhisperFrontend",
 }
 
 
@@ -39,13 +39,11 @@ class FrontendEncoder(Encoder):
     ):
         if frontend not in FRONTENDS:
             raise ValueError(f"expected a frontend of {', '.join(FRONTENDS)}")
-        file, _, name = FRONTENDS[frontend].partition(".")
-        make = getattr(import_module(f"espnet2.asr.frontend.{file}"), name)
         conf = dict(frontend_conf or {})
         layer = conf.pop("layer", None) if frontend == "huggingface" else None
-        self.sampling_rate = humanfriendly.parse_size(str(conf.get("fs", 16000)))
+        self.sampling_rate = parse_fs(conf.get("fs", 16000))
         self.device = device
-        module = make(**conf)
+        module = pkgutil.resolve_name(FRONTENDS[frontend])(**conf)
         if layer is not None:
             _take_layer(module.encoder, layer)
         self.module = module.requires_grad_(False).eval().to(device)
