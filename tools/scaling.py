@@ -17,7 +17,12 @@ import torch
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.bin import user_errors
-from espnet_dus.data.lengths import EMBEDDER_CONF, takes_tokens
+from espnet_dus.data.lengths import (
+    DEFAULT_INPUT_LAYER,
+    FRAMES_PER_SECOND,
+    subsampling,
+    takes_tokens,
+)
 from espnet_dus.model.adaptation import adapt
 from espnet_dus.model.checkpoint import parameter_counts
 from espnet_dus.model.ctc_head import CTCHead
@@ -53,8 +58,6 @@ BLOCK = 512  # bytes; files in a tar are padded to it
 # The paper's methods beside ours, in the table of tokens and features.
 COMPARED = ("interleaved", "e_branchformer_interleaved", "encoder")
 NUM_MELS = 80
-FRAMES_PER_SECOND = 100
-SUBSAMPLING = {"conv2d": 4, "conv2d8": 8}
 
 
 @dataclass
@@ -141,8 +144,8 @@ def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
                 embedder, rate = TokenEmbedder(OPUSLM, hidden, **conf), TOKEN_RATE
             else:
                 embedder = SpeechEmbedder(NUM_MELS, hidden, 1.0, **conf)
-                layer = {**EMBEDDER_CONF, **conf}["input_layer"]
-                rate = FRAMES_PER_SECOND / SUBSAMPLING[layer]
+                layer = conf.get("input_layer", DEFAULT_INPUT_LAYER)
+                rate = FRAMES_PER_SECOND / subsampling(layer).factor
         lm = adapt(lm, args.adaptation, **args.adaptation_conf)
         model_conf = {**get_default_kwargs(ESPnetDUSModel), **args.model_conf}
         ctc = None

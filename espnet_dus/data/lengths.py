@@ -9,14 +9,13 @@ import functools
 import math
 from typing import Any, Dict, List, NamedTuple
 
-import humanfriendly
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
+from espnet_dus.data.audio import parse_fs
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 
-# Options of the speech embedder of features and their defaults.
-EMBEDDER_CONF = {"input_layer": "conv2d8", "channels": 256, "dropout_rate": 0.1}
+DEFAULT_INPUT_LAYER = "conv2d8"  # of the speech embedder of features
 
 
 class Subsampling(NamedTuple):
@@ -98,8 +97,7 @@ def sampling_rate(args: argparse.Namespace) -> int:
     """Return the rate (Hz) of the audio that a model with these options takes."""
     if takes_tokens(args):
         return tokenizer_info(args).sampling_rate
-    fs = args.frontend_conf.get("fs", 16000)
-    return humanfriendly.parse_size(fs) if isinstance(fs, str) else fs
+    return parse_fs(args.frontend_conf.get("fs", 16000))
 
 
 def input_rate(args: argparse.Namespace) -> float:
@@ -166,8 +164,8 @@ def _samples(args: argparse.Namespace, frames: int) -> int:
 def _subsampling(args: argparse.Namespace) -> Subsampling:
     if takes_tokens(args):
         return Subsampling(1, 1)
-    embedder_conf = {**EMBEDDER_CONF, **args.speech_embedder_conf}
-    return subsampling(embedder_conf["input_layer"])
+    conf = args.speech_embedder_conf
+    return subsampling(conf.get("input_layer", DEFAULT_INPUT_LAYER))
 
 
 def _shift(args: argparse.Namespace) -> int:
