@@ -3,6 +3,7 @@
 Each corpus is prepared alone, so that several can be prepared in parallel.
 """
 
+import functools
 import hashlib
 import logging
 import random
@@ -16,7 +17,10 @@ from lhotse.utils import fastcopy
 from espnet_dus.data.corpora.held_out import HeldOut
 from espnet_dus.data.corpora.lhotse_corpus import LhotseCorpus
 from espnet_dus.data.corpora.normalize import normalize_text
-from espnet_dus.data.shards.from_cuts import SHUFFLE_SEED, write_shards
+from espnet_dus.data.shards.from_cuts import SHUFFLE_SEED, in_blocks, store_audio
+from espnet_dus.data.shards.shar_writer import write_blocks
+
+FS = 16000  # Hz; audio of other rates is converted
 
 CORPORA = {
     "mls": LhotseCorpus("mls", ("english", "train"), {"opus": False}, librivox=True),
@@ -88,11 +92,11 @@ def prepare_corpus(
         (min_duration, max_duration),
         counts,
     )
-    write_shards(
-        cuts,
+    write_blocks(
+        in_blocks(cuts, shard_size),
+        functools.partial(store_audio, fs=FS),
         out_dir,
         source.hexdigest(),
-        shard_size=shard_size,
         nj=nj,
         max_bad_utterances=max_bad_utterances,
     )

@@ -1,10 +1,9 @@
 """Audio shards of lhotse's cuts: FLAC files are copied, other audio becomes FLAC."""
 
-import functools
 import io
 from itertools import batched
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence, Tuple, Union
+from typing import Iterable, Iterator, Sequence, Tuple
 
 import soundfile
 from lhotse import MonoCut
@@ -13,31 +12,9 @@ from lhotse.shar.utils import to_shar_placeholder
 from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.shards.cuts import make_cut
-from espnet_dus.data.shards.shar_writer import Stored, write_blocks
+from espnet_dus.data.shards.shar_writer import Stored
 
 SHUFFLE_SEED = 0  # of the order in which utterances are written
-
-
-def write_shards(
-    cuts: Iterable[MonoCut],
-    out_dir: Union[str, Path],
-    source: str,
-    fs: int = 16000,
-    shard_size: int = 1000,
-    **options: Any,
-) -> None:
-    """Write audio shards of lhotse's cuts, such as those of its corpus preparation.
-
-    Args:
-        cuts: One utterance each, with its transcript; the same in every run.
-        out_dir: The directory of shards to write.
-        source: See `write_blocks`, whose errors this function raises too.
-        fs: Sampling rate of the audio (Hz); other rates are converted.
-        shard_size: Utterances in a shard.
-        options: `nj` and `max_bad_utterances`, see `write_blocks`.
-    """
-    store = functools.partial(store_audio, fs=fs)
-    write_blocks(in_blocks(cuts, shard_size), store, out_dir, source, **options)
 
 
 def in_blocks(utterances: Iterable, shard_size: int) -> Iterator[Sequence]:
@@ -52,7 +29,10 @@ def in_blocks(utterances: Iterable, shard_size: int) -> Iterator[Sequence]:
 
 
 def store_audio(cuts: Iterable[MonoCut], bad: BadUtterances, fs: int) -> Stored:
-    """Yield the cuts whose audio can be read, as FLAC; see `write_blocks`."""
+    """Yield the cuts whose audio can be read, as FLAC at rate `fs` (Hz).
+
+    The `store` of `write_blocks`.
+    """
     for cut in cuts:
         try:
             audio, num_samples = _flac(cut, fs)

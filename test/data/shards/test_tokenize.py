@@ -1,5 +1,6 @@
 """Token shards hold the tokens of stage 3, from a dump or from audio shards."""
 
+import functools
 import json
 import shutil
 
@@ -17,9 +18,10 @@ from espnet_dus.app import cli
 from espnet_dus.data.dataset import TooManyBadUtterances, token_frames
 from espnet_dus.data.format import format_data
 from espnet_dus.data.shards.cuts import make_cut, token_cut
-from espnet_dus.data.shards.from_cuts import write_shards
+from espnet_dus.data.shards.from_cuts import store_audio
 from espnet_dus.data.shards.from_data_dir import write_data_dir
 from espnet_dus.data.shards.shar import list_shards, read_info
+from espnet_dus.data.shards.shar_writer import write_blocks
 from espnet_dus.data.shards.tokenize import tokenize_shards
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
 from espnet_dus.data.speech_tokens.kmeans import make_tokenizer
@@ -172,7 +174,8 @@ def test_unreadable_audio_is_counted_and_nothing_half_written(root, tmp_path):
 
 def test_audio_of_another_rate_is_refused(root, tmp_path):
     cut = make_cut("a", str(root / "data/u00.wav"), 16000, 4800, "YES", "spk")
-    write_shards([cut], tmp_path / "shar", "x", fs=8000)
+    store = functools.partial(store_audio, fs=8000)
+    write_blocks([[cut]], store, tmp_path / "shar", "x")
     with pytest.raises(ValueError, match="audio of 8000 Hz, but .* takes 16000 Hz"):
         tokenize_shards(str(tmp_path / "shar"), tmp_path / "out", root / "tokenizer")
 
