@@ -23,15 +23,14 @@ IDENTITY_KEY = "base_lm_identity"
 FORMER_HYBRID = r"\.layers\.\d+\.layer\.cgmlp\."  # keys of the layer it replaces
 
 
-def keep_only_trained(model: torch.nn.Module, lm_name: str, identity: Identity) -> None:
+def keep_only_trained(model: torch.nn.Module, identity: Identity) -> None:
     """Make a model save and load without its frozen base LM and frontend.
 
     Args:
         model: The ESPnet model, its trainable parameters chosen. Changed in place.
-        lm_name: The attribute that holds the LM.
         identity: Of the base LM.
     """
-    left_out = _not_saved(model, lm_name)
+    left_out = _not_saved(model)
 
     def drop_frozen(module, state, prefix, _):
         for name in left_out:
@@ -179,13 +178,13 @@ def count_as_paper(model: torch.nn.Module) -> Optional[int]:
     return tables + sum(p.numel() for p in others if p.requires_grad)
 
 
-def _not_saved(model: torch.nn.Module, lm_name: str) -> Set[str]:
-    lm = getattr(model, lm_name)
+def _not_saved(model: torch.nn.Module) -> Set[str]:
+    lm = model.lm
     frozen = {n for n, p in lm.named_parameters() if not p.requires_grad}
     unique = {name for name, _ in lm.named_parameters()}
     tied = {n for n, _ in lm.named_parameters(remove_duplicate=False)} - unique
-    left_out = {f"{lm_name}.{name}" for name in frozen | tied}
-    for part, module in pretrained_parts(getattr(model, "frontend", None)).items():
+    left_out = {f"lm.{name}" for name in frozen | tied}
+    for part, module in pretrained_parts(model.frontend).items():
         if not any(p.requires_grad for p in module.parameters()):
             left_out |= {f"frontend.{part}.{key}" for key in module.state_dict()}
     return left_out

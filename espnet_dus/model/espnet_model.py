@@ -151,7 +151,7 @@ class ESPnetDUSModel(SpeechLM, AbsESPnetModel):
             f"trained parameters: {counts['trained']:,} of {counts['total']:,} "
             f"({share:.1%}), frozen: {counts['frozen']:,}"
         )
-        keep_only_trained(self, "lm", identity)
+        keep_only_trained(self, identity)
 
     # -- modes and precision -----------------------------------------------------------
 
