@@ -9,7 +9,7 @@ from typing import Iterable, Iterator, List, NamedTuple
 
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.segmentation import Segment
-from espnet_dus.search.timing import shift
+from espnet_dus.search.timing import WordTime
 
 
 class LongResult(NamedTuple):
@@ -45,7 +45,15 @@ def batches(segments: Iterable[Segment], batch_size: float) -> Iterator[List[Seg
 def in_recording(segment: Segment, hypothesis: Hypothesis) -> LongResult:
     """Return a segment's hypothesis with word times in the recording."""
     if hypothesis.word_times is not None:
-        times = shift(hypothesis.word_times, segment.start, segment.end)
+
+        def moved(seconds: float) -> float:
+            # a sum of floats may pass the end of the recording
+            return min(segment.start + seconds, segment.end)
+
+        times = [
+            WordTime(word, moved(start), moved(end), confidence)
+            for word, start, end, confidence in hypothesis.word_times
+        ]
         hypothesis = hypothesis._replace(word_times=times)
     return LongResult(segment.start, segment.end, hypothesis)
 

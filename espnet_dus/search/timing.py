@@ -20,7 +20,7 @@ Dimensions: S speech positions, U CTC units.
 
 import itertools
 import math
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torchaudio.functional import forced_align, merge_tokens
@@ -152,19 +152,3 @@ def _align(
         mean = sum(span.score * len(span) for span in own) / frames
         spans.append(_Span(own[0].start, own[-1].end - 1, mean))
     return spans
-
-
-def shift(
-    times: Iterable[WordTime], seconds: float, latest: float = math.inf
-) -> List[WordTime]:
-    """Move words in time, such as from a segment's to the recording's.
-
-    Args:
-        times: The words.
-        seconds: Added to their times.
-        latest: No word ends later: a sum of floats may pass the end of the recording.
-    """
-    return [
-        WordTime(word, min(start + seconds, latest), min(end + seconds, latest), c)
-        for word, start, end, c in times
-    ]

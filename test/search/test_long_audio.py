@@ -13,7 +13,12 @@ from espnet_dus.data.corpora.an4 import find_corpus
 from espnet_dus.io import read_scp
 from espnet_dus.search.config import SearchConfig
 from espnet_dus.search.decode import decode
-from espnet_dus.search.long_audio import LongResult, batches, join_segments
+from espnet_dus.search.long_audio import (
+    LongResult,
+    batches,
+    in_recording,
+    join_segments,
+)
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.segmentation import Segment, segments
 from espnet_dus.search.speech2text import Speech2Text
@@ -115,6 +120,21 @@ def test_batches_are_filled_up_to_their_seconds_and_keep_the_order():
     found = [[s.end for s in batch] for batch in batches(pieces, 9.0)]
     assert found == [[3, 3, 3], [5], [2], [9], [1]]
     assert list(batches([], 9.0)) == []
+
+
+@pytest.mark.parametrize(
+    "start, end, said, placed",
+    [
+        (3600.0, 3610.0, (0.5, 0.75), (3600.5, 3600.75)),
+        # 0.2 + 2.7 > 2.9: no word ends behind the recording
+        (2.7, 2.9, (0.125, 0.2), (2.825, 2.9)),
+    ],
+)
+def test_words_of_a_segment_are_placed_in_the_recording(start, end, said, placed):
+    hypothesis = Hypothesis("go", ["go"], [7], 0.0, word_times=[("go", *said, 0.4)])
+    result = in_recording(Segment(start, end, np.zeros(1)), hypothesis)
+    assert result.hypothesis.word_times == [("go", *placed, 0.4)]
+    assert (result.start, result.end) == (start, end)
 
 
 def test_joined_segments_are_one_hypothesis():

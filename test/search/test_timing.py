@@ -10,7 +10,6 @@ from espnet_dus.search.timing import (
     LEAD_SECONDS,
     TAIL_SECONDS,
     WordTime,
-    shift,
     word_times,
 )
 
@@ -196,17 +195,6 @@ def test_positions_of_given_features_count_their_frames(
         input_size=20, speech_embedder_conf=dict(input_layer=input_layer)
     )
     assert position_times(args) == pytest.approx(((first + 0.5) / 100, step / 100))
-
-
-def test_shifted_words_keep_their_length():
-    (time,) = shift([WordTime("go", 0.5, 0.75, 0.4)], 3600.0)
-    assert time == WordTime("go", 3600.5, 3600.75, 0.4)
-
-
-def test_no_shifted_word_ends_behind_the_recording():
-    assert 0.2 + 2.7 > 2.9
-    (time,) = shift([WordTime("go", 0.125, 0.2, 1.0)], 2.7, latest=2.9)
-    assert (time.start, time.end) == (2.825, 2.9)
 
 
 def test_ctm_has_sclites_fields(tmp_path):
