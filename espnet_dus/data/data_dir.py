@@ -294,12 +294,12 @@ CHECKS = {
 }
 
 
-def first_few(heading: str, faults: Sequence[str], few: int = 10) -> str:
+def first_few(heading: str, faults: Sequence[str]) -> str:
     """Return one message for many faults: their number and the first of them."""
     lines = [f"{heading}: {len(faults)} fault{'s' if len(faults) > 1 else ''}"]
-    lines += [f"  {fault}" for fault in faults[:few]]
-    if len(faults) > few:
-        lines.append(f"  ... and {len(faults) - few} more")
+    lines += [f"  {fault}" for fault in faults[:10]]
+    if len(faults) > 10:
+        lines.append(f"  ... and {len(faults) - 10} more")
     return "\n".join(lines)
 
 

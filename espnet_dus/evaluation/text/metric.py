@@ -99,7 +99,7 @@ def mean_of_independent(
     return float(np.mean(values)), error
 
 
-def spread(total: int, limit: int = None) -> List[int]:
+def spread(total: int, limit: Optional[int] = None) -> List[int]:
     """Choose `limit` of `total` items at even distances.
 
     In a sorted file (by paradigm, by article) the first items would not represent all.

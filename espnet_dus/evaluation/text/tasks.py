@@ -63,13 +63,12 @@ def load_tasks(
     """Find tasks by name and read their data.
 
     Args:
-        names: Names of `DOWNLOADED` or `SUITES`, or of task files (`local_*.yaml`) in
-            `task_dir`.
+        names: Names of `DOWNLOADED`, or of task files (`local_*.yaml`) in `task_dir`.
         data_dir: Directory of the data files that local tasks name.
         task_dir: Directory of the local tasks' files.
 
     Returns:
-        The tasks, in the order of `names`; a suite's one by one.
+        The tasks, in the order of `names`.
 
     Raises:
         ValueError: A name is unknown, a data file is missing, an item lacks a field
@@ -77,7 +76,6 @@ def load_tasks(
             a way that cannot be compared item by item.
         RuntimeError: The data of a harness task cannot be loaded.
     """
-    names = expand_suites(names)
     local = {path.stem: path for path in sorted(Path(task_dir).glob("*.yaml"))}
     unknown = [name for name in names if name not in local and name not in DOWNLOADED]
     if unknown:

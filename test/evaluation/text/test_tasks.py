@@ -86,7 +86,7 @@ def test_the_papers_suite_has_its_benchmarks_with_data_to_download_or_local(text
         "winogrande",
         "mmlu",
     ]
-    tasks = load_tasks(["local_piqa", "local_paper"], text_data)
+    tasks = load_tasks(expand_suites(["local_piqa", "local_paper"]), text_data)
     names = [task.name for task in tasks]
     expected = [f"local_{name}" for name in expand_suites(["paper"])[:-1]]
     assert sorted(names) == sorted(expected) and names[0] == "local_piqa"
