@@ -1,5 +1,6 @@
 """From shards to batches: utterances measured in LLM positions, then read."""
 
+import logging
 import random
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,10 @@ Batch = Tuple[List[str], Dict[str, Any]]
 
 
 # -- one utterance ---------------------------------------------------------------------
+
+
+class OutsideLimits(ValueError):
+    """An utterance that the limits of `streaming_conf` leave out."""
 
 
 @dataclass
@@ -51,11 +56,11 @@ class SequenceLength:
             recorded: Its duration as it was recorded, in seconds.
 
         Raises:
-            ValueError: It cannot be trained on: it or its transcript is too long.
+            OutsideLimits: It or its transcript is too long or too short.
         """
         config = self.config
         if recorded > config.max_duration:
-            raise ValueError(
+            raise OutsideLimits(
                 f"lasts {recorded:.1f} s, {config.max_duration} are allowed "
                 "(streaming_conf: max_duration)"
             )
@@ -67,7 +72,7 @@ class SequenceLength:
             positions = self.num_positions(cut.num_samples)
         lowest, highest = config.min_text_rate, config.max_text_rate
         if not lowest <= tokens / cut.duration <= highest:
-            raise ValueError(
+            raise OutsideLimits(
                 f"{tokens} transcript tokens in {cut.duration:.1f} s: {lowest} to "
                 f"{highest} a second are allowed (streaming_conf: min_text_rate, "
                 "max_text_rate)"
@@ -75,7 +80,7 @@ class SequenceLength:
         length = positions + self.num_prompt_tokens + tokens + 1
         length += -length % LENGTH_MULTIPLE
         if length > self.longest:
-            raise ValueError(
+            raise OutsideLimits(
                 f"{length} LLM positions, {self.longest} are allowed (streaming_conf: "
                 "max_tokens or batch_sizes)"
             )
@@ -90,7 +95,8 @@ def utterances(
 ) -> Iterator[Cut]:
     """Yield the utterances of shards, each with its length as `num_tokens`.
 
-    What cannot be used, an utterance or a shard, is counted and left out.
+    Utterances outside the limits are left out; the 1st, 10th, 100th, ... is logged.
+    Faulty utterances and shards are counted and left out.
 
     Args:
         parts: What to read, in this order.
@@ -99,13 +105,23 @@ def utterances(
         seed: For drawing.
     """
     bad, rng = length.preprocessor.bad_utterances, random.Random(seed)
+    num_read = num_outside = 0
     for part in parts:
         for cut in read_part(part, bad):
+            num_read += 1
             speed, recorded = rng.choice(speed_factors), cut.duration
             if speed != 1:
                 cut = cut.perturb_speed(speed, affix_id=False)
             try:
                 cut.num_tokens = length(cut, recorded)
+            except OutsideLimits as limit:
+                num_outside += 1
+                if num_outside == 10 ** (len(str(num_outside)) - 1):
+                    logging.warning(
+                        f"{num_outside:,} of {num_read:,} utterances are left out, the "
+                        f"last is {cut.id}: {limit}"
+                    )
+                continue
             except ValueError as error:
                 _count(bad, cut.id, error)
                 continue

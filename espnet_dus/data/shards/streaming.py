@@ -98,7 +98,9 @@ class StreamingIterFactory(AbsIterFactory):
         cuts = self._mix(metadata, f"{self.seed} measured")
         lengths = [cut.num_tokens for cut in islice(cuts, NUM_MEASURED)]
         if not lengths:
-            raise ValueError("no utterance of the shards can be used")
+            raise ValueError(
+                "no utterance of the shards can be used; the warnings above say why"
+            )
         self.mean_length = sum(lengths) / len(lengths)
         self.accum_grad, self.share = 1, 1.0
         if self.config.tokens_per_update is not None:
