@@ -13,7 +13,7 @@ import soundfile
 import uvicorn
 from fastapi.testclient import TestClient
 
-from espnet_dus.app.server import ModelThread, _Streamer, build
+from espnet_dus.app.server import _Streamer, build
 from espnet_dus.app.transcription import render, transcribe
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -119,46 +119,6 @@ def test_fifty_uploads_at_once_share_batches(loaded, recording, expected, monkey
     texts = {response.json()["text"] for response in responses[:49]}
     assert texts == {expected.text}
     assert len(sizes) < sum(sizes) and max(sizes) > 1
-
-
-# -- the thread of the model -----------------------------------------------------------
-
-
-class Doubler:
-    """A model of 1 Hz that doubles the first sample; negative ones are errors."""
-
-    fs = 1
-
-    def __init__(self):
-        self.free = threading.Event()
-        self.batches = []
-
-    def __call__(self, speech):
-        self.free.wait(10)
-        self.batches.append([int(samples[0]) for samples in speech])
-        if any(samples[0] < 0 for samples in speech):
-            raise ValueError(f"below 0: {speech[0][0]}")
-        return [2 * samples[0] for samples in speech]
-
-
-def test_waiting_waveforms_of_all_threads_make_batches_and_an_error_is_its_own():
-    model = Doubler()
-    thread = ModelThread(model, batch_seconds=4)
-    with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(thread.transcribe, [np.full(4, 1)])
-        while thread._waiting:
-            pass
-        later = [pool.submit(thread.transcribe, [np.full(2, n)]) for n in (2, -3)]
-        while len(thread._waiting) < 2:
-            pass
-        model.free.set()
-        assert first.result(10) == [2] and later[0].result(10) == [4]
-        with pytest.raises(ValueError, match="below 0: -3"):
-            later[1].result(10)
-        assert thread.transcribe([np.full(4, 5), np.full(1, 6)]) == [10, 12]
-    assert model.batches[0] == [1]
-    assert sorted(model.batches[1]) == [-3, 2]  # then each alone
-    assert model.batches[-2:] == [[5], [6]]
 
 
 # -- chat, keys ------------------------------------------------------------------------
