@@ -6,7 +6,8 @@ from typing import Any, List, NamedTuple, Optional, Union
 
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-from espnet_dus.data.audio import Channel, open_audio, read_file
+from espnet_dus.data.audio import open_audio, read_file
+from espnet_dus.data.waveform import Channel
 from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.result import Hypothesis
 from espnet_dus.search.speech2text import Speech2Text

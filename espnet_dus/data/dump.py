@@ -13,11 +13,12 @@ import kaldiio
 import numpy as np
 import soundfile
 
-from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
+from espnet_dus.data.audio import AudioError, read_audio
 from espnet_dus.data.data_dir import Utterance, explain_write_errors
 from espnet_dus.data.journal import Done, Record
 from espnet_dus.data.parallel import groups
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.data.waveform import Channel, to_pcm16
 from espnet_dus.io import atomic_path, file_name
 
 # The frontend of the recipes: training on `raw` computes the same features itself. Not

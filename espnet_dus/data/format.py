@@ -12,7 +12,6 @@ from itertools import batched
 from pathlib import Path
 from typing import Optional, Union
 
-from espnet_dus.data.audio import Channel, parse_fs
 from espnet_dus.data.data_dir import (
     DataDir,
     explain_write_errors,
@@ -30,6 +29,7 @@ from espnet_dus.data.journal import (
 )
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.data.waveform import Channel, parse_fs
 from espnet_dus.io import locked, progress, write_scp
 
 BLOCK_SIZE = 1000  # utterances per ark; an interruption loses at most one block

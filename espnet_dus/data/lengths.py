@@ -12,8 +12,8 @@ from typing import Any, Dict, List, NamedTuple
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
-from espnet_dus.data.audio import parse_fs
 from espnet_dus.data.speech_tokens.info import TokenizerInfo
+from espnet_dus.data.waveform import parse_fs
 
 DEFAULT_INPUT_LAYER = "conv2d8"  # of the speech embedder of features
 

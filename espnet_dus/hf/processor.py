@@ -15,7 +15,6 @@ from espnet2.legacy.nets.pytorch_backend.nets_utils import (
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 from transformers.utils import cached_file
 
-from espnet_dus.data.audio import as_waveform
 from espnet_dus.data.speech_tokens.info import (
     CENTRES,
     INFO,
@@ -23,6 +22,7 @@ from espnet_dus.data.speech_tokens.info import (
     read_tokenizer,
 )
 from espnet_dus.data.speech_tokens.tokenizer import SpeechTokenizer, load_tokenizer
+from espnet_dus.data.waveform import as_waveform
 
 Speech = Union[np.ndarray, torch.Tensor, Sequence[float]]
 

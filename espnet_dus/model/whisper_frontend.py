@@ -9,8 +9,8 @@ import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_dus.data.audio import parse_fs
 from espnet_dus.data.speech_tokens.ctranslate2_whisper import CTranslate2Whisper
+from espnet_dus.data.waveform import parse_fs
 
 
 class CTranslate2WhisperFrontend(AbsFrontend):

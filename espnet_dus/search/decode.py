@@ -12,10 +12,11 @@ import numpy as np
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_dus.data.audio import Channel, open_audio, read_file
+from espnet_dus.data.audio import open_audio, read_file
 from espnet_dus.data.dataset import check_speech_tokenizer, token_frames
 from espnet_dus.data.lengths import FRAMES_PER_SECOND, takes_tokens, tokenizer_info
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
+from espnet_dus.data.waveform import Channel
 from espnet_dus.io import (
     file_name,
     file_sha256,

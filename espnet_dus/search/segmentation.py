@@ -15,7 +15,8 @@ import numpy as np
 import soxr
 import torch
 
-from espnet_dus.data.audio import Channel, open_audio, resample
+from espnet_dus.data.audio import open_audio
+from espnet_dus.data.waveform import Channel, resample
 from espnet_dus.search.vad import RATE, WINDOW, voice_detector
 
 BLOCK_SECONDS = 30.0  # read at a time

@@ -11,7 +11,6 @@ import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from transformers.generation.streamers import BaseStreamer
 
-from espnet_dus.data.audio import Channel, as_waveform
 from espnet_dus.data.lengths import (
     FRAMES_PER_SECOND,
     min_length,
@@ -24,6 +23,7 @@ from espnet_dus.data.speech_tokens.tokenizer import (
     Tokens,
     load_tokenizer,
 )
+from espnet_dus.data.waveform import Channel, as_waveform
 from espnet_dus.io import file_sha256
 from espnet_dus.model.base_lm import resolve_dtype
 from espnet_dus.model.build import load_model

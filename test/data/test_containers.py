@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 from espnet_dus.data import audio
-from espnet_dus.data.audio import AudioError, read_audio, to_pcm16
+from espnet_dus.data.audio import AudioError, read_audio
 from espnet_dus.data.containers import FORMATS
 from espnet_dus.data.data_dir import Utterance
+from espnet_dus.data.waveform import to_pcm16
 
 LENGTH = 20011  # an odd number
 CONTENTS = [(name, None) for name in sorted(FORMATS)]

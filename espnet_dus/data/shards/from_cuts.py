@@ -9,10 +9,10 @@ import soundfile
 from lhotse import MonoCut
 from lhotse.shar.utils import to_shar_placeholder
 
-from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.shards.cuts import make_cut
 from espnet_dus.data.shards.shar_writer import Stored
+from espnet_dus.data.waveform import to_pcm16
 
 SHUFFLE_SEED = 0  # of the order in which utterances are written
 

@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 from lhotse.audio.backend import LibsndfileBackend, audio_backend
 
-from espnet_dus.data.audio import to_pcm16
 from espnet_dus.data.dataset import BadUtterances
 from espnet_dus.data.parallel import groups
 from espnet_dus.data.shards.cut_stream import read_part
@@ -21,6 +20,7 @@ from espnet_dus.data.shards.shar_writer import Stored, write_blocks
 from espnet_dus.data.speech_tokens.devices import num_jobs
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.data.speech_tokens.tokenizer import tokenizer_of_process
+from espnet_dus.data.waveform import to_pcm16
 from espnet_dus.io import write_text
 
 MIX = "mix.yaml"

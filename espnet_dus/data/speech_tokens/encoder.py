@@ -16,7 +16,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 import torch
 
-from espnet_dus.data.audio import to_pcm16
+from espnet_dus.data.waveform import to_pcm16
 from espnet_dus.io import tensors_sha256
 
 PAD_SECONDS = 0.5  # an utterance is padded to a multiple of this

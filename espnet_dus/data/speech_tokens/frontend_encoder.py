@@ -8,8 +8,8 @@ from typing import Any, Dict, Optional
 
 import torch
 
-from espnet_dus.data.audio import parse_fs
 from espnet_dus.data.speech_tokens.encoder import Encoder, weights_sha256
+from espnet_dus.data.waveform import parse_fs
 
 # ESPnet's frontends. Its own table of them imports all that its ASR needs.
 FRONTENDS = {

@@ -12,13 +12,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from espnet_dus.data.audio import AudioError, Channel, read_audio, to_pcm16
+from espnet_dus.data.audio import AudioError, read_audio
 from espnet_dus.data.data_dir import DataDir, Utterance, first_few, parse_channel
 from espnet_dus.data.parallel import run_blocks
 from espnet_dus.data.speech_tokens.devices import device_of_process, num_jobs
 from espnet_dus.data.speech_tokens.encoder import Encoder
 from espnet_dus.data.speech_tokens.encoder_factory import make_encoder, read_spec
 from espnet_dus.data.speech_tokens.info import INFO, TokenizerInfo, read_tokenizer
+from espnet_dus.data.waveform import Channel, to_pcm16
 from espnet_dus.io import progress
 
 # faiss warns below 39 points for a centre; fewer than this cannot be meant
