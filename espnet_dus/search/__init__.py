@@ -12,5 +12,5 @@ config        the options
 vad           Silero's voice activity detection, for guards and segmentation
 timing        word times; subtitles: CTM and SRT
 segmentation  recordings of any length -> segments; long_audio: -> one transcript
-decode        stage 12: a data set -> result files; records: what is decoded so far
+decode        stage 12: a data set -> result_files; records: what is decoded so far
 """

@@ -1,8 +1,6 @@
 """Stage 12: transcribe a data set into ESPnet's result files."""
 
-import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
@@ -17,26 +15,15 @@ from espnet_dus.data.dataset import check_speech_tokenizer, token_frames
 from espnet_dus.data.lengths import FRAMES_PER_SECOND, takes_tokens, tokenizer_info
 from espnet_dus.data.speech_tokens.tokenizer import Tokens
 from espnet_dus.data.waveform import Channel
-from espnet_dus.io import (
-    file_name,
-    file_sha256,
-    locked,
-    not_empty,
-    progress,
-    read_scp,
-    write_scp,
-    write_text,
-)
+from espnet_dus.io import file_sha256, locked, not_empty, progress, read_scp
 from espnet_dus.search.long_audio import join_segments
 from espnet_dus.search.records import Decoded, Records
 from espnet_dus.search.result import nothing
+from espnet_dus.search.result_files import write_cost, write_results
 from espnet_dus.search.speech2text import Speech2Text
-from espnet_dus.search.subtitles import srt, write_ctm
-from espnet_dus.search.timing import WordTime
 
 Triples = Sequence[Tuple[str, str, str]]
 
-FIELDS = ("text", "token", "token_int", "score")
 UNREADABLE = (OSError, ValueError, KeyError, AssertionError, RuntimeError)
 
 
@@ -120,9 +107,10 @@ def decode(
                 speech2text, source, lengths, records, batch_size, prompts
             )
             rate = source.rate
-        _write_results(records, keys, Path(output_dir), speech2text)
+        done = {key: records.done[key] for key in keys}
+        write_results(done, Path(output_dir), speech2text.search)
         checkpoint = speech2text.origin["checkpoint"]
-        _write_cost(records, keys, Path(output_dir), rate, checkpoint)
+        write_cost([*done.values()], Path(output_dir), rate, checkpoint)
         records.finish()
 
 
@@ -329,55 +317,4 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("not enough memory", "can't allocate memory")
-    )
-
-
-def _write_results(
-    records: Records, keys: List[str], out_dir: Path, speech2text: Speech2Text
-) -> None:
-    """Write the tables and, with word times, CTM and subtitles."""
-    # Times, or lower ranks, of an earlier run would belong to other transcripts.
-    for directory in [*out_dir.glob("*best_recog"), out_dir / "srt"]:
-        shutil.rmtree(directory, ignore_errors=True)
-    for n in range(speech2text.search.nbest):
-        directory = out_dir / f"{n + 1}best_recog"
-        found = {
-            k: records.done[k].nbest[n] for k in keys if n < len(records.done[k].nbest)
-        }
-        for field in FIELDS:
-            table = {}
-            for key, hypothesis in found.items():
-                value = getattr(hypothesis, field)
-                words = value if isinstance(value, list) else str(value).split()
-                table[key] = " ".join(map(str, words))
-            write_scp(directory / field, table)
-        if speech2text.search.word_times:
-            times = {
-                key: [WordTime(*time) for time in hypothesis.word_times or []]
-                for key, hypothesis in found.items()
-            }
-            write_ctm(directory / "ctm", times)
-            if n == 0:
-                for key in times:
-                    path = out_dir / "srt" / file_name(key, ".srt")
-                    write_text(path, srt(times[key]))
-
-
-def _write_cost(
-    records: Records, keys: List[str], out_dir: Path, rate: float, checkpoint: str
-) -> None:
-    """Write and log what the decoding took, its resumptions included."""
-    done = [records.done[key] for key in keys]
-    cost = {
-        "checkpoint": checkpoint,
-        "utterances": len(done),
-        "audio_seconds": sum(record.length for record in done) / rate,
-        "seconds": sum(record.seconds for record in done),
-        "llm_passes": sum(record.nbest[0].llm_passes for record in done),
-    }
-    write_text(out_dir / "decode.json", json.dumps(cost, indent=2) + "\n")
-    logging.info(
-        f"decoded {cost['utterances']} utterances: {cost['audio_seconds']:.2f} s of "
-        f"audio in {cost['seconds']:.2f} s, {cost['llm_passes'] / len(done):.1f} LLM "
-        "passes per utterance"
     )
