@@ -4,7 +4,7 @@
         - ../base_360m.yaml     # relative to the file that names it
     adaptation: lora            # blocks are merged key by key
 
-`python -m espnet_dus.config FILE` prints what a file is resolved to.
+`python -m espnet_dus.config FILE` prints a file with its defaults resolved.
 """
 
 import argparse

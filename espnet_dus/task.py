@@ -215,7 +215,7 @@ class DUSTask(AbsTask):
 
     @classmethod
     def build_dataset(cls, args, iter_options, keys_to_load=None):
-        """Build ESPnet's dataset; what cannot be read is counted, not fatal."""
+        """Build ESPnet's dataset; unreadable utterances are counted and left out."""
         triples = iter_options.data_path_and_name_and_type
         if takes_tokens(args):
             check_speech_tokenizer(triples, tokenizer_info(args))
@@ -267,7 +267,7 @@ class DUSTask(AbsTask):
     ):
         """Build ESPnet's iterator over files, in their order.
 
-        For statistics, what cannot be read is counted, as it is in training.
+        For statistics, unreadable utterances are counted, as in training.
         """
         bad = getattr(preprocess_fn, "bad_utterances", None)
         if kwargs.get("inference", False) or bad is None:

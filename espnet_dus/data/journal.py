@@ -75,7 +75,7 @@ def append_journal(journal: Path, records: Done) -> None:
 
 
 def still_good(recorded: Done, digests: Dict[str, str], out_dir: Path) -> Done:
-    """Return the records whose sources, options and files are what they were."""
+    """Return the records whose sources, options and files are unchanged."""
 
     @functools.lru_cache(maxsize=1024)  # utterances share their ark
     def size(file: str) -> int:

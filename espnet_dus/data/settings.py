@@ -36,10 +36,10 @@ def data_settings(args: argparse.Namespace) -> Dict[str, str]:
 
 
 def check_settings(before: Dict[str, str], now: Dict[str, str]) -> None:
-    """Check that an interrupted epoch had the settings of now.
+    """Check that an interrupted epoch had the present settings.
 
     Raises:
-        ValueError: It had not; the message names those that differ.
+        ValueError: It had others; the message names those that differ.
     """
     changed = [
         f"{name} (was {before.get(name, 'not set')}, is {now.get(name, 'not set')})"

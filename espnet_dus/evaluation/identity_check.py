@@ -34,7 +34,7 @@ class IdentityResult(NamedTuple):
     num_text: int  # text tokens compared
     text_equal: bool  # their logits are equal, bit for bit
     num_speech: int  # positions of the speech input compared
-    speech_equal: bool  # the same, to the base LM's that was fed the same embeddings
+    speech_equal: bool  # the same, against the base LM fed the same embeddings
     largest_difference: float  # of any two logits
 
 

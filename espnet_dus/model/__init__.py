@@ -1,1 +1,1 @@
-"""The model: base LM, added layers, what is around them, and the losses."""
+"""The model: base LM, added layers, the parts around them, and the losses."""

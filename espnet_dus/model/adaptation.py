@@ -1,4 +1,4 @@
-"""The arms: four ways to adapt the base LM, alike in everything but what is trained."""
+"""The arms: ways to adapt the base LM that differ only in what is trained."""
 
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Sequence, Union

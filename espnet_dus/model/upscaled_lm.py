@@ -166,7 +166,7 @@ class AddedLayer:
         rows: Union[bool, torch.Tensor] = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """As the layer's own, on the given rows; other rows leave as they came."""
+        """As the layer's own, on the given rows; other rows are unchanged."""
         if rows is False or is_dropped(self):
             return hidden_states
         dtype = next(self.parameters()).dtype

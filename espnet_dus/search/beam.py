@@ -153,7 +153,7 @@ class BeamScores(LogitsProcessor):
         self.rows: Dict[Prefix, int] = {}
         self.scores_RV: Optional[torch.Tensor] = None
         self.remembered: Dict[Prefix, float] = {}  # the score of the last token
-        # whose best continuation would have continued a loop
+        # texts whose best continuation would have continued a loop
         self.loops: Set[Prefix] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,7 @@ class Limits(StoppingCriteria):
         self.scores = scores
 
     def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        """Return who is done; with embeddings as the prompt, all ids are new."""
+        """Return which rows are done; the prompt is embeddings, so all ids are new."""
         candidates = input_ids.tolist()
         self.scores.remember(candidates, len(self.limits_B))
         share = len(candidates) // len(self.limits_B)

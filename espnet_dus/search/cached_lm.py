@@ -1,4 +1,4 @@
-"""The LLM over a batch of utterances: tokens are fed, and some are taken back.
+"""The LLM over a batch of utterances: tokens are added, and some removed again.
 
 The cache is left-padded, so that an utterance's text directly follows its speech and
 prompt, independent of how many tokens the other utterances have accepted.
@@ -78,7 +78,7 @@ class CachedLM:
         return logits_BNV
 
     def keep(self, num_kept: Sequence[int], rows: Sequence[int]) -> None:
-        """Take back new tokens, and utterances that are finished.
+        """Remove rejected tokens and finished utterances.
 
         Args:
             num_kept: Number of new tokens that each utterance of the batch keeps.

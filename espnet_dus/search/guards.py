@@ -28,8 +28,8 @@ def length_limits(lengths_B: torch.Tensor, maxlenratio: float) -> torch.Tensor:
 
     Args:
         lengths_B: (B,) speech positions.
-        maxlenratio: Tokens per position; 0 is ESPnet's: as many tokens as positions,
-            so that in practice EOS decides.
+        maxlenratio: Tokens per position; 0 is ESPnet's: one per position, so that in
+            practice EOS decides.
 
     Returns:
         (B,) long, at least 1.

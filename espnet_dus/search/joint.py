@@ -25,7 +25,7 @@ Prefix = Tuple[int, Tuple[int, ...]]  # of a row: its utterance and its tokens
 class CTCPrefixes:
     """log P(CTC) of each token that may follow a beam, given the beam.
 
-    A token that is not a CTC unit is scored as `<unk>`, the unit that stood for it in
+    A token that is not a CTC unit is scored as `<unk>`, the unit that replaced it in
     training. All such tokens share that score, and the LLM chooses among them.
 
     Args:

@@ -45,10 +45,10 @@ def hypothesis(
     """Make a hypothesis.
 
     Args:
-        model: Whose tokens they are.
+        model: Its tokenizer is used.
         ids: Token ids, without EOS.
         token_scores: Log-probability of each token; that of EOS may follow.
-        score: Of the whole.
+        score: Score of the hypothesis.
         llm_passes: Number of LLM passes.
         guards: The guards that acted.
     """

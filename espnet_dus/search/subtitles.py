@@ -7,7 +7,7 @@ from typing import Dict, Iterator, List, Sequence, Union
 from espnet_dus.io import write_text
 from espnet_dus.search.timing import WordTime
 
-# Subtitles as broadcasters make them: two lines, a few seconds, never only a flash.
+# Subtitles as broadcasters make them: two lines, from one to a few seconds.
 LINE_CHARACTERS = 42
 CUE_LINES = 2
 MAX_CUE_SECONDS = 7.0

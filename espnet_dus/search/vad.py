@@ -13,7 +13,7 @@ _loading = threading.Lock()
 
 
 def voice_detector() -> torch.nn.Module:
-    """Return this thread's detector, at the start of an audio.
+    """Return this thread's detector, reset for a new recording.
 
     It maps a window and the rate to a speech probability, and keeps a state from window
     to window. Each thread therefore has its own, and reads one audio at a time.

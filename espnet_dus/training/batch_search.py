@@ -129,7 +129,7 @@ def make_batch(
     """Make a batch of noise, or of speech tokens, and transcripts, all of one length.
 
     Args:
-        model: Whose prompt and vocabularies count.
+        model: Its prompt and vocabularies are used.
         batch_size: Utterances.
         length: LLM positions of each.
         samples_of: Returns the samples that become a number of speech positions.

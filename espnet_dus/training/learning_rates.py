@@ -1,4 +1,4 @@
-"""Learning rates of parts: pre-trained weights want a lower one than new parameters."""
+"""Learning rates of parts: pre-trained weights need a lower one than new parameters."""
 
 from typing import Dict, List
 

@@ -85,7 +85,7 @@ def finite_values(reporter: SubReporter, name: str) -> int:
 def spoil_nonfinite_loss(module, args, output):
     """Make the gradient of a non-finite loss NaN, so that its step is skipped.
 
-    ESPnet's Trainer looks at the gradient alone, which may be finite even so.
+    ESPnet's Trainer checks the gradient alone, which may still be finite.
     """
     loss, *rest = output
     nan = torch.full_like(loss, math.nan)

@@ -90,7 +90,7 @@ class ResumableBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._unfinished()
-        # Only now: building an iterator draws random numbers, and did so back then.
+        # After the iterator is built: that draws random numbers, as it did before.
         if self._random_state is not None:
             restore_random_state(self._random_state)
         for batch in batches:

@@ -282,7 +282,7 @@ class DUSTrainer(Trainer):
         inner.eval()
         leave_signals_to_the_training(iterator)
         sums: Dict[str, torch.Tensor] = {}
-        for ids, batch in iterator:  # as many of them in each process
+        for ids, batch in iterator:  # each process has the same number
             if ids and not options.no_forward_run:
                 batch = to_device(batch, "cuda" if options.ngpu > 0 else "cpu")
                 with torch.autocast("cuda", enabled=options.use_amp, **autocast_args):

@@ -283,6 +283,6 @@ def peer(options, name, tokens):
 
 
 def log():
-    """Show this script's progress, and of the libraries' what is a warning."""
+    """Show this script's progress, and the libraries' warnings."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)

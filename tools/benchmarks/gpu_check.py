@@ -2,7 +2,7 @@
 """Check a GPU in a few minutes: training steps of every arm, resumption, decoding, DDP.
 
 Base LMs are random weights of the published sizes and speech is random tokens, so that
-nothing is fetched. Each check runs whatever became of the others. The results go to a
+nothing is fetched. A check that fails does not stop the others. The results go to a
 JSON file and, with --doc, into the tables of doc/gpu.md.
 
     tools/benchmarks/gpu_check.sh --out gpu_check.json --doc doc/gpu.md
@@ -278,7 +278,7 @@ def train_command(directory, base_lm, tokenizer, exp):
 
 
 def train(command, log):
-    """Train; what this process says goes to a file."""
+    """Train; the output of this process goes to a file."""
     with log.open("w", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
@@ -287,10 +287,10 @@ def train(command, log):
 
 
 def run(commands):
-    """Run trainings beside each other; return what the first has said.
+    """Run trainings beside each other; return the output of the first.
 
     Raises:
-        RuntimeError: One failed; the message ends with what it said.
+        RuntimeError: One failed; the message ends with its output.
     """
     with tempfile.TemporaryDirectory() as logs:
         paths = [Path(logs) / str(i) for i in range(len(commands))]
@@ -358,7 +358,7 @@ def check_decoding(exp, options):
     for name, search in SEARCHES.items():
         search = SearchConfig.make({**search, "maxlenratio": 0.05})
         find = greedy_search if search.beam_size == 1 else beam_search
-        for _ in "12":  # the first builds what the second uses
+        for _ in range(2):  # the first builds what the second uses
             synchronize()
             begin = time.perf_counter()
             find(model, encode(model, *speech, search.draft), search)
@@ -371,7 +371,7 @@ def check_decoding(exp, options):
 
 
 def attempt(results, name, function, *args):
-    """Note what a check returns, or how it failed."""
+    """Record what a check returns, or its error."""
     begin = time.perf_counter()
     try:
         found = {"result": function(*args)}
@@ -427,7 +427,7 @@ def check_all(options, directory):
 
 
 def machine():
-    """Return what the figures belong to."""
+    """Return the machine and versions of the figures."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,

@@ -4,9 +4,9 @@
 The audio is synthetic: a few thousand utterances of FLAC, as long as LibriSpeech's
 (quantiles of 228 utterances of train-clean-100, one of each reader). Their speech
 tokens are random, of OpusLM's nine streams. A training set of millions consists of
-links to the shards of these, and for ESPnet of tables with as many lines. Each
-measurement has a process of its own; shards are read in that process (num_workers 0),
-so that its memory is a reader's.
+links to the shards of these, and for ESPnet of tables with the same number of lines.
+Each measurement has a process of its own; shards are read in that process (num_workers
+0), so that its memory is a reader's.
 
     . egs2/an4/dus1/path.sh && tools/benchmarks/streaming.py --utterances 37700000
 """
@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
 
-# All of it here and not where it is used: a forked child then has it, as libraries.
+# Imported here and not where it is used, so that a forked child has it loaded.
 import kaldiio
 import numpy as np
 import soundfile

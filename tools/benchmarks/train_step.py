@@ -3,7 +3,7 @@
 
 Table 1: each arm of a directory of configurations, on one synthetic batch. Table 2: our
 step of an arm against the same arm written plainly with transformers and PEFT: the same
-embedder, inputs and losses; float32, logits at all positions, AdamW as it comes.
+embedder, inputs and losses; float32, logits at all positions, AdamW with its defaults.
 
 All sides live in one process and take turns, a step each. The memory of a side is
 measured in a child process of its own, forked before any computing: the most it ever
@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-# All of it here and not where it is used: a forked child then has it, as libraries.
+# Imported here and not where it is used, so that a forked child has it loaded.
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence

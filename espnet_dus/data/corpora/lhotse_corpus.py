@@ -1,4 +1,4 @@
-"""The one way in which corpora are prepared: by lhotse's recipes."""
+"""Preparation of corpora by lhotse's recipes."""
 
 import importlib
 from dataclasses import dataclass, field

@@ -105,7 +105,7 @@ def shards_of_pass(
     """
     placed = []
     for index, corpus in enumerate(corpora):
-        # strings: seeds that are added up make the same order in different passes
+        # a string: a sum of numbers would give different passes the same order
         rng = random.Random(f"{seed} {index} {number}")
         shards = list(corpus.shards) * int(corpus.weight)
         shards += _some(corpus, number, f"{seed} {index}")

@@ -165,7 +165,7 @@ class StreamingIterFactory(AbsIterFactory):
                         of_corpus, self.length, self.speed_factors, f"{seed} {n}"
                     )
                 )
-                # by what is in them: they end together
+                # by their numbers of utterances, so that they end together
                 share = sum(part.end - part.begin for part in of_corpus)
                 weights.append(share * corpus.num_utterances / len(corpus.shards))
         if len(streams) < 2:

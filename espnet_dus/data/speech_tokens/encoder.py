@@ -117,7 +117,7 @@ def _checked(waveform: Union[np.ndarray, torch.Tensor]) -> np.ndarray:
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
-    """Hash a module's weights; "" if it has none, as a log-mel frontend."""
+    """Hash a module's weights; "" if it has none, such as a log-mel frontend."""
     if next(module.parameters(), None) is None:
         return ""
     state = module.state_dict()

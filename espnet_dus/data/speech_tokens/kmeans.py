@@ -22,7 +22,7 @@ from espnet_dus.data.speech_tokens.info import INFO, TokenizerInfo, read_tokeniz
 from espnet_dus.data.waveform import Channel, to_pcm16
 from espnet_dus.io import progress
 
-# faiss warns below 39 points for a centre; fewer than this cannot be meant
+# faiss warns below 39 points for a centre; fewer than this must be a mistake
 FEWEST_FRAMES = 5  # for each cluster
 BLOCK_SIZE = 20  # utterances whose frames a process computes at a time
 

@@ -1,1 +1,1 @@
-"""What an adapted LM is still worth on text: perplexity, tasks, paired comparison."""
+"""Evaluation on text: perplexity, tasks, paired comparison with the base LM."""

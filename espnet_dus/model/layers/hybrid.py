@@ -7,8 +7,8 @@ ESPnet's E-Branchformer layer (Kim et al., "E-Branchformer", SLT 2022) with copi
 the base layer's attention (causal, rotary, cached), feed-forward network and norms in
 its slots, as in Yano et al., "Adapting Text LLMs to Speech via Multimodal Depth
 Up-Scaling", section 3.3. The convolutions run over the speech of one utterance,
-gathered without gap or padding. They look in both directions, since no transcript is
-among it, and need no cache: all speech is in the prefill.
+gathered without gap or padding. They look in both directions, since the speech
+holds no transcript, and need no cache: all speech is in the prefill.
 
 Dimensions: B utterances, T positions of the LLM sequence, S speech positions, D hidden.
 """

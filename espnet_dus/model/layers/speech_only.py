@@ -20,8 +20,8 @@ class Speech:
         index_M: The speech positions, in order, as indices of all positions (B T).
         gathered_M: Their indices among the gathered frames (B S).
         mask_BS: bool, True on gathered frames that are speech. In an utterance without
-            speech the first frame is marked too, since attention over no frames at all
-            is not a number; what becomes of it is dropped.
+            speech the first frame is marked too, since attention over no frames gives
+            NaN; its output is dropped.
     """
 
     index_M: torch.Tensor
