@@ -202,10 +202,8 @@ class DUSTask(AbsTask):
         if not args.use_preprocessor:
             return None
         return DUSPreprocessor(
+            args.base_lm,
             train=train,
-            token_type="hugging_face",
-            token_list=args.base_lm,  # required by ESPnet, not read for this type
-            bpemodel=args.base_lm,
             text_cleaner=args.cleaner,
             ctc_units=load_ctc_units(args),
             bad_utterances=_bad_utterances(args),

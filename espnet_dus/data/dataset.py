@@ -91,6 +91,7 @@ class DUSPreprocessor(CommonPreprocessor):
     Text before the speech, `text_before`, may hold special tokens of the base LM.
 
     Args:
+        base_lm: Base LM directory, whose tokenizer is used.
         ctc_units: Encode the transcript as `text_ctc`; None: there is no such entry.
         bad_utterances: Counts bad utterances; None: a bad utterance is an error.
         min_length: Fewest samples (or frames) that the speech embedder takes.
@@ -100,15 +101,21 @@ class DUSPreprocessor(CommonPreprocessor):
 
     def __init__(
         self,
+        base_lm: Union[str, Path],
         ctc_units: Optional[CTCUnits] = None,
         bad_utterances: Optional[BadUtterances] = None,
         min_length: int = 1,
         speech_tokenizer: Optional[TokenizerInfo] = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        if isinstance(self.tokenizer, HuggingFaceTokenizer):
-            self.tokenizer = TranscriptTokenizer(self.tokenizer.model)
+        base_lm = str(base_lm)
+        super().__init__(
+            token_type="hugging_face",
+            token_list=base_lm,  # required by ESPnet, not read for this type
+            bpemodel=base_lm,
+            **kwargs,
+        )
+        self.tokenizer = TranscriptTokenizer(base_lm)
         self.ctc_units = ctc_units
         self.bad_utterances = bad_utterances
         self.min_length = min_length

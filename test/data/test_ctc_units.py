@@ -45,13 +45,7 @@ def test_training_meets_the_same_text_as_the_ctc_units(
     tokenizer = tiny_lm[1]
     units = CTCUnits.make(tmp_path, unit_type, TEXTS, tokenizer)
     assert not set(units.units) & set(tokenizer.all_special_tokens)
-    preprocessor = DUSPreprocessor(
-        train=True,
-        token_type="hugging_face",
-        token_list=str(tiny_base_lm_dir),
-        bpemodel=str(tiny_base_lm_dir),
-        ctc_units=units,
-    )
+    preprocessor = DUSPreprocessor(tiny_base_lm_dir, train=True, ctc_units=units)
     data = preprocessor("u1", {"speech": noises(0.1)[0], "text": TEXTS[0]})
     assert tokenizer.eos_token_id not in data["text"]
     assert tokenizer.decode(data["text"]) == f" {TEXTS[0]}"

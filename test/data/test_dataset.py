@@ -53,10 +53,8 @@ def open_dataset(corpus, tiny_base_lm_dir):
     def make(limit):
         bad = BadUtterances(corpus / "exp" / "bad_utterances.txt", limit)
         preprocessor = DUSPreprocessor(
+            tiny_base_lm_dir,
             train=True,
-            token_type="hugging_face",
-            token_list=str(tiny_base_lm_dir),
-            bpemodel=str(tiny_base_lm_dir),
             bad_utterances=bad,
             min_length=MIN_LENGTH,
         )
@@ -152,12 +150,7 @@ def test_the_dataset_tells_its_names(open_dataset):
 
 
 def test_without_a_place_to_count_a_bad_utterance_is_an_error(tiny_base_lm_dir):
-    preprocessor = DUSPreprocessor(
-        train=True,
-        token_type="hugging_face",
-        token_list=str(tiny_base_lm_dir),
-        bpemodel=str(tiny_base_lm_dir),
-    )
+    preprocessor = DUSPreprocessor(tiny_base_lm_dir, train=True)
     with pytest.raises(ValueError, match="utterance u1: NaN"):
         preprocessor("u1", {"speech": np.array([np.nan]), "text": "A"})
 
@@ -180,13 +173,7 @@ def test_tokens_and_ctc_units_are_made_of_the_cleaned_transcript(
 ):
     tokenizer = tiny_lm[1]
     units = CTCUnits(ctc_units_dirs[unit_type], tokenizer)
-    preprocessor = DUSPreprocessor(
-        train=True,
-        token_type="hugging_face",
-        token_list=str(tiny_base_lm_dir),
-        bpemodel=str(tiny_base_lm_dir),
-        ctc_units=units,
-    )
+    preprocessor = DUSPreprocessor(tiny_base_lm_dir, train=True, ctc_units=units)
     preprocessor.text_cleaner = str.upper
     data = preprocessor("u1", {"speech": noises(0.1)[0], "text": "hello world"})
     assert tokenizer.decode(data["text"]) == llm_text("HELLO WORLD")
