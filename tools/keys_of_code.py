@@ -13,12 +13,12 @@ from espnet_dus.bin import documented_arguments
 
 PACKAGE = ROOT / "espnet_dus"
 
-# The code that reads a block of the configuration: files, and a class or function in
-# each whose arguments are keys (None: all of the file's).
+# The code that reads a block of the configuration: a file, and the class or function in
+# it whose arguments are keys.
 BLOCKS = {
-    "base_lm_conf": [("model/base_lm.py", "load_base_lm")],
-    "model_conf": [("model/espnet_model.py", "ESPnetDUSModel")],
-    "ctc_conf": [("model/ctc_head.py", "CTCHead")],
+    "base_lm_conf": ("model/base_lm.py", "load_base_lm"),
+    "model_conf": ("model/espnet_model.py", "ESPnetDUSModel"),
+    "ctc_conf": ("model/ctc_head.py", "CTCHead"),
 }
 # Blocks whose keys depend on a choice: by choice, where they are described.
 CHOICES = {
@@ -73,55 +73,51 @@ def added_arguments(path: Path) -> Iterator[Key]:
             )
 
 
-def _definitions(path: Path, name: Optional[str]) -> Iterator[ast.AST]:
-    for node in _parse(path).body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            if name in (None, node.name):
-                yield node
+def _definition(file: str, name: str) -> ast.AST:
+    body = _parse(PACKAGE / file).body
+    return next(node for node in body if getattr(node, "name", None) == name)
 
 
-def arguments(path: Path, name: Optional[str]) -> Iterator[Key]:
+def arguments(file: str, name: str) -> Iterator[Key]:
     """Yield the arguments with a default of a function or class, as keys."""
-    for node in _definitions(path, name):
-        described = documented_arguments(ast.get_docstring(node))
-        for function in ast.walk(node):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            if function is not node and function.name != "__init__":
-                continue
-            spec = function.args
-            names = [a.arg for a in spec.args][len(spec.args) - len(spec.defaults) :]
-            names += [a.arg for a in spec.kwonlyargs]
-            for argument, default in zip(names, spec.defaults + spec.kw_defaults):
-                what = described.get(argument, ESPNETS)
-                yield Key(argument, what, _literal(default))
+    node = _definition(file, name)
+    described = documented_arguments(ast.get_docstring(node))
+    for function in ast.walk(node):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        if function is not node and function.name != "__init__":
+            continue
+        spec = function.args
+        names = [a.arg for a in spec.args][len(spec.args) - len(spec.defaults) :]
+        names += [a.arg for a in spec.kwonlyargs]
+        for argument, default in zip(names, spec.defaults + spec.kw_defaults):
+            what = described.get(argument, ESPNETS)
+            yield Key(argument, what, _literal(default))
 
 
 def fields(file: str, name: str) -> Iterator[Key]:
-    """Return the fields of a dataclass that has a help text for each."""
-    for node in _definitions(PACKAGE / file, name):
-        for field in node.body:
-            if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
-                default, what = field.value.args
-                yield Key(field.target.id, what.value, _literal(default))
+    """Yield the fields of a dataclass that has a help text for each."""
+    for field in _definition(file, name).body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
+            default, what = field.value.args
+            yield Key(field.target.id, what.value, _literal(default))
 
 
 def training_keys() -> Iterator[Key]:
     """Yield all keys of the training that this package reads."""
     for file in (PACKAGE / "task.py", PACKAGE / "training/trainer.py"):
         yield from added_arguments(file)
-    for block, sources in BLOCKS.items():
-        for file, name in sources:
-            for key in arguments(PACKAGE / file, name):
-                yield key._replace(name=f"{block}.{key.name}")
+    for block, source in BLOCKS.items():
+        for key in arguments(*source):
+            yield key._replace(name=f"{block}.{key.name}")
     for key in fields("data/shards/config.py", "StreamingConfig"):
         yield key._replace(name=f"streaming_conf.{key.name}")
 
 
 def chosen_keys(block: str) -> Iterator[Tuple[str, List[Key]]]:
     """Yield the keys of a block of `CHOICES` for each choice."""
-    for choice, (file, name) in CHOICES[block].items():
-        keys = arguments(PACKAGE / file, name)
+    for choice, source in CHOICES[block].items():
+        keys = arguments(*source)
         yield choice, [key._replace(name=f"{block}.{key.name}") for key in keys]
 
 

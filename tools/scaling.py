@@ -103,7 +103,6 @@ class Arm(NamedTuple):
         embedder: The speech embedder.
         ctc: The CTC head, or None.
         positions_per_second: Speech positions.
-        frozen_bytes: Of a parameter of the base LM.
     """
 
     size: str
@@ -112,7 +111,6 @@ class Arm(NamedTuple):
     embedder: torch.nn.Module
     ctc: Optional[torch.nn.Module]
     positions_per_second: float
-    frozen_bytes: int = 2
 
 
 def load_arms(config_dir: Path, num_ctc_units: int) -> Iterator[Arm]:
@@ -226,7 +224,7 @@ def _memory_table(arms: List[Arm]) -> str:
     rows = []
     for arm in arms:
         counts = _parameters(arm)
-        frozen = counts["frozen"] * arm.frozen_bytes
+        frozen = 2 * counts["frozen"]  # bfloat16
         # float32: parameter, gradient, two moments of AdamW; DDP's buckets; and the
         # bfloat16 copy that autocast makes of a weight
         numbers = [frozen] + [counts["trained"] * n for n in (16, 4, 2)]
