@@ -55,8 +55,7 @@ def check_upscaling(
     from espnet2.train.dataset import ESPnetDataset
 
     from espnet_dus.data.dataset import token_frames
-    from espnet_dus.data.lengths import takes_tokens
-    from espnet_dus.data.speech_tokens.info import TokenizerInfo
+    from espnet_dus.data.lengths import takes_tokens, tokenizer_info
     from espnet_dus.evaluation.identity_check import run
     from espnet_dus.task import DUSTask
 
@@ -67,7 +66,7 @@ def check_upscaling(
         options += ["--input_size", str(speech.shape[1])]
     args = DUSTask.get_parser().parse_args(options)
     if takes_tokens(args):
-        speech = token_frames(speech, TokenizerInfo.read(args.speech_tokenizer))
+        speech = token_frames(speech, tokenizer_info(args))
     text = Path(text).read_text(encoding="utf-8")
     run(args, text, speech, Path(out_dir), every_kind)
 

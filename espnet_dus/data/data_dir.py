@@ -125,10 +125,8 @@ class DataDir:
             raise ValueError(first_few(f"{self.path} is not valid", faults))
 
     def _faults(self, empty_text: bool) -> Iterator[str]:
-        audio = next(
-            (name for name in ("segments", "feats.scp") if name in self.tables),
-            "wav.scp",
-        )
+        places = ("segments", "wav.scp", "feats.scp")
+        audio = next((name for name in places if name in self.tables), "wav.scp")
         needed = ["text", "utt2spk", audio]
         if audio == "segments":
             needed.append("wav.scp")
@@ -157,7 +155,16 @@ class DataDir:
                 )
 
     def utterances(self) -> List[Utterance]:
-        """Return where the audio of every utterance is, sorted by key."""
+        """Return where the audio of every utterance is, sorted by key.
+
+        Raises:
+            ValueError: The directory has features only.
+        """
+        if "wav.scp" not in self.tables:
+            raise ValueError(
+                f"{self.path / 'wav.scp'}: no such file; features of another tool are "
+                "not read"
+            )
         wav_scp, segments = self.tables["wav.scp"], self.tables.get("segments")
         speeds = self.tables.get("utt2speed", {})
         utterances = []

@@ -70,7 +70,17 @@ def takes_tokens(args: argparse.Namespace) -> bool:
 
 
 def tokenizer_info(args: argparse.Namespace) -> TokenizerInfo:
-    """Return the description of the speech tokenizer of a model that takes tokens."""
+    """Return the description of the speech tokenizer of a model that takes tokens.
+
+    Raises:
+        ValueError: The options name none.
+    """
+    if args.speech_tokenizer is None:
+        raise ValueError(
+            "speech_input: tokens needs a tokenizer's directory (--speech_tokenizer): "
+            "run the recipe with --feats_type tokens, or train on features with "
+            "another --dus_config"
+        )
     return _read_info(args.speech_tokenizer)
 
 

@@ -15,7 +15,7 @@ from espnet2.train.class_choices import ClassChoices
 from espnet2.utils.get_default_kwargs import get_default_kwargs
 
 from espnet_dus.data.ctc_units import CTCUnits
-from espnet_dus.data.lengths import takes_tokens
+from espnet_dus.data.lengths import takes_tokens, tokenizer_info
 from espnet_dus.data.speech_tokens.info import TokenizerInfo, check_same_tokenizer
 from espnet_dus.io import check_names, read_yaml
 from espnet_dus.model.adaptation import adapt
@@ -162,10 +162,7 @@ def _build_embedder(
 
 def _refuse_features(args: argparse.Namespace) -> None:
     """Check that options of tokens do not ask for what only features have."""
-    if args.speech_tokenizer is None:
-        raise ValueError(
-            "speech_input: tokens needs a tokenizer's directory (--speech_tokenizer)"
-        )
+    tokenizer_info(args)  # there must be one
     if args.input_size is not None:
         raise ValueError(f"input_size: {args.input_size}: speech tokens have no size")
     if args.specaug is not None:

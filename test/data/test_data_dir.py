@@ -40,6 +40,7 @@ def test_unsorted_tables_are_sorted_and_spk2utt_derived(data, tmp_path):
         (dict(utt2spk="a s\nb\n"), "utt2spk:2: b: expected one speaker, got ''"),
         (dict(utt2spk="a s t\nb s\n"), "utt2spk:1: a: expected one speaker, got 's t'"),
         (dict(wav_scp="a a.wav\n\nb\n"), "wav.scp:3: b: expected a value after the"),
+        (dict(wav_scp="a x\n", feats_scp="a x\nb y\n"), "utterance b is .* wav.scp"),
         (dict(feats_scp="a\nb y\n"), "feats.scp:1: a: expected a value after the"),
         (dict(segments="a r 0 1\nb a 0 1\n"), "utterance a .* recording r is not in"),
         (dict(segments="a a 2 1\nb b 0 1\n"), "segments:1: a: .* < end, got 'a 2 1'"),
@@ -103,6 +104,14 @@ def test_utterances_say_segment_and_speed(data):
         Utterance("a", "b.wav", 0.5, 1.5, 0.9),
         Utterance("b", "b.wav", 2.0, -1.0, 1.0),
     ]
+
+
+def test_features_alone_are_a_dump_but_no_audio(data):
+    (data / "wav.scp").rename(data / "feats.scp")
+    read = DataDir.read(data)
+    read.validate()
+    with pytest.raises(ValueError, match="data/wav.scp: no such file; features of"):
+        read.utterances()
 
 
 def test_a_subset_keeps_the_recordings_of_its_segments_only(data):

@@ -30,3 +30,9 @@ def test_a_frame_of_tokens_is_a_speech_position(args):
 
 def test_a_token_stands_for_the_middle_of_its_frame(args):
     assert lengths.position_times(args) == pytest.approx((0.01, 0.02))
+
+
+def test_tokens_without_a_tokenizer_are_an_error_that_says_what_to_do():
+    args = Namespace(speech_input="tokens", speech_tokenizer=None)
+    with pytest.raises(ValueError, match="tokens needs .* with --feats_type tokens"):
+        lengths.tokenizer_info(args)

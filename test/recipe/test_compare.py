@@ -84,6 +84,13 @@ def recipe(tmp_path, make_experiment):
     return Recipe(tmp_path / "recipe", make_experiment("any"))
 
 
+def stages_1(name, options=""):
+    return (
+        f"threads=none {options}--dus_config conf/tuning/paper/train_dus_{name}.yaml "
+        "--stage 1 --stop_stage 10"
+    )
+
+
 def stages_11(name, options=""):
     return (
         f"threads=none {options}--stage 11 --stop_stage 13 "
@@ -94,7 +101,7 @@ def stages_11(name, options=""):
 def test_all_arms_are_run_and_compared(recipe):
     output, calls = recipe.compare()
     assert calls == [
-        "threads=none --stage 1 --stop_stage 10",
+        stages_1("full"),
         stages_11("full"),
         stages_11("lora"),
         stages_11("speech"),
@@ -107,9 +114,9 @@ def test_all_arms_are_run_and_compared(recipe):
 
 def test_other_options_are_those_of_run_sh(recipe):
     options = ["--expdir", "exp 2", "--nj", "7", "--out-dir", "out"]
-    _, calls = recipe.compare("--arms", recipe.config("lora"), *options)
-    passed = "--expdir exp 2 --nj 7 "
-    assert calls[0] == f"threads=none {passed}--stage 1 --stop_stage 10"
+    config = "conf/tuning/paper/train_dus_lora.yaml"
+    _, calls = recipe.compare("--arms", config, *options)
+    assert calls[0] == stages_1("lora", "--expdir exp 2 --nj 7 ")
     assert len(calls) == 2 and calls[1].endswith("--dus_tag lora")
     assert (recipe.directory / "exp 2" / "dus_lora").is_dir()
     assert "|lora|" in recipe.table("out")
@@ -266,7 +273,7 @@ def test_an_interrupted_arm_is_the_last(recipe):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 60
-    while not calls.exists() or "full" not in calls.read_text():
+    while not calls.exists() or "--stage 11" not in calls.read_text():
         assert time.time() < deadline, "waited in vain"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does

@@ -87,7 +87,9 @@ resolve() { # YAML: print it with the files that its `defaults:` list names
 }
 
 run_once() { # stamp, YAML or "", options: run.sh, unless it succeeded with these before
-    local stamp=$1 wanted
+    local stamp=$1 config=() wanted
+    # What stages 1 to 10 write is the same for all arms, but run.sh's may take other data.
+    [ -n "$2" ] || config=(--dus_config "${arms[0]}")
     wanted=$(printf '%q ' "${options[@]}" "${@:3}" && echo \
         && cat run.sh ${2:+conf/decode*.yaml "$2"})
     if [ -f "${stamp}" ] && [ "$(< "${stamp}")" = "${wanted}" ]; then
@@ -95,7 +97,7 @@ run_once() { # stamp, YAML or "", options: run.sh, unless it succeeded with thes
         return
     fi
     rm -f "${stamp}"
-    ./run.sh "${options[@]}" "${@:3}" || return
+    ./run.sh "${options[@]}" "${config[@]}" "${@:3}" || return
     mkdir -p "$(dirname "${stamp}")" && echo "${wanted}" > "${stamp}.tmp" \
         && mv "${stamp}.tmp" "${stamp}"
 }

@@ -61,7 +61,8 @@ def make_tokenizer(
         The tokenizer's description.
 
     Raises:
-        ValueError: An option does not fit, or there are too few frames.
+        ValueError: The data directory is not valid, an option does not fit, or there
+            are too few frames.
         RuntimeError: The encoder cannot be loaded.
     """
     if (Path(tokenizer) / INFO).is_file():
@@ -76,7 +77,9 @@ def make_tokenizer(
         return info.write(out_dir, centres)
     channel = parse_channel(channel)
     name, spec = read_spec(tokenizer)
-    utterances = DataDir.read(data_dir).utterances()
+    data = DataDir.read(data_dir)
+    data.validate(empty_text=True)
+    utterances = data.utterances()
     wanted = {
         "encoder": spec,
         "num_clusters": num_clusters,

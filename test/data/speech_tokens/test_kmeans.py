@@ -127,6 +127,13 @@ def test_audio_that_cannot_be_read_is_left_out(data_dir, tmp_path, caplog):
     assert "left out of k-means" in caplog.text and "utt3" in caplog.text
 
 
+def test_a_training_set_that_is_not_valid_is_refused(data_dir, tmp_path):
+    wav_scp = data_dir / "wav.scp"
+    wav_scp.write_text("".join(wav_scp.read_text().splitlines(True)[1:]))
+    with pytest.raises(ValueError, match="utterance utt0 is in .*text, not in wav.scp"):
+        make_tokenizer(data_dir, tmp_path / "tokenizer", "logmel", num_clusters=8)
+
+
 def test_encoders_of_tokens_have_nothing_to_cluster(
     data_dir, tmp_path, opuslm, monkeypatch
 ):
