@@ -367,6 +367,7 @@ def test_help_lists_every_option_with_its_default(recipe):
         (["stray"], "unexpected argument 'stray'"),
         (["--download_model", "a/b"], "give --skip_train true too"),
         (["--skip_upload_hf", "false"], "--hf_repo is required for stage 15"),
+        (["--feats_normalize", "uttmvn"], "uttmvn: expected global_mvn, or none"),
         (["--train_shards", "m.yaml"], "m.yaml: --feats_type raw reads no shards"),
     ],
 )

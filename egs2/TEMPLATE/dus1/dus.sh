@@ -128,6 +128,8 @@ done
     || die "--feats_type ${feats_type}: expected raw, fbank, tokens, shar or tokens_shar"
 [[ ${ctc_token_type} =~ ^(llm|bpe|char|none)$ ]] \
     || die "--ctc_token_type ${ctc_token_type}: expected llm, bpe, char or none"
+[[ ${feats_normalize} =~ ^(global_mvn|none)$ ]] \
+    || die "--feats_normalize ${feats_normalize}: expected global_mvn, or none"
 [ -z "${train_shards}" ] || [[ ${feats_type} = *shar ]] || "${skip_train}" \
     || die "--train_shards ${train_shards}: --feats_type ${feats_type} reads no shards"
 [ -z "${download_model}" ] || "${skip_train}" \
