@@ -250,7 +250,7 @@ class DUSTask(AbsTask):
                 f"accum_grad: {args.accum_grad} has no effect on a stream; it follows "
                 "from streaming_conf tokens_per_update"
             )
-        from espnet_dus.data.shards.streaming import build_factory
+        from espnet_dus.data.shards.build import build_factory
 
         return build_factory(
             args,

@@ -119,7 +119,7 @@ def test_what_cannot_be_is_an_error(trial):
 def test_the_command_writes_what_training_reads(
     tmp_path, tiny_base_lm_dir, ctc_units_dirs, capsys
 ):
-    from espnet_dus.data.shards.cut_stream import read_batch_sizes
+    from espnet_dus.data.shards.build import read_batch_sizes
 
     config, out = tmp_path / "train.yaml", tmp_path / "sizes.yaml"
     conf = dict(cgmlp_linear_units=16)

@@ -4,7 +4,6 @@ import logging
 import random
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from lhotse import CutSet
@@ -17,7 +16,6 @@ from espnet_dus.data.shards.augment import Augmentation
 from espnet_dus.data.shards.config import StreamingConfig
 from espnet_dus.data.shards.mix import Part
 from espnet_dus.data.shards.shar import TOKENS
-from espnet_dus.io import read_yaml
 
 Batch = Tuple[List[str], Dict[str, Any]]
 
@@ -190,27 +188,3 @@ class BatchMaker:
             data = {"speech": speech, "text": cut.supervisions[0].text}
             read.append((cut.id, self.preprocess(cut.id, data)))
         return self.collate(read)
-
-
-def read_batch_sizes(
-    sizes: Union[None, str, Dict[int, int]],
-) -> Optional[Dict[int, int]]:
-    """Read the option `batch_sizes`: a mapping, or a file of find_batch with one.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if sizes is None:
-        return None
-    where = "streaming_conf: batch_sizes"
-    if isinstance(sizes, str):
-        if not Path(sizes).is_file():
-            raise ValueError(f"{where}: {sizes}: no such file")
-        conf = read_yaml(sizes).get("streaming_conf") or {}
-        where, sizes = f"{sizes}: {where}", conf.get("batch_sizes")
-    numbers = [*sizes, *sizes.values()] if isinstance(sizes, dict) else []
-    if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
-        raise ValueError(
-            f"{where}: expected utterances by LLM positions, got {sizes!r}"
-        )
-    return sizes

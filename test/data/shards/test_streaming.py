@@ -15,7 +15,7 @@ from espnet2.train.distributed_utils import DistributedOption
 from espnet_dus.data.dataset import BadUtterances, TooManyBadUtterances
 from espnet_dus.data.format import format_data
 from espnet_dus.data.lengths import speech_positions
-from espnet_dus.data.shards.cut_stream import read_batch_sizes
+from espnet_dus.data.shards.build import read_batch_sizes
 from espnet_dus.data.shards.from_data_dir import write_data_dir
 from espnet_dus.data.shards.shar import list_shards
 from espnet_dus.task import DUSTask
