@@ -50,13 +50,13 @@ class Message(BaseModel, extra="forbid"):
 
 
 class StreamOptions(BaseModel, extra="forbid"):
-    """What a stream has beside the answer."""
+    """The options of a stream."""
 
     include_usage: Optional[bool] = None
 
 
 class ChatRequest(BaseModel, extra="forbid"):
-    """The body of a request for a chat completion: what the server supports of it."""
+    """The supported fields of a request for a chat completion."""
 
     model: str
     messages: List[Message] = Field(min_length=1, max_length=MAX_MESSAGES)

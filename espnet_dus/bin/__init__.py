@@ -1,4 +1,4 @@
-"""Command lines: parse, call, exit code. What they do is in the package.
+"""Command lines: parse, call, exit code. The package does the work.
 
 `espnet_dus.app.cli` makes the commands of these modules subcommands of `espnet-dus`,
 which is `python -m espnet_dus`. Modules named `dus_*` are those that ESPnet users call

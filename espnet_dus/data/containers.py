@@ -1,4 +1,4 @@
-"""Whether an audio file is whole, as its own structure tells.
+"""Checks by an audio file's own structure that it is whole.
 
 libsndfile silently returns the part of a cut or joined file that it finds. Here a file
 is walked by its container's rules: what is missing or unaccounted for is an error, and
@@ -11,7 +11,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import soundfile
 
-# libsndfile's names of the formats whose wholeness it or `patches` checks. In others,
+# libsndfile's names of the formats that it or `patches` checks to be whole. In others,
 # such as PVF or VOC, a cut file looks like a whole one.
 FORMATS = frozenset("WAV WAVEX RF64 W64 AIFF AU CAF NIST FLAC OGG MP3 SVX HTK".split())
 SLACK = 512  # bytes after the samples: padding, or a tag of some player

@@ -1,4 +1,4 @@
-"""What a process of stage 3 does: read a block of utterances and write its files."""
+"""The work of a process of stage 3: reads a block of utterances, writes its files."""
 
 import functools
 import hashlib

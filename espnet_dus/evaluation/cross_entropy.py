@@ -47,7 +47,7 @@ def cross_entropy(
     if model.ctc_only:
         logging.info(f"{asr_train_config}: trained by CTC alone, no cross-entropy")
         return None
-    args.output_dir = None  # what cannot be read is an error, not left out
+    args.output_dir = None  # an unreadable utterance is an error
     model.lsm_weight = 0.0  # label smoothing is part of the training only
     triples = [str2triple_str(triple) for triple in data_path_and_name_and_type]
     text = triples[0][0]

@@ -57,7 +57,7 @@ def build_model(args: argparse.Namespace) -> torch.nn.Module:
 
     check_names("base_lm_conf", args.base_lm_conf, get_default_kwargs(load_base_lm))
     lm, tokenizer, identity = load_base_lm(args.base_lm, **args.base_lm_conf)
-    compute_dtype = lm.dtype  # the arm full makes float32 of it
+    compute_dtype = lm.dtype  # the arm full converts it to float32
     speech_embedder = _build_embedder(args, lm, input_size)
     lm = adapt(lm, args.adaptation, **args.adaptation_conf)
     known = get_default_kwargs(ESPnetDUSModel)

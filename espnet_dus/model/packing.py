@@ -80,7 +80,7 @@ def pack(seq: Joined) -> Joined:
         real_BT
     )
     ends_B = seq.lengths_B.cumsum(0)
-    last = ends_B.new_tensor([inputs_1RD.size(1)])  # of what pads the row
+    last = ends_B.new_tensor([inputs_1RD.size(1)])  # end of the row's padding
     bounds = torch.cat([torch.zeros_like(last), ends_B, last]).int()
     packing = dict(
         row=row,

@@ -92,7 +92,7 @@ class UpscaledDecoder:
         if speech_mask is not None and row is None:
             _check_speech_mask(speech_mask, new, is_cached)
         rows = self._rows(added_layers, speech_mask, past_key_values)
-        if is_cached:  # what is new is text
+        if is_cached:  # the new input is text
             speech_mask = None
         shape = new.shape[:2] if row is None else speech_mask.shape
         speech = None if rows is False else self._speech(speech_mask, shape)
@@ -203,7 +203,7 @@ def _check_speech_mask(
 
 @functools.cache
 def _mixed(mixin: type, cls: type) -> type:
-    # Module and name stay: by them Hugging Face finds what belongs to a class.
+    # Hugging Face finds what belongs to a class by its module and name, so they stay.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls)(cls.__name__, (mixin, cls), names)
 

@@ -134,7 +134,7 @@ def _decode_utterances(
     prompts: Dict[str, str],
 ) -> None:
     """Transcribe the utterances in `lengths` in batches; `prompts` may be empty."""
-    # the longest first: what does not fit into memory shows at once
+    # the longest first, so that a lack of memory shows at once
     waiting = sorted(lengths, key=lambda key: -lengths[key])
     budget = batch_size * source.rate
     bar = progress(what="decoding", total=len(waiting))

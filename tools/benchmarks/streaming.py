@@ -221,7 +221,7 @@ def streaming(options, work_dir, shards) -> StreamingIterFactory:
 
 
 def espnet(options, work_dir, tables):
-    """Build ESPnet's iterator factory, with batches of as much audio."""
+    """Build ESPnet's iterator factory, with batches of the same amount of audio."""
     seconds = options.max_tokens / (12.5 + 1.3 * WORDS_PER_SECOND[0])
     more = ["--batch_type", "length", "--batch_bins", round(seconds * FS)]
     for name, kind in (("wav.scp", "speech,sound"), ("text", "text,text")):

@@ -143,7 +143,7 @@ def read_part(part: Part, bad: Optional[BadUtterances]) -> Iterator[Cut]:
                 yield cut
         if missing := wanted.stop - count:  # zip() ends silently
             raise ValueError(f"{missing} of {len(cuts)} are missing in its tar file")
-    except Exception as error:  # tarfile, gzip, json, lhotse raise what they like
+    except Exception as error:  # of tarfile, gzip, json or lhotse
         _count(bad, f"shard:{part.shard['cuts']}", error)
 
 
@@ -181,7 +181,7 @@ class BatchMaker:
                     speech = cut.load_tokens()
                 else:
                     speech = cut.load_audio()[0]
-            except Exception as error:  # lhotse's backends raise what they like
+            except Exception as error:  # lhotse's backends raise errors of any type
                 reason = f"its speech cannot be read: {error!r}"
                 _count(self.preprocess.bad_utterances, cut.id, reason)
                 continue

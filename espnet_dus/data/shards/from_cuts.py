@@ -36,7 +36,7 @@ def store_audio(cuts: Iterable[MonoCut], bad: BadUtterances, fs: int) -> Stored:
     for cut in cuts:
         try:
             audio, num_samples = _flac(cut, fs)
-        except Exception as error:  # lhotse's backends raise what they like
+        except Exception as error:  # lhotse's backends raise errors of any type
             bad.add(cut.id, error)
             continue
         said = cut.supervisions[0]

@@ -24,7 +24,7 @@ from espnet_dus.data.waveform import to_pcm16
 from espnet_dus.io import write_text
 
 MIX = "mix.yaml"
-OF_AUDIO = "tokens of "  # how `source` begins of what is made here
+OF_AUDIO = "tokens of "  # start of `source` in what is made here
 
 
 def tokenize_shards(
@@ -141,7 +141,7 @@ def _read(
             )
         try:
             samples = to_pcm16(cut.load_audio()[0])
-        except Exception as error:  # lhotse's backends raise what they like
+        except Exception as error:  # lhotse's backends raise errors of any type
             bad.add(cut.id, f"its audio cannot be read: {error!r}")
             continue
         said = cut.supervisions[0]

@@ -70,7 +70,7 @@ class Encoder(ABC):
         num_frames = -(-len(waveform) // self.frame_shift)
         longest = num_frames
         if self.max_seconds is not None:
-            # less what is padded
+            # with room for the padding
             seconds = self.max_seconds - PAD_SECONDS
             longest = int(seconds * self.sampling_rate / self.frame_shift)
         number = -(-num_frames // longest)
