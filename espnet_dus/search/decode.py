@@ -111,7 +111,7 @@ def decode(
         write_results(done, Path(output_dir), speech2text.search)
         checkpoint = speech2text.origin["checkpoint"]
         write_cost([*done.values()], Path(output_dir), rate, checkpoint)
-        records.finish()
+        records.finish(keys)
 
 
 def take_batch(waiting: List[str], lengths: Dict[str, int], budget: float) -> List[str]:

@@ -7,7 +7,7 @@ hypotheses.jsonl            at the end: a line per utterance, sorted
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Union
+from typing import Any, Dict, List, NamedTuple, Sequence, Union
 
 from espnet_dus.io import write_text
 from espnet_dus.search.result import Hypothesis
@@ -63,9 +63,13 @@ class Records:
         with self.partial.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, records, records.values())))
 
-    def finish(self) -> None:
-        """Replace the partial file by the finished one."""
-        lines = (_line(key, self.done[key]) for key in sorted(self.done))
+    def finish(self, keys: Sequence[str]) -> None:
+        """Replace the partial file by the finished one.
+
+        Args:
+            keys: The utterances of this run; one with other jobs may have left more.
+        """
+        lines = (_line(key, self.done[key]) for key in sorted(keys))
         write_text(self.directory / "hypotheses.jsonl", "".join(lines))
         self.partial.unlink()
 

@@ -346,6 +346,14 @@ def test_a_record_that_was_cut_inside_a_character_is_decoded_again(tmp_path):
     assert list(Records(tmp_path, {}).done) == ["a"]
 
 
+def test_what_a_run_with_fewer_jobs_has_left_is_not_in_the_results(tmp_path):
+    left = Records(tmp_path, {})
+    left.add({key: Decoded([nothing()], 1, 1.0) for key in "ba"})
+    Records(tmp_path, {}).finish(["b"])
+    (line,) = (tmp_path / "hypotheses.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "b"
+
+
 def test_a_finished_run_is_repeated(speech2text, corpus, monkeypatch):
     results(speech2text, corpus, 0.1)
     sizes = record_batches(speech2text, monkeypatch)

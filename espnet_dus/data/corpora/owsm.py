@@ -43,8 +43,8 @@ def prepare_owsm(
         Hours that are kept.
 
     Raises:
-        ValueError: A directory lacks a table, an utterance occurs twice, or nothing is
-            left.
+        ValueError: A directory lacks a table or a recording, an utterance occurs twice,
+            a recording does with other audio, or nothing is left.
     """
     tables: Dict[str, Dict[str, str]] = {
         name: {} for name in ("text", "utt2spk", "segments", "wav.scp")
@@ -79,7 +79,14 @@ def prepare_owsm(
                 tables["text"][key] = words
                 tables["utt2spk"][key] = key  # speakers are not recorded
                 tables["segments"][key] = segments[key]
-                tables["wav.scp"][recording] = recordings[recording]
+                audio = recordings.get(recording)
+                if audio is None:
+                    raise ValueError(f"{directory / 'wav.scp'}: no {recording}")
+                if tables["wav.scp"].setdefault(recording, audio) != audio:
+                    raise ValueError(
+                        f"{directory / 'wav.scp'}: {recording} is another file than in "
+                        "a directory before"
+                    )
     for reason, number in hours.most_common():
         logging.info(f"{out_dir}: {reason}: {number:,.2f} h")
     if not tables["text"]:

@@ -1,5 +1,7 @@
 """OWSM's English ASR part: what is taken, left out and counted."""
 
+import shutil
+
 import pytest
 
 from espnet_dus.data.corpora.owsm import prepare_owsm
@@ -55,6 +57,20 @@ def test_english_asr_of_3_to_30_seconds_is_taken(owsm, tmp_path, caplog):
     assert "too short or too long: 0.01 h" in caplog.text
     first, _ = data.utterances()
     assert (first.wav, first.start, first.end) == ("/audio/rec.flac", 0.0, 3.6)
+
+
+def test_a_recording_that_is_missing_or_another_one_is_named(owsm, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(owsm, other)
+    for path in other.iterdir():
+        path.write_text(path.read_text().replace("rec_0", "x_rec_0"))
+    assert prepare_owsm([owsm, other], tmp_path / "out", []) > 0
+    (other / "wav.scp").write_text("rec /audio/of/another/corpus.flac\n")
+    with pytest.raises(ValueError, match="other/wav.scp: rec is another file than in"):
+        prepare_owsm([owsm, other], tmp_path / "out", [])
+    (other / "wav.scp").write_text("record /audio/rec.flac\n")
+    with pytest.raises(ValueError, match="other/wav.scp: no rec$"):
+        prepare_owsm([owsm, other], tmp_path / "out", [])
 
 
 def test_what_is_missing_or_twice_is_named(owsm, tmp_path):
