@@ -16,6 +16,7 @@ from typing import Iterator, List, Tuple, Union
 import numpy as np
 import soundfile
 
+from espnet_dus.data.audio_ark import read_entry, split_location
 from espnet_dus.data.containers import FORMATS, AudioError, Patch, patches
 from espnet_dus.data.data_dir import Utterance
 from espnet_dus.data.waveform import Channel, mix, resample
@@ -113,7 +114,8 @@ def open_audio(
     """Open a recording that is known to be whole.
 
     Args:
-        wav: A file in a format that libsndfile reads, or a command that ends in `|`.
+        wav: A file in a format that libsndfile reads, an `.ark` with an offset, or a
+            command that ends in `|`.
         channel: The channel to take (from 0), or `mean` for the mean of all; None:
             several channels are an error.
         allow_pipes: Whether to run a command.
@@ -200,6 +202,8 @@ def _open(wav: str, allow_pipes: bool) -> soundfile.SoundFile:
                 "to files first, or pass --allow_pipes true if you trust this wav.scp"
             )
         content = _output(wav[:-1].strip())
+    elif (location := split_location(wav))[1] is not None:
+        content = read_entry(*location)
     else:
         status = os.stat(wav)
         if stat.S_ISREG(status.st_mode) and status.st_size:

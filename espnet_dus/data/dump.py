@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 
 from espnet_dus.data.audio import AudioError, read_audio
+from espnet_dus.data.audio_ark import split_location
 from espnet_dus.data.data_dir import Utterance, explain_write_errors
 from espnet_dus.data.journal import Done, Record
 from espnet_dus.data.parallel import groups
@@ -64,7 +65,7 @@ class Dump:
         @functools.lru_cache(maxsize=1024)  # segments share their recording
         def source(wav: str) -> Tuple:
             try:
-                status = os.stat(wav)
+                status = os.stat(split_location(wav)[0])
             except OSError:  # a command, or no such file, which reading will say
                 return (wav,)
             return wav, status.st_size, status.st_mtime_ns
