@@ -13,16 +13,15 @@ NAME, CURVES = "comparison", "curves.png"
 
 def markdown(
     arms: Sequence[ArmResults],
-    test_set: str,
     losses: Dict[str, Optional[Degradation]],
     avoided: Dict[str, float],
-    entropies: Dict[str, Optional[Dict[str, Any]]],
+    entropies: Dict[str, Dict[str, Optional[Dict[str, Any]]]],
 ) -> str:
     """Return the comparison as a page.
 
-    The table has a row for the base LM on text and one for each arm, with its added
-    layers kept. If they were verified to leave the base LM when dropped, another row
-    says so.
+    The columns of a test set are named after it if there are several. The table has a
+    row for the base LM on text and one for each arm, with its added layers kept. If
+    they were verified to leave the base LM when dropped, another row says so.
     """
     texts = list(dict.fromkeys(name for arm in arms for name in arm.perplexity))
     tasks = list(dict.fromkeys(name for arm in arms for name in arm.tasks))
@@ -35,9 +34,12 @@ def markdown(
             "trained": f"{arm.trained / 1e6:.2f} M ({arm.trained / arm.total:.1%})",
             "as the paper counts": _figure(arm.trained_as_paper, "{:.2f} M", 1e-6),
             "lr": _figure(arm.learning_rate, "{:.1e}"),
-            "WER": _rate(arm.wer),
-            "CER": _rate(arm.cer),
-            "nats per token": _entropy(entropies[arm.name]),
+            **_columns("WER", {name: _rate(s.wer) for name, s in arm.sets.items()}),
+            **_columns("CER", {name: _rate(s.cer) for name, s in arm.sets.items()}),
+            **_columns(
+                "nats per token",
+                {name: _entropy(entropies[name][arm.name]) for name in arm.sets},
+            ),
         }
         for column, part, table in (
             *((f"perplexity {name}", name, "perplexity") for name in texts),
@@ -57,7 +59,8 @@ def markdown(
         row["s/step"] = _figure(arm.seconds_per_step, "{:.2f}")
         row["training"] = _figure(arm.wall_seconds, "{:.2f} h", 1 / 3600)
         row["peak memory"] = _figure(arm.peak_memory_bytes, "{:.2f} GB", 1e-9)
-        row["RTFx"] = _figure(arm.rtfx, "{:.1f}")
+        speeds = {name: _figure(s.rtfx, "{:.1f}") for name, s in arm.sets.items()}
+        row |= _columns("RTFx", speeds)
         rows.append(row)
         if arm.dropped_tokens and not arm.identical_tokens:
             on_text = [*(f"perplexity {name}" for name in texts), *tasks, "mean delta"]
@@ -66,8 +69,12 @@ def markdown(
             rows.append({"arm": f"{arm.name}, dropped", **dropped})
 
     lines = [f"# Comparison of {len(arms)} arms", "", *environments()]
-    lines += [f"- Base LM: {describe(arms[0])}", f"- Test set: {test_set}, decoded in"]
-    lines += [f"  - {arm.name}: `{arm.exp_dir}/{arm.decoding}`" for arm in arms]
+    lines.append(f"- Base LM: {describe(arms[0])}")
+    for test_set in arms[0].sets:
+        lines.append(f"- Test set: {test_set}, decoded in")
+        for arm in arms:
+            where = f"{arm.exp_dir}/{arm.sets[test_set].decoding}"
+            lines.append(f"  - {arm.name}: `{where}`")
     if len({arm.retention for arm in arms}) > 1:
         weights = ", ".join(f"{arm.name}: {arm.retention:g}" for arm in arms)
         lines.append(f"- **Not equal**: weight of text retention ({weights})")
@@ -83,6 +90,13 @@ def markdown(
 def describe(arm: ArmResults) -> str:
     """Return the name and identity of an arm's base LM."""
     return f"`{arm.base_lm['name']}` sha256 `{arm.base_lm['sha256'][:12]}`"
+
+
+def _columns(name: str, by_set: Dict[str, str]) -> Dict[str, str]:
+    return {
+        name if len(by_set) == 1 else f"{name} {test_set}": cell
+        for test_set, cell in by_set.items()
+    }
 
 
 def _figure(value: Optional[float], form: str, scale: float = 1) -> str:

@@ -21,7 +21,7 @@ def draw_trade_off(
     with drawing(path, 7, 5) as axes:
         axes.axhline(0, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
         for i, arm in enumerate(arms):  # the colours are those of the curves
-            wer, loss = arm.wer, losses[arm.name]
+            wer, loss = arm.sets[test_set].wer, losses[arm.name]
             if loss is None:
                 continue
             x_bar = None

@@ -59,6 +59,17 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class SetResults:
+    """The figures of one arm on one test set."""
+
+    decoding: str  # the directory below `exp_dir` that was scored
+    wer: ErrorRate
+    cer: Optional[ErrorRate] = None
+    cross_entropy: Optional[Dict[str, Any]] = None  # of the transcripts
+    rtfx: Optional[float] = None  # seconds of audio decoded per second of a job
+
+
+@dataclass(frozen=True)
 class ArmResults:
     """The figures of one arm; what is unknown is None or an empty table."""
 
@@ -68,17 +79,13 @@ class ArmResults:
     base_lm: Dict[str, str]  # name, revision and sha256
     trained: int  # number of parameters
     total: int
-    decoding: str  # the directory below `exp_dir` that was scored
-    wer: ErrorRate
-    cer: Optional[ErrorRate]
+    sets: Dict[str, SetResults]  # by test set
     # options of the text evaluation; None where it was not run
     text_setting: Optional[Dict[str, Any]] = None
     retention: float = 0.0  # weight of text retention in training; 0: none
     # trained parameters as the paper counts them, see `checkpoint.count_as_paper`
     trained_as_paper: Optional[int] = None
     learning_rate: Optional[float] = None  # the highest of the training
-    # of the test set's transcripts, see `cross_entropy`
-    cross_entropy: Optional[Dict[str, Any]] = None
     # Tokens on which text-only logits equal the base LM's, bit for bit, with the added
     # layers kept; 0 where the model differs. Then with the layers dropped; None where
     # the base LM is not inside the model, or that was not verified.
@@ -96,24 +103,25 @@ class ArmResults:
     wall_seconds: Optional[float] = None  # of all epochs, validation included
     peak_memory_bytes: Optional[int] = None  # in training
     peak_memory_of: Optional[str] = None  # `process` or `GPU`
-    rtfx: Optional[float] = None  # seconds of audio decoded per second of a job
 
 
 def read_arm(
-    exp_dir: Union[str, Path], test_set: str, inference_tag: Optional[str] = None
+    exp_dir: Union[str, Path],
+    test_sets: Sequence[str],
+    inference_tag: Optional[str] = None,
 ) -> ArmResults:
     """Read the results of an arm.
 
     Args:
         exp_dir: Experiment directory after stages 11 to 13.
-        test_set: The set whose WER counts.
+        test_sets: The sets whose WER counts.
         inference_tag: The decoding that counts; None where there is only one.
 
     Returns:
         All that is known.
 
     Raises:
-        ValueError: The directory is missing, nothing was trained in it, or the test set
+        ValueError: The directory is missing, nothing was trained in it, or a test set
             was not decoded and scored, or more than once, or text and cross-entropy
             are of another checkpoint.
     """
@@ -123,14 +131,11 @@ def read_arm(
     params = read_json(exp_dir / "params.json")
     if params is None:
         raise ValueError(f"{exp_dir}: no params.json; train first (stage 11)")
-    decoding = _find_decoding(exp_dir, test_set, inference_tag)
-    jobs = [
-        read_json(path)
-        for path in sorted((decoding / "logdir").glob("output.*/decode.json"))
-    ]
     text_path = exp_dir / "text_eval" / "results.json"
-    for path in (text_path, decoding / CROSS_ENTROPY):
-        _check_checkpoint(path, decoding, jobs)
+    sets = {
+        test_set: _read_set(exp_dir, test_set, inference_tag, text_path)
+        for test_set in test_sets
+    }
     training = read_json(exp_dir / "training.json") or {}
     return ArmResults(
         name=exp_dir.resolve().name.removeprefix("dus_"),
@@ -140,12 +145,27 @@ def read_arm(
         trained=params["trained"],
         trained_as_paper=params.get("as_the_paper_counts"),
         total=params["total"],
+        sets=sets,
+        **_text(read_json(text_path)),
+        **{name: training[name] for name in TRAINING if name in training},
+    )
+
+
+def _read_set(
+    exp_dir: Path, test_set: str, inference_tag: Optional[str], text_path: Path
+) -> SetResults:
+    decoding = _find_decoding(exp_dir, test_set, inference_tag)
+    jobs = [
+        read_json(path)
+        for path in sorted((decoding / "logdir").glob("output.*/decode.json"))
+    ]
+    for path in (text_path, decoding / CROSS_ENTROPY):
+        _check_checkpoint(path, decoding, jobs)
+    return SetResults(
         decoding=str(decoding.relative_to(exp_dir)),
         wer=_error_rate(decoding / "score_wer" / "result.txt"),
         cer=_error_rate(decoding / "score_cer" / "result.txt"),
-        **_text(read_json(text_path)),
         cross_entropy=read_json(decoding / CROSS_ENTROPY),
-        **{name: training[name] for name in TRAINING if name in training},
         rtfx=_rtfx(decoding, jobs),
     )
 

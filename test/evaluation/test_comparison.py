@@ -1,6 +1,7 @@
 """The table and the picture of several arms."""
 
 import json
+import shutil
 
 import pytest
 
@@ -184,6 +185,26 @@ def test_different_test_sets_are_refused(make_experiment, tmp_path):
         compare(arms, tmp_path / "out")
 
 
+def test_each_test_set_has_its_columns_as_in_the_paper(three, tmp_path, capsys):
+    for exp_dir in three:
+        shutil.copytree(exp_dir / "decode_a" / "test", exp_dir / "decode_a" / "other")
+    path = three[1] / "decode_a" / "other" / "score_wer" / "result.txt"
+    shutil.copy(three[2] / path.relative_to(three[1]), path)
+    options = ["--exp_dir", *map(str, three), "--out_dir", str(tmp_path)]
+    cli.main(["compare", *options, "--test_set", "test", "other"])
+    row = table(capsys.readouterr().out)["lora"]
+    assert row["WER test"].startswith("8.3 (") and row["WER other"].startswith("16.7 (")
+    for name in ("CER", "nats per token", "RTFx"):
+        assert row[f"{name} test"] == row[f"{name} other"] and name not in row
+    page = (tmp_path / "comparison.md").read_text()
+    assert (
+        f"- Test set: other, decoded in\n  - speech: `{three[0]}/decode_a/other`"
+        in page
+    )
+    with pytest.raises(ValueError, match="no <inference_tag>/clean/"):
+        compare(three, tmp_path, ["test", "clean"])
+
+
 def test_two_arms_of_one_name_are_refused(make_experiment, tmp_path):
     exp_dir = make_experiment("dus_a")
     with pytest.raises(ValueError, match="two arms named a"):
@@ -217,7 +238,7 @@ def test_cross_entropy_is_compared_with_the_reference_by_utterance(three, tmp_pa
     assert cells["speech"] == "1.300 (-0.300 +- 0.160)"
     assert (cells["lora"], cells["full"]) == ("1.600", "-")
     arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
-    assert arms[0]["cross_entropy"]["delta"] == pytest.approx(-0.3)
+    assert arms[0]["cross_entropy"]["test"]["delta"] == pytest.approx(-0.3)
 
 
 def test_cross_entropies_of_different_utterances_are_refused(three, tmp_path):

@@ -242,7 +242,7 @@ def test_one_failed_arm_does_not_stop_the_others_and_is_named(recipe):
 
 
 def test_unknown_test_set_is_an_error_before_any_training(recipe):
-    output, calls = recipe.compare("--test_set", "eval", code=1)
+    output, calls = recipe.compare("--test_set", "test eval", code=1)
     assert "--test_set eval: there is no data/eval after stage 1" in output
     assert len(calls) == 1
 

@@ -9,7 +9,8 @@ help_message="Usage: $0 [options] [options of run.sh]
 
   --arms \"YAML ...\"      Training configurations, one per arm (default: all in
                          conf/tuning/paper).
-  --test_set NAME        The set whose WER is compared (default: test).
+  --test_set \"NAME ...\"  The sets whose WER is compared (default: test); the picture
+                         shows the first.
   --expdir DIR           Where experiments go: conf/tuning/train_dus_a.yaml trains in
                          DIR/dus_a. Take another for another base LM or other data
                          (default: exp).
@@ -160,8 +161,11 @@ flock --nonblock "${lock}" || {
 run_once "${out_dir}/prepared" "" --stage 1 --stop_stage 10 \
     || die "stages 1-10 failed: no arm was trained"
 exec {lock}>&-
-[ -d "data/${test_set##*/}" ] \
-    || die "--test_set ${test_set}: there is no data/${test_set##*/} after stage 1"
+read -r -a test_sets <<< "${test_set}"
+for set in "${test_sets[@]}"; do
+    [ -d "data/${set##*/}" ] \
+        || die "--test_set ${set}: there is no data/${set##*/} after stage 1"
+done
 
 finished=() failed=()
 for i in "${!arms[@]}"; do
@@ -177,7 +181,8 @@ done
 if [ ${#finished[@]} -gt 0 ]; then
     ( # a subshell for path.sh: run.sh gets the caller's environment
         . ./path.sh && python3 -m espnet_dus compare \
-            --exp_dir "${finished[@]}" --test_set "${test_set}" --out_dir "${out_dir}" \
+            --exp_dir "${finished[@]}" --test_set "${test_sets[@]}" \
+            --out_dir "${out_dir}" \
             ${inference_tag:+--inference_tag "${inference_tag}"} \
             ${reference:+--reference "${reference}"}
     ) || failed+=("the comparison of ${finished[*]}")
