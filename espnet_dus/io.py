@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Union
 from urllib.parse import quote
 
-import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -101,6 +100,8 @@ def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
         ValueError: It is not YAML, or holds something else; the file and, where it is
             known, the line are named.
     """
+    import yaml  # here, since the command line imports this file for its help
+
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
