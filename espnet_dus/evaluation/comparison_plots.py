@@ -7,6 +7,8 @@ from espnet_dus.evaluation.degradation import Degradation
 from espnet_dus.evaluation.results import ArmResults
 from espnet_dus.io import drawing
 
+MARKERS = "osD^v"  # matplotlib has ten colours; the next ten arms have another marker
+
 
 def draw_trade_off(
     arms: Sequence[ArmResults],
@@ -34,10 +36,10 @@ def draw_trade_off(
                 loss.delta,
                 xerr=x_bar,
                 yerr=None if error is None else 1.96 * error,
-                fmt="o",
+                fmt=MARKERS[i // 10 % len(MARKERS)],
                 capsize=3,
                 elinewidth=1,
-                color=f"C{i}",
+                color=f"C{i % 10}",
                 label=arm.name,
             )
         axes.margins(0.1)
@@ -65,7 +67,8 @@ def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
                 losses = arm.curves.get(phase, [])
                 label = arm.name if phase == "valid" else None
                 epochs = range(1, len(losses) + 1)
-                axes.plot(epochs, losses, style, color=f"C{i}", marker=".", label=label)
+                look = dict(color=f"C{i % 10}", marker=MARKERS[i // 10 % len(MARKERS)])
+                axes.plot(epochs, losses, style, markersize=4, label=label, **look)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per token)")
         axes.set_title("Validation (solid) and training (dotted)", fontsize=10)

@@ -134,6 +134,23 @@ def test_picture_has_a_labelled_point_per_evaluated_arm(three, tmp_path, monkeyp
     assert labels["full"] == (pytest.approx(16.7), pytest.approx(-8.0))
 
 
+def test_the_eleventh_arm_has_another_marker(make_experiment, tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.axes import Axes
+
+    looks, errorbar = [], Axes.errorbar
+
+    def record(self, x, y, *, fmt, color, **kwargs):
+        looks.append((fmt, color))
+        return errorbar(self, x, y, fmt=fmt, color=color, **kwargs)
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    compare([make_experiment(f"dus_{n}") for n in range(12)], tmp_path)
+    assert len(set(looks)) == 12
+
+
 def test_arm_without_text_results_is_not_run(three, tmp_path):
     (three[1] / "text_eval" / "results.json").unlink()
     row = table(compare(three, tmp_path))["lora"]
