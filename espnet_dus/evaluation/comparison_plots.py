@@ -1,13 +1,18 @@
 """The comparison of arms as pictures: WER against text, and training curves."""
 
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 from espnet_dus.evaluation.degradation import Degradation
 from espnet_dus.evaluation.results import ArmResults
 from espnet_dus.io import drawing
 
 MARKERS = "osD^v"  # matplotlib has ten colours; the next ten arms have another marker
+
+
+def _look(arm: int) -> Dict[str, Any]:
+    """Return colour and marker of an arm (from 0), the same in both pictures."""
+    return dict(color=f"C{arm % 10}", marker=MARKERS[arm // 10 % len(MARKERS)])
 
 
 def draw_trade_off(
@@ -22,7 +27,7 @@ def draw_trade_off(
     """
     with drawing(path, 7, 5) as axes:
         axes.axhline(0, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
-        for i, arm in enumerate(arms):  # the colours are those of the curves
+        for i, arm in enumerate(arms):
             wer, loss = arm.sets[test_set].wer, losses[arm.name]
             if loss is None:
                 continue
@@ -36,11 +41,11 @@ def draw_trade_off(
                 loss.delta,
                 xerr=x_bar,
                 yerr=None if error is None else 1.96 * error,
-                fmt=MARKERS[i // 10 % len(MARKERS)],
+                linestyle="",
                 capsize=3,
                 elinewidth=1,
-                color=f"C{i % 10}",
                 label=arm.name,
+                **_look(i),
             )
         axes.margins(0.1)
         axes.set_xlabel(f"WER on {test_set} (%)")
@@ -67,8 +72,7 @@ def draw_curves(arms: Sequence[ArmResults], path: Union[str, Path]) -> None:
                 losses = arm.curves.get(phase, [])
                 label = arm.name if phase == "valid" else None
                 epochs = range(1, len(losses) + 1)
-                look = dict(color=f"C{i % 10}", marker=MARKERS[i // 10 % len(MARKERS)])
-                axes.plot(epochs, losses, style, markersize=4, label=label, **look)
+                axes.plot(epochs, losses, style, markersize=4, label=label, **_look(i))
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per token)")
         axes.set_title("Validation (solid) and training (dotted)", fontsize=10)

@@ -142,9 +142,9 @@ def test_the_eleventh_arm_has_another_marker(make_experiment, tmp_path, monkeypa
 
     looks, errorbar = [], Axes.errorbar
 
-    def record(self, x, y, *, fmt, color, **kwargs):
-        looks.append((fmt, color))
-        return errorbar(self, x, y, fmt=fmt, color=color, **kwargs)
+    def record(self, x, y, *, marker, color, **kwargs):
+        looks.append((marker, color))
+        return errorbar(self, x, y, marker=marker, color=color, **kwargs)
 
     monkeypatch.setattr(Axes, "errorbar", record)
     compare([make_experiment(f"dus_{n}") for n in range(12)], tmp_path)
