@@ -24,6 +24,7 @@ UTTERANCE_TABLES = (
 TABLES = (*UTTERANCE_TABLES, "wav.scp")
 # One-line files that hold for the whole directory; stage 3 writes them.
 ATTRIBUTES = ("feats_type", "audio_format", "feats_dim", "fs", "tokenizer")
+FEW = 10  # faults that a message lists
 
 
 class Utterance(NamedTuple):
@@ -304,9 +305,9 @@ CHECKS = {
 def first_few(heading: str, faults: Sequence[str]) -> str:
     """Return one message for many faults: their number and the first of them."""
     lines = [f"{heading}: {len(faults)} fault{'s' if len(faults) > 1 else ''}"]
-    lines += [f"  {fault}" for fault in faults[:10]]
-    if len(faults) > 10:
-        lines.append(f"  ... and {len(faults) - 10} more")
+    lines += [f"  {fault}" for fault in faults[:FEW]]
+    if len(faults) > FEW:
+        lines.append(f"  ... and {len(faults) - FEW} more")
     return "\n".join(lines)
 
 
